@@ -1,0 +1,1 @@
+"""The packaged configurations; the command line resolves them by short name."""

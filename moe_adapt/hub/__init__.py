@@ -1,0 +1,1 @@
+"""Publishing adapters and loading them again."""
