@@ -49,7 +49,9 @@ class Registry(Generic[T]):
             old = self._classes.get(name)
             identity = (cls.__module__, cls.__qualname__)
             if old is not None and (old.__module__, old.__qualname__) != identity:
-                raise ValueError(f"the {self.kind} name {name!r} is taken by {old.__module__}.{old.__qualname__}")
+                raise ValueError(
+                    f"the {self.kind} name {name!r} is taken by {old.__module__}.{old.__qualname__}"
+                )
             self._classes[name] = cls
             cls.registered_name = name  # type: ignore[attr-defined]
             return cls
@@ -81,7 +83,9 @@ class Registry(Generic[T]):
         """
         options = {"name": spec} if isinstance(spec, str) else dict(spec)
         if "name" not in options:
-            raise UserError(f"a {self.kind} is given by a name or a mapping with the key 'name', got {options!r}.")
+            raise UserError(
+                f"a {self.kind} is given by a name or a mapping with the key 'name', got {options!r}."
+            )
         name = options.pop("name")
         cls = self.get(name)
         accepted = {key: p for key, p in inspect.signature(cls).parameters.items() if p.kind != p.VAR_KEYWORD}

@@ -1,0 +1,126 @@
+"""The parts of a router: what each gets, what it gives, and the registry where it is found.
+
+    x [N, d] -- Scorer --> logits [N, E] -- LogitModifier* --> (select, weight) -- Selector -->
+    RoutingDecision
+
+Selecting experts and weighting them may use different logits (a load-balancing bias, say, changes only the
+choice). All router arithmetic is in fp32 (fp64 for fp64 inputs), also under autocast.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+from moe_adapt.errors import UserError
+from moe_adapt.registry import Registry
+
+if TYPE_CHECKING:
+    from moe_adapt.experts import ExpertBank
+    from moe_adapt.routing.context import RouteContext
+    from moe_adapt.routing.records import RecordGroup
+
+__all__ = [
+    "AUX_LOSSES",
+    "MODIFIERS",
+    "SCORERS",
+    "SELECTORS",
+    "AuxLoss",
+    "LogitModifier",
+    "Logits",
+    "RoutingDecision",
+    "Scorer",
+    "Selector",
+]
+
+
+class Logits(NamedTuple):
+    """Router logits, [N, E] each.
+
+    Attributes:
+        select: What the selector ranks.
+        weight: What the gates are computed from.
+    """
+
+    select: Tensor
+    weight: Tensor
+
+
+class RoutingDecision(NamedTuple):
+    """Which experts each token uses, and how much.
+
+    Attributes:
+        gates: Weight of each expert, [N, E]; zero where not selected. Rows need not sum to one.
+        selected: Whether the expert is selected, bool [N, E].
+    """
+
+    gates: Tensor
+    selected: Tensor
+
+
+class Scorer(nn.Module, ABC):
+    """Gives every token a logit per expert.
+
+    Subclasses are built as `cls(in_features=d, num_experts=E, **options)` and take what they need of it.
+    Their parameters and buffers are stored with the adapter under flat names, so parameter names must not
+    contain ``__``.
+    """
+
+    #: True if the logits do not depend on the input: then the gates are constant and an adapter can be
+    #: merged.
+    input_independent: bool = False
+
+    @abstractmethod
+    def forward(self, x: Tensor, ctx: "RouteContext", bank: "ExpertBank") -> Tensor:
+        """Return logits [N, E] for the tokens `x` [N, d]; `x` is fp32 (or fp64)."""
+
+
+class LogitModifier(nn.Module, ABC):
+    """Changes logits between scorer and selector: noise, temperature, a balancing bias, a steering vector."""
+
+    @abstractmethod
+    def forward(self, logits: Logits, x: Tensor, ctx: "RouteContext") -> Logits:
+        """Return the changed logits; `x` [N, d] are the tokens."""
+
+
+class Selector(nn.Module, ABC):
+    """Turns logits into gates. Selectors have options but no parameters."""
+
+    #: True if a single expert always has the gate 1 (any softmax over its logits): then E = 1 can be merged.
+    unit_gate_for_one_expert: bool = True
+
+    def check(self, num_experts: int) -> None:
+        """Raise `UserError` if the options do not fit a bank of `num_experts` experts."""
+        kept = max(getattr(self, "k", 1), getattr(self, "keep_top_k", 0))
+        if num_experts > 1 and kept > num_experts:
+            raise UserError(
+                f"the selector {type(self).__name__} keeps {kept} experts per token but a site has only "
+                f"{num_experts}; lower k (or keep_top_k) or raise num_experts."
+            )
+
+    @abstractmethod
+    def forward(self, logits: Logits, ctx: "RouteContext") -> RoutingDecision:
+        """Return the decision for logits [N, E]."""
+
+
+class AuxLoss(nn.Module, ABC):
+    """A loss on routing decisions, summed over the adapter's configured losses by `tuner.aux_loss()`.
+
+    Args:
+        weight: Coefficient in the total loss.
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    @abstractmethod
+    def forward(self, groups: Sequence["RecordGroup"]) -> Tensor:
+        """Return the unweighted loss, a scalar, for the recorded decisions of one forward pass."""
+
+
+SCORERS: Registry[Scorer] = Registry("scorer")
+MODIFIERS: Registry[LogitModifier] = Registry("logit modifier")
+SELECTORS: Registry[Selector] = Registry("selector")
+AUX_LOSSES: Registry[AuxLoss] = Registry("auxiliary loss")

@@ -1,0 +1,166 @@
+"""The context of one model forward: what routers may look at besides their input, and what they leave behind.
+
+A hook before the model's forward opens a context (`RoutingSession.open`), so a plain ``model(**batch)``
+works. The context survives until the next forward, because gradient checkpointing runs layers again during
+the backward pass. Such a second run is recognised (it happens inside a backward pass) and leaves no record,
+no count, no new random draw.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_adapt.routing.records import RoutingRecord
+
+__all__ = ["RouteContext", "RoutingSession", "in_backward"]
+
+SiteKey = tuple[str, str, int]
+
+
+def in_backward() -> bool:
+    """Return whether a backward pass runs in this thread, so that a forward now is a recomputation."""
+    return torch._C._current_graph_task_id() != -1
+
+
+class RouteContext:
+    """State of one model forward.
+
+    Args:
+        token_mask: True for real tokens, [B, S] ([B, past + S] with a key-value cache), or None.
+        input_ids: Token ids, [B, S], if the model got any.
+        training: Whether the model is in training mode.
+        recording: Whether sites leave a `RoutingRecord`.
+    """
+
+    def __init__(
+        self,
+        token_mask: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        training: bool = False,
+        recording: bool = False,
+    ) -> None:
+        self.token_mask = token_mask if token_mask is None else token_mask.bool()
+        self.input_ids = input_ids
+        self.training = training
+        self.recording = recording
+        self.site: SiteKey = ("", "", 0)
+        self.records: dict[SiteKey, RoutingRecord] = {}
+        self.aux_gradients: dict[SiteKey, Tensor] = {}
+        self.aux_scale: Tensor | None = None
+        self.aux_computed = False
+        self._visits: dict[tuple[str, str], int] = {}
+        self._recorded_without_grad: set[SiteKey] = set()
+        self._recomputed: set[SiteKey] = set()
+        self._draws: dict[Hashable, Tensor] = {}
+        self._masks: dict[tuple[int, ...], Tensor | None] = {}
+
+    def enter_site(self, adapter: str, site: str) -> SiteKey:
+        """Announce that the router of a site runs now; return the key of this visit.
+
+        Raises:
+            RuntimeError: If a reentrant checkpoint recomputes a site more often than it ran.
+        """
+        visits = self._visits.get((adapter, site), 0)
+        if not in_backward():
+            self._visits[adapter, site] = visits + 1
+            self.site = (adapter, site, visits)
+            return self.site
+        self.site = (adapter, site, max(visits - 1, 0))
+        if self.site in self._recorded_without_grad:
+            if visits > 1 or self.site in self._recomputed:
+                raise RuntimeError(
+                    f"reentrant gradient checkpointing recomputed the site {site!r} more than once for one "
+                    "forward; with shared layers or several forwards before a backward use use_reentrant=False."
+                )
+            self._recomputed.add(self.site)
+        return self.site
+
+    def record(self, key: SiteKey, record: RoutingRecord) -> None:
+        """Keep the decision of a site, unless this run is a recomputation."""
+        if self.recording and not in_backward():
+            self.records[key] = record
+            if not torch.is_grad_enabled():
+                self._recorded_without_grad.add(key)
+
+    def draw(self, sample: Callable[[], Tensor], name: str = "") -> Tensor:
+        """Return a random tensor that stays the same when checkpointing runs the site again.
+
+        Args:
+            sample: Draws the tensor.
+            name: Tells several draws of one site apart.
+        """
+        key = (*self.site, name)
+        if key not in self._draws:
+            self._draws[key] = sample()
+        return self._draws[key]
+
+    def flat_mask(self, leading_shape: Sequence[int]) -> Tensor | None:
+        """Return the token mask [N] for an input [*leading_shape, d], or None without padding.
+
+        A mask longer than the sequence (key-value cache) is cut to its last columns. An input whose shape does not
+        fit the mask (pooled vectors, image patches) has no padding.
+        """
+        shape = tuple(leading_shape)
+        if shape not in self._masks:
+            self._masks[shape] = self._fit_mask(shape)
+        return self._masks[shape]
+
+    def _fit_mask(self, shape: tuple[int, ...]) -> Tensor | None:
+        mask = self.token_mask
+        if mask is None or mask.ndim != 2:
+            return None
+        if len(shape) == 2 and shape[0] == mask.shape[0] and shape[1] <= mask.shape[1]:
+            return mask[:, mask.shape[1] - shape[1] :].reshape(-1)
+        if len(shape) == 1 and shape[0] == mask.numel():
+            return mask.reshape(-1)
+        return None
+
+
+class RoutingSession:
+    """Opens a `RouteContext` per model forward; shared by a model and its adapted layers.
+
+    Attributes:
+        context: The context of the latest forward.
+        tracing: Whether to record in evaluation mode too.
+    """
+
+    def __init__(self) -> None:
+        self.context: RouteContext | None = None
+        self.tracing = False
+
+    def open(self, model: torch.nn.Module, inputs: dict[str, Any]) -> None:
+        """Start a forward of `model` with the named `inputs`."""
+        if in_backward():
+            return
+        mask = inputs.get("attention_mask")
+        self.context = RouteContext(
+            token_mask=mask if isinstance(mask, Tensor) else None,
+            input_ids=inputs.get("input_ids"),
+            training=model.training,
+            recording=model.training or self.tracing,
+        )
+
+    def current(self, training: bool) -> RouteContext:
+        """Return the open context, or an empty one for a layer that is called by itself."""
+        return self.context if self.context is not None else RouteContext(training=training)
+
+    @contextmanager
+    def record(self):
+        """Record decisions in evaluation mode while the block runs."""
+        before, self.tracing = self.tracing, True
+        try:
+            yield
+        finally:
+            self.tracing = before
+
+    def __deepcopy__(self, memo: dict) -> "RoutingSession":
+        copy = RoutingSession()
+        memo[id(self)] = copy
+        copy.tracing = self.tracing
+        return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"context": None, "tracing": self.tracing}

@@ -1,0 +1,7 @@
+"""Auxiliary losses on routing decisions."""
+
+from moe_adapt.routing.losses.entropy import EntropyLoss
+from moe_adapt.routing.losses.load_balance import LoadBalanceLoss
+from moe_adapt.routing.losses.z_loss import ZLoss
+
+__all__ = ["EntropyLoss", "LoadBalanceLoss", "ZLoss"]

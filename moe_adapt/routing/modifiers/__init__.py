@@ -1,0 +1,6 @@
+"""Logit modifiers: what happens to logits between scorer and selector."""
+
+from moe_adapt.routing.modifiers.noise import GaussianNoise
+from moe_adapt.routing.modifiers.temperature import Temperature
+
+__all__ = ["GaussianNoise", "Temperature"]

@@ -1,0 +1,103 @@
+"""The router of a site: scorer, modifiers and selector in a row."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moe_adapt.experts import ExpertBank
+from moe_adapt.registry import Spec
+from moe_adapt.routing.base import (
+    MODIFIERS,
+    SCORERS,
+    SELECTORS,
+    LogitModifier,
+    Logits,
+    RoutingDecision,
+    Scorer,
+    Selector,
+)
+from moe_adapt.routing.carrier import inject
+from moe_adapt.routing.context import RouteContext
+from moe_adapt.routing.records import RoutingRecord
+
+__all__ = ["Router"]
+
+
+class Router(nn.Module):
+    """Chains a scorer, any number of logit modifiers and a selector.
+
+    Args:
+        scorer: Gives logits.
+        modifiers: Change them, in order.
+        selector: Turns them into gates.
+    """
+
+    def __init__(self, scorer: Scorer, modifiers: Sequence[LogitModifier], selector: Selector) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.modifiers = nn.ModuleList(modifiers)
+        self.selector = selector
+
+    @classmethod
+    def build(
+        cls, scorer: Spec, modifiers: Sequence[Spec], selector: Spec, in_features: int, num_experts: int
+    ) -> "Router":
+        """Build a router for a site of `in_features` inputs and `num_experts` experts from short names.
+
+        Raises:
+            UserError: For unknown names or options, or if the selector keeps more experts than there are.
+        """
+        shape = {"in_features": in_features, "num_experts": num_experts}
+        built_selector = SELECTORS.build(selector, **shape)
+        built_selector.check(num_experts)
+        return cls(
+            scorer=SCORERS.build(scorer, **shape),
+            modifiers=[MODIFIERS.build(spec, **shape) for spec in modifiers],
+            selector=built_selector,
+        )
+
+    def forward(
+        self, x: Tensor, ctx: RouteContext, bank: ExpertBank, adapter: str, site: str, mask: Tensor | None
+    ) -> RoutingDecision:
+        """Route the tokens of one site and leave a record in the context.
+
+        Args:
+            x: Tokens, [N, d], in any dtype.
+            ctx: Context of this model forward.
+            bank: The experts of the site.
+            adapter: Name of the adapter.
+            site: Path of the adapted layer.
+            mask: True for real tokens, bool [N]; None if there is no padding.
+        """
+        key = ctx.enter_site(adapter, site)
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            scores = self.scorer(x, ctx, bank)
+            logits = Logits(select=scores, weight=scores)
+            for modifier in self.modifiers:
+                logits = modifier(logits, x, ctx)
+            if ctx.recording:
+                marked = inject(logits.weight, ctx, key)
+                logits = Logits(
+                    select=marked if logits.select is logits.weight else logits.select, weight=marked
+                )
+            decision = self.selector(logits, ctx)
+        if ctx.recording:
+            ctx.record(
+                key,
+                RoutingRecord(
+                    site=site,
+                    logits=logits.weight.detach(),
+                    gates=decision.gates.detach(),
+                    selected=decision.selected,
+                    mask=mask,
+                ),
+            )
+        return decision
+
+    def has_constant_gates(self, num_experts: int) -> bool:
+        """Return whether the gates are the same for every token, so that the mixture is one matrix."""
+        if num_experts == 1 and self.selector.unit_gate_for_one_expert:
+            return True
+        return self.scorer.input_independent and len(self.modifiers) == 0

@@ -1,0 +1,18 @@
+"""Dense selector: every expert, weighted by the softmax of its logit."""
+
+import torch
+
+from moe_adapt.routing.base import SELECTORS, Logits, RoutingDecision, Selector
+from moe_adapt.routing.context import RouteContext
+
+__all__ = ["DenseSelector"]
+
+
+@SELECTORS.register("dense")
+class DenseSelector(Selector):
+    """Keeps all experts; gates are `softmax(z)` and sum to one."""
+
+    def forward(self, logits: Logits, ctx: RouteContext) -> RoutingDecision:
+        """Return softmax gates, [N, E]."""
+        gates = logits.weight.softmax(dim=-1)
+        return RoutingDecision(gates=gates, selected=torch.ones_like(gates, dtype=torch.bool))
