@@ -1,0 +1,266 @@
+"""``moe-adapt fit | validate | test | predict``: Lightning's command line with our rules.
+
+What differs from a plain `LightningCLI`:
+
+* options are never completed from a prefix, mistakes are one line, configurations have short names;
+* the seed is an integer; a checkpoint's hyper-parameters are never merged over the command line;
+* ``--out`` is the run's folder; ``--resume`` goes on from its last checkpoint; ``--overwrite`` replaces it;
+* ``data.tokenizer`` is ``model.backbone`` unless it is given;
+* ``model.num_classes``, if not given, is asked of the data (after its ``prepare_data`` and ``setup("fit")``) and
+  saved with the configuration; if it is given, the data is compared with it when the run starts.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import moe_adapt.training.data
+import moe_adapt.training.modules  # noqa: F401  the classes, for their bare names
+from moe_adapt.errors import UserError
+from moe_adapt.training.cli import defaults
+from moe_adapt.training.cli.custom import import_custom_modules, split_custom_modules
+from moe_adapt.training.cli.main import Interrupted
+from moe_adapt.training.cli.parser import ConfigByName, RoutedParser
+from moe_adapt.training.cli.run_folder import (
+    CONFIG_FILE,
+    evaluation_checkpoint,
+    resume_checkpoint,
+    resume_hint,
+    run_folder,
+)
+
+__all__ = ["RoutedCLI", "SaveRunConfig", "fit", "predict", "test", "validate"]
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Write the whole configuration into the run's folder when training starts.
+
+    Not before: a resumed run has by then checked that its configuration fits the checkpoint.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do nothing: the parent would write here."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, on the first process only."""
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            config = self.config.clone()
+            for key in ("out", "resume", "overwrite", "ckpt_path", "config"):
+                config.pop(key, None)
+            content = self.parser.dump(config, skip_unset=False, skip_validation=True)
+            (folder / CONFIG_FILE).write_text(content, encoding="utf-8")
+
+
+class CheckClasses(Callback):
+    """Compare the number of classes of the model with that of the data when a run starts."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check, now that the data is set up.
+
+        Raises:
+            UserError: If they differ.
+        """
+        found = getattr(trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
+        if found is not None and found != self.num_classes:
+            raise UserError(
+                f"model.num_classes is {self.num_classes}, but the data has {found} classes; leave "
+                "num_classes out to take it from the data."
+            )
+
+
+class RoutedCLI(LightningCLI):
+    """The parsed command, its objects, and the run.
+
+    Args:
+        args: The sub-command and its options.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        command, *options = args
+        self.custom_modules, options = split_custom_modules(options)
+        import_custom_modules(self.custom_modules)
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=0,
+            parser_class=RoutedParser,
+            parser_kwargs={"prog": "moe-adapt"},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=[command, *options, f"--custom_modules={json.dumps(self.custom_modules)}"],
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser whose ``--config`` knows the packaged configurations."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ConfigByName,
+            help="A configuration: a path, or a short name from `moe-adapt list`. Repeat it: later ones win.",
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of a run and the links between model and data."""
+        parser.add_argument(
+            "--out", type=str | None, help="Folder of the run (default: a new one under runs/)."
+        )
+        parser.add_argument(
+            "--resume",
+            nargs="?",
+            const=True,
+            default=False,
+            type=bool | str,
+            help="Go on from the run's last checkpoint, or from the one given (fit only).",
+        )
+        parser.add_argument("--overwrite", action="store_true", help="Replace the run that is in the folder.")
+        parser.add_argument(
+            "--custom_modules",
+            type=list[str],
+            default=[],
+            help="A Python file to import first, so that its classes can be named; repeatable.",
+        )
+        defaults.add_arguments(parser)
+        parser.link_arguments(("model", "data"), "data.init_args.tokenizer", compute_fn=tokenizer_or_backbone)
+        parser.link_arguments(
+            "data", "model.init_args.num_classes", compute_fn=self.num_classes, apply_on="instantiate"
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and check what the types alone cannot.
+
+        Raises:
+            UserError: For any mistake in the options.
+        """
+        self.config = parser.parse_args(args)
+        seed = self.options.seed_everything
+        if isinstance(seed, bool):
+            raise UserError(
+                f"seed_everything: {str(seed).lower()} leaves the seed unknown; give an integer such as 42."
+            )
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: the parent merges a checkpoint's hyper-parameters over the command line."""
+
+    @property
+    def options(self) -> Namespace:
+        """The options of the chosen sub-command."""
+        return self.config[self.config.subcommand]
+
+    def num_classes(self, data: LightningDataModule) -> int | None:
+        """Return the model's number of classes: the one given, else that of the data, set up for it."""
+        arguments = self.options.model.init_args
+        if "num_classes" in arguments and arguments.num_classes is None:
+            data.prepare_data()
+            data.setup("fit")
+            arguments.num_classes = getattr(data, "num_classes", None)
+            if arguments.num_classes is None:
+                raise UserError(
+                    f"{type(data).__name__} knows no number of classes; give --model.num_classes."
+                )
+        return arguments.get("num_classes")
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run's folder and the checkpoint to start from."""
+        options = self.options
+        configs = [Path(str(path)).stem for path in options.get("config") or []]
+        name = configs[-1] if configs else options.model.class_path.rsplit(".", 1)[-1]
+        self.folder = run_folder(options.out, options.trainer.default_root_dir, name)
+        options.trainer.default_root_dir = str(self.folder)
+        if self.subcommand == "fit":
+            start = resume_checkpoint(options.resume, self.folder) or options.ckpt_path
+        else:
+            start = evaluation_checkpoint(options.ckpt_path, self.folder)
+        options.ckpt_path = None if start is None else str(start)
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer.
+
+        Raises:
+            UserError: If an option's value does not suit its class; jsonargparse's wrapping of it is undone.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause = error.__cause__
+            raise (cause if isinstance(cause, UserError) else error) from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer with our callbacks, loggers and checkpoint writer beside the user's."""
+        options, command = self.options, str(self.subcommand)
+        self.trainer_defaults["callbacks"] = defaults.callbacks(self.config_init[command], command)
+        classes = options.model.init_args.get("num_classes")
+        if classes is not None:
+            self.trainer_defaults["callbacks"].append(CheckClasses(classes))
+        if options.trainer.logger in (None, True):
+            kwargs["logger"] = defaults.loggers(self.folder, command)
+        return super().instantiate_trainer(**kwargs)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train."""
+        self._run(self.trainer.fit, kwargs)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Evaluate on the validation data."""
+        self._run(self.trainer.validate, kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Evaluate on the test data."""
+        self._run(self.trainer.test, kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict, and write the predictions into the run's folder."""
+        self._run(self.trainer.predict, {**kwargs, "return_predictions": False})
+
+    def _run(self, command: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        """Run the trainer's command; Lightning turns Ctrl-C into a plain exit, we add how to go on."""
+        try:
+            command(**arguments)
+        except SystemExit as end:
+            if not self.trainer.interrupted:
+                raise
+            raise Interrupted(resume_hint(self.folder) if self.subcommand == "fit" else "") from end
+
+
+def tokenizer_or_backbone(model: Namespace | None, data: Namespace | None) -> str | None:
+    """Return the data's tokenizer: the one given, else the model's backbone."""
+    given = data.get("init_args.tokenizer") if data else None
+    return given or (model.get("init_args.backbone") if model else None)
+
+
+def run(command: str, argv: Sequence[str]) -> None:
+    """Run one of the trainer's sub-commands.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        argv: Its options.
+
+    Raises:
+        UserError: For any mistake in the options or the data.
+    """
+    try:
+        RoutedCLI([command, *argv])
+    except MisconfigurationException as mistake:
+        raise UserError(str(mistake)) from mistake
+
+
+fit = partial(run, "fit")
+validate = partial(run, "validate")
+test = partial(run, "test")
+predict = partial(run, "predict")

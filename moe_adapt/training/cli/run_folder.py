@@ -1,0 +1,82 @@
+"""Where a run lives: its folder, the checkpoint that it goes on from or is evaluated with.
+
+A run folder is ``--out``; without it ``trainer.default_root_dir`` (which a saved configuration holds, so that
+``--config RUN/moe_adapt_config.yaml`` finds its run again); without either a new ``runs/<name>-<time>``.
+"""
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from moe_adapt.errors import UserError
+
+__all__ = ["CONFIG_FILE", "evaluation_checkpoint", "resume_checkpoint", "resume_hint", "run_folder"]
+
+CONFIG_FILE = "moe_adapt_config.yaml"
+
+#: Set for the processes that a distributed launch starts with the same command, so that all use one folder.
+FOLDER_VARIABLE = "MOE_ADAPT_RUN_FOLDER"
+
+
+def run_folder(out: str | None, default_root_dir: str | None, name: str) -> Path:
+    """Return the folder of the run.
+
+    Args:
+        out: ``--out``, if given.
+        default_root_dir: ``trainer.default_root_dir``, if given.
+        name: What a new folder under ``runs/`` is called, before the time.
+    """
+    if out or default_root_dir:
+        return Path(out or default_root_dir or "")
+    if "LOCAL_RANK" in os.environ and FOLDER_VARIABLE in os.environ:
+        return Path(os.environ[FOLDER_VARIABLE])
+    folder = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    return folder
+
+
+def resume_checkpoint(resume: Any, folder: Path) -> Path | None:
+    """Return the checkpoint that ``--resume`` asks for, or None if it was not given.
+
+    Args:
+        resume: False, True (the run folder's last checkpoint), or the path of a checkpoint.
+        folder: The run folder.
+
+    Raises:
+        UserError: If there is no such checkpoint.
+    """
+    if resume is False or resume is None:
+        return None
+    path = folder / "checkpoints" / "last.ckpt" if resume is True else Path(resume)
+    if not path.is_file():
+        raise UserError(f"nothing to resume: there is no checkpoint {path}; give the run's folder as --out.")
+    return path
+
+
+def evaluation_checkpoint(ckpt_path: str | None, folder: Path) -> Path | None:
+    """Return the checkpoint to evaluate: the one asked for, else the run's best or last, else None.
+
+    Args:
+        ckpt_path: ``--ckpt_path``: ``best``, ``last`` or a path.
+        folder: The run folder.
+
+    Raises:
+        UserError: If the one asked for does not exist.
+    """
+    checkpoints = {name: folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")}
+    if ckpt_path is not None:
+        path = checkpoints.get(ckpt_path, Path(ckpt_path))
+        if not path.is_file():
+            raise UserError(
+                f"there is no checkpoint {path}; expected best, last or the path of a .ckpt file."
+            )
+        return path
+    return next((path for path in checkpoints.values() if path.is_file()), None)
+
+
+def resume_hint(folder: Path) -> str:
+    """Return the command that continues the run in `folder`, or why it cannot be continued."""
+    if not (folder / "checkpoints" / "last.ckpt").is_file():
+        return f"No checkpoint was written to {folder} yet: start again."
+    return f"resume with: moe-adapt fit --config {folder / CONFIG_FILE} --out {folder} --resume"
