@@ -1,0 +1,6 @@
+"""Data modules: tables of texts, questions and images as seeded, resumable batches."""
+
+from moe_adapt.training.data.base import SeededDataModule
+from moe_adapt.training.data.text_classification import TextClassificationData
+
+__all__ = ["SeededDataModule", "TextClassificationData"]

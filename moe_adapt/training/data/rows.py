@@ -1,0 +1,93 @@
+"""The rows of one split, and the choice of some of them: held out, or a smaller training set."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from moe_adapt.errors import UserError
+
+__all__ = ["Rows", "hold_out", "stratified_rows"]
+
+
+class Rows(Dataset):
+    """A map-style data set over a sequence.
+
+    Args:
+        items: What the rows are, [rows].
+        strata: Class number of each row, [rows]; all zero where there are no classes.
+        lengths: Length of each row, [rows], in any unit; None where rows have no length.
+    """
+
+    def __init__(
+        self, items: Sequence[Any], strata: np.ndarray, lengths: Sequence[int] | None = None
+    ) -> None:
+        self.items = items
+        self.strata = strata
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.items[row]
+
+    def subset(self, rows: np.ndarray) -> Self:
+        """Return the given rows, [chosen] row numbers, as a data set of their own."""
+        chosen = copy.copy(self)
+        chosen.items = [self.items[row] for row in rows]
+        chosen.strata = self.strata[rows]
+        chosen.lengths = None if self.lengths is None else [self.lengths[row] for row in rows]
+        return chosen
+
+
+def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Split off a share of the rows, class by class; return the rest and the share.
+
+    Args:
+        rows: All rows.
+        fraction: The share in (0, 1); at least one row is taken.
+        seed: Fixes the choice.
+
+    Raises:
+        UserError: If no row would be left.
+    """
+    count = max(1, round(fraction * len(rows)))
+    if count >= len(rows):
+        raise UserError(
+            f"{len(rows)} training rows are too few to hold out {count} for validation: "
+            "give validation rows, or set validation_fraction to 0."
+        )
+    held_out = stratified_rows(rows.strata, count, seed)
+    return rows.subset(np.setdiff1d(np.arange(len(rows)), held_out)), rows.subset(held_out)
+
+
+def stratified_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Choose `count` rows so that every class keeps its share, up to rounding.
+
+    The classes' shares are rounded by largest remainder, ties by chance.
+
+    Args:
+        labels: Class number of every row, [rows].
+        count: How many rows to choose; all if there are fewer.
+        seed: Fixes the choice.
+
+    Returns:
+        Row numbers in ascending order, [min(count, rows)].
+
+    >>> stratified_rows(np.array([0, 0, 0, 0, 1, 1]), 3, seed=0).tolist()
+    [2, 3, 5]
+    """
+    if count >= len(labels):
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    sizes = np.bincount(labels)
+    shares = sizes * (count / len(labels))
+    quotas = np.floor(shares).astype(int)
+    missing = count - quotas.sum()
+    by_remainder = np.lexsort((rng.random(len(sizes)), quotas - shares))
+    quotas[by_remainder[:missing]] += 1
+    chosen = [rng.permutation(np.flatnonzero(labels == c))[:quota] for c, quota in enumerate(quotas)]
+    return np.sort(np.concatenate(chosen))
