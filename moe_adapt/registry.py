@@ -13,7 +13,7 @@ A component registers itself with a decorator where it is defined; nothing else 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from moe_adapt.errors import UserError, did_you_mean
@@ -71,6 +71,30 @@ class Registry(Generic[T]):
             )
         return self._classes[name]
 
+    def resolve(self, spec: Spec, supplied: Collection[str] = ()) -> tuple[type[T], dict[str, Any]]:
+        """Return the class that `spec` names and its options, after checking that the class takes them.
+
+        Args:
+            spec: A short name, or a mapping with the key ``name`` and constructor arguments.
+            supplied: Arguments that the caller of the constructor supplies and a spec must not.
+
+        Raises:
+            UserError: If the name is unknown, or an option is not one of the constructor's.
+        """
+        options = {"name": spec} if isinstance(spec, str) else dict(spec)
+        if "name" not in options:
+            raise UserError(f"a {self.kind} is a name or a mapping with the key 'name', got {options!r}.")
+        name = options.pop("name")
+        cls = self.get(name)
+        own = [key for key in inspect.signature(cls).parameters if key not in supplied]
+        for key in options:
+            if key not in own:
+                raise UserError(
+                    f"the {self.kind} {name!r} has no option {key!r}.{did_you_mean(key, own)} "
+                    f"Its options: {', '.join(own) or 'none'}."
+                )
+        return cls, options
+
     def build(self, spec: Spec, **context: Any) -> T:
         """Construct the component that `spec` describes.
 
@@ -79,23 +103,10 @@ class Registry(Generic[T]):
             context: Arguments that the caller supplies (shapes, say); passed if the constructor takes them.
 
         Raises:
-            UserError: If the name is unknown, or an argument is not one of the constructor's.
+            UserError: If the name is unknown, or an option is not one of the constructor's.
         """
-        options = {"name": spec} if isinstance(spec, str) else dict(spec)
-        if "name" not in options:
-            raise UserError(
-                f"a {self.kind} is given by a name or a mapping with the key 'name', got {options!r}."
-            )
-        name = options.pop("name")
-        cls = self.get(name)
-        accepted = {key: p for key, p in inspect.signature(cls).parameters.items() if p.kind != p.VAR_KEYWORD}
-        for key in options:
-            if key not in accepted or key in context:
-                own = [key for key in accepted if key not in context]
-                raise UserError(
-                    f"the {self.kind} {name!r} has no option {key!r}.{did_you_mean(key, own)} "
-                    f"Its options: {', '.join(own) or 'none'}."
-                )
+        cls, options = self.resolve(spec, supplied=context)
+        accepted = inspect.signature(cls).parameters
         return cls(**{key: value for key, value in context.items() if key in accepted}, **options)
 
     def __iter__(self) -> Iterator[str]:

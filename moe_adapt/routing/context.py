@@ -72,8 +72,9 @@ class RouteContext:
         if self.site in self._recorded_without_grad:
             if visits > 1 or self.site in self._recomputed:
                 raise RuntimeError(
-                    f"reentrant gradient checkpointing recomputed the site {site!r} more than once for one "
-                    "forward; with shared layers or several forwards before a backward use use_reentrant=False."
+                    f"reentrant gradient checkpointing recomputed the site {site!r} more than once for "
+                    "one forward; with shared layers or several forwards before a backward use "
+                    "use_reentrant=False."
                 )
             self._recomputed.add(self.site)
         return self.site
@@ -100,8 +101,8 @@ class RouteContext:
     def flat_mask(self, leading_shape: Sequence[int]) -> Tensor | None:
         """Return the token mask [N] for an input [*leading_shape, d], or None without padding.
 
-        A mask longer than the sequence (key-value cache) is cut to its last columns. An input whose shape does not
-        fit the mask (pooled vectors, image patches) has no padding.
+        A mask longer than the sequence (key-value cache) is cut to its last columns. An input whose shape
+        does not fit the mask (pooled vectors, image patches) has no padding.
         """
         shape = tuple(leading_shape)
         if shape not in self._masks:

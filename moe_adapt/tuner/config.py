@@ -1,0 +1,122 @@
+"""Configuration of a routed-LoRA adapter: the dataclass that PEFT saves as ``adapter_config.json``."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import PeftConfig, PeftType
+
+from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS
+from moe_adapt.tuner.peft_plugin import PEFT_TYPE
+from moe_adapt.tuner.presets import PRESETS
+from moe_adapt.tuner.targets import option_list
+
+__all__ = ["FORMAT_VERSION", "RoutedLoraConfig"]
+
+#: Version of the adapter's file format; readers refuse newer ones.
+FORMAT_VERSION = 1
+
+
+@dataclass
+class RoutedLoraConfig(PeftConfig):
+    """Mixture of LoRA experts with a learned router at every adapted layer.
+
+    Everything left at None takes the value of the method preset (`moe_adapt.tuner.presets`).
+
+    Args:
+        method: Preset: lora, soft, top_k, top_p, dynmole.
+        target_modules: Layers that get experts: list of name endings, regular expression, ffn, attention or
+            all-linear. None takes the preset's group or PEFT's LoRA defaults for the architecture.
+        exclude_modules: Layers left out: list of name endings or regular expression.
+        num_experts: Experts per layer: a number; a list spread over the depth of the model; or a mapping from
+            regular expressions on the layer's path to numbers, with the optional key default.
+        r: Rank of each expert; same forms as num_experts.
+        alpha: Numerator of the LoRA scale alpha / r; same forms as num_experts.
+        use_rslora: Whether the scale is alpha / sqrt(r) (rank-stabilised LoRA, arXiv 2312.03732).
+        dropout: Dropout on the experts' input; one mask for all experts of a layer.
+        scorer: Short name of the scorer, or mapping of name and options.
+        modifiers: Logit modifiers, in order: short names or mappings.
+        selector: Short name of the selector, or mapping of name and options.
+        aux_losses: Auxiliary losses: mappings of name, weight and options.
+        compute_dtype: Dtype of the experts' matrix products: adapter (that of the expert weights, as PEFT's
+            LoRA) or base (that of the layer's input; faster on half-precision bases).
+        modules_to_save: Modules trained and saved whole beside the experts, such as a classification head.
+        layers_to_transform: Indices of the blocks to adapt; None adapts all.
+        layers_pattern: Name of the block list that layers_to_transform counts, such as layers.
+        bias: Only none: biases of the base stay frozen.
+        sites: Resolved values per layer. Written when the adapter is created; do not set.
+        format_version: Version of the file format. Do not set.
+
+    Raises:
+        UserError: For unknown names, options out of range, or a newer file format.
+    """
+
+    method: str = field(default="top_k")
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    num_experts: int | list[int] | dict[str, int] | None = None
+    r: int | list[int] | dict[str, int] | None = None
+    alpha: float | list[float] | dict[str, float] | None = None
+    use_rslora: bool = False
+    dropout: float | None = None
+    scorer: str | dict[str, Any] | None = None
+    modifiers: list[str | dict[str, Any]] | None = None
+    selector: str | dict[str, Any] | None = None
+    aux_losses: list[str | dict[str, Any]] | None = None
+    compute_dtype: Literal["adapter", "base"] = "adapter"
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    bias: Literal["none"] = "none"
+    sites: dict[str, dict[str, Any]] | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType(PEFT_TYPE)
+        if self.method not in PRESETS:
+            raise UserError(
+                f"unknown method {self.method!r}.{did_you_mean(self.method, PRESETS)} "
+                f"Known: {', '.join(PRESETS)}."
+            )
+        for name, value in PRESETS[self.method].items():
+            if getattr(self, name) is None:
+                setattr(self, name, copy.deepcopy(value))
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, set | tuple):
+                setattr(self, name, sorted(value))
+        if self.format_version > FORMAT_VERSION:
+            raise UserError(
+                f"this adapter has file format {self.format_version}, but this moe_adapt reads up to "
+                f"{FORMAT_VERSION}; upgrade moe-adapt."
+            )
+        self._check_numbers()
+        self._check_components()
+
+    def _check_numbers(self) -> None:
+        for name in ("num_experts", "r"):
+            for value in option_list(getattr(self, name)):
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    raise UserError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        for value in option_list(self.alpha):
+            if not value > 0:
+                raise UserError(f"alpha must be positive, got {value!r}.")
+        if not 0 <= self.dropout < 1:  # type: ignore[operator]
+            raise UserError(f"dropout must be in [0, 1), got {self.dropout!r}.")
+        if self.bias != "none":
+            raise UserError(
+                f"bias={self.bias!r} is not supported; routed LoRA leaves biases frozen (bias='none')."
+            )
+        if self.compute_dtype not in ("adapter", "base"):
+            raise UserError(f"compute_dtype is 'adapter' or 'base', got {self.compute_dtype!r}.")
+
+    def _check_components(self) -> None:
+        shape = ("in_features", "num_experts")
+        SCORERS.resolve(self.scorer, shape)  # type: ignore[arg-type]
+        SELECTORS.resolve(self.selector, shape)  # type: ignore[arg-type]
+        for modifier in self.modifiers or []:
+            MODIFIERS.resolve(modifier, shape)
+        for loss in self.aux_losses or []:
+            AUX_LOSSES.resolve(loss)

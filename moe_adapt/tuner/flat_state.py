@@ -1,0 +1,63 @@
+"""Router state as flat tensors, so that PEFT saves and reloads it under any adapter name.
+
+PEFT strips the adapter's name from a saved key only if it is the last or second-to-last part. A nested module
+keyed by adapter name therefore reloads as random weights under another name, with nothing but a warning. So
+each tensor of a router lives in a ParameterDict or BufferDict of its own, keyed by adapter name: the tensor
+``scorer.weight`` is ``<site>.moe_adapt_router__scorer__weight.<adapter>``. The module itself is a skeleton
+without storage (meta device) that runs with these tensors through `torch.func.functional_call`.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from moe_adapt.routing import Router, RoutingDecision
+from moe_adapt.tuner.peft_plugin import PREFIX, BaseTunerLayer, BufferDict
+
+__all__ = ["ROUTER_PREFIX", "FlatRouter"]
+
+ROUTER_PREFIX = f"{PREFIX}router__"
+
+
+class FlatRouter:
+    """A router whose tensors are owned by an adapter layer.
+
+    Args:
+        layer: The layer that owns the containers; new ones are added to its `adapter_layer_names`
+            (parameters) or `other_param_names` (buffers).
+        adapter: Name of the adapter.
+        router: The router, with initial values.
+        trainable: Whether its parameters get gradients.
+
+    Raises:
+        ValueError: If a parameter name of the router contains ``__``.
+    """
+
+    def __init__(self, layer: BaseTunerLayer, adapter: str, router: Router, trainable: bool) -> None:
+        self.adapter = adapter
+        self.containers: dict[str, str] = {}
+        for name, parameter in router.named_parameters():
+            value = nn.Parameter(parameter.detach().clone(), requires_grad=trainable)
+            self._store(layer, name, value, nn.ParameterDict(), "adapter_layer_names")
+        for name, buffer in router.named_buffers():
+            self._store(layer, name, buffer.clone(), BufferDict({}, persistent=True), "other_param_names")
+        self.skeleton = router.to("meta")
+
+    def _store(self, layer: BaseTunerLayer, name: str, value: Tensor, empty: nn.Module, listing: str) -> None:
+        if "__" in name:
+            raise ValueError(f"the router's tensor {name!r} must not have '__' in its name.")
+        container = ROUTER_PREFIX + name.replace(".", "__")
+        if not hasattr(layer, container):
+            setattr(layer, container, empty)
+            setattr(layer, listing, (*getattr(layer, listing), container))
+        getattr(layer, container)[self.adapter] = value
+        self.containers[name] = container
+
+    def tensors(self, layer: nn.Module) -> dict[str, Tensor]:
+        """Return the router's tensors by their own names, looked up afresh: loading may replace them."""
+        return {name: getattr(layer, container)[self.adapter] for name, container in self.containers.items()}
+
+    def __call__(self, layer: nn.Module, *args: Any) -> RoutingDecision:
+        """Run the router with the layer's tensors."""
+        return functional_call(self.skeleton, self.tensors(layer), args)

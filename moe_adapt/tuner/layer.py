@@ -1,0 +1,323 @@
+"""A frozen linear layer with a routed mixture of LoRA experts beside it, for any number of named adapters."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from moe_adapt.errors import UserError
+from moe_adapt.experts import ExpertBank
+from moe_adapt.routing import Router
+from moe_adapt.routing.context import RoutingSession
+from moe_adapt.tuner.config import RoutedLoraConfig
+from moe_adapt.tuner.flat_state import FlatRouter
+from moe_adapt.tuner.peft_plugin import (
+    BaseTunerLayer,
+    BufferDict,
+    check_adapters_to_merge,
+    is_quantized,
+    layer_shape,
+)
+
+__all__ = ["RoutedLoraLayer", "SiteSpec"]
+
+
+@dataclass
+class SiteSpec:
+    """Resolved values of one adapted layer.
+
+    Attributes:
+        num_experts: Number of experts, `E`.
+        r: Rank of each expert.
+        alpha: Numerator of the scale.
+        frozen: Number of frozen experts; they are stored before the trainable ones.
+        order: Router index of each stored expert; None if experts are stored in the router's order.
+    """
+
+    num_experts: int
+    r: int
+    alpha: float
+    frozen: int = 0
+    order: list[int] | None = None
+
+    def scale(self, use_rslora: bool) -> float:
+        """Return the LoRA scale `s`."""
+        return self.alpha / (math.sqrt(self.r) if use_rslora else self.r)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as plain JSON types."""
+        return asdict(self)
+
+
+class RoutedLoraLayer(nn.Module, BaseTunerLayer):
+    """Adds `s sum_e g_e B_e A_e x` to the output of a frozen linear layer.
+
+    Every tensor sits in a container keyed by adapter name. Trainable experts are parameters (`moe_adapt_A`
+    [E, r, d], `moe_adapt_B` [o, E, r]); frozen ones are persistent buffers of the same form, which have no
+    gradient, no weight decay and no optimizer state, and which PEFT cannot thaw.
+
+    Args:
+        base_layer: The layer to adapt.
+        site: Its path in the model.
+        session: Opens the route context of each model forward.
+    """
+
+    adapter_layer_names: tuple[str, ...] = ("moe_adapt_A", "moe_adapt_B")
+    other_param_names: tuple[str, ...] = (
+        "moe_adapt_A_frozen",
+        "moe_adapt_B_frozen",
+        "moe_adapt_dropout",
+        "specs",
+        "routers",
+        "scales",
+        "base_compute",
+    )
+
+    def __init__(self, base_layer: nn.Module, site: str, session: RoutingSession) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.site = site
+        self.session = session
+        self.in_features, self.out_features = layer_shape(base_layer)
+        self.moe_adapt_A = nn.ParameterDict()
+        self.moe_adapt_B = nn.ParameterDict()
+        self.moe_adapt_A_frozen = BufferDict({}, persistent=True)
+        self.moe_adapt_B_frozen = BufferDict({}, persistent=True)
+        self.moe_adapt_dropout = nn.ModuleDict()
+        self.specs: dict[str, SiteSpec] = {}
+        self.routers: dict[str, FlatRouter] = {}
+        self.scales: dict[str, float] = {}
+        self.base_compute: dict[str, bool] = {}
+        self.was_called = False
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    def update_layer(
+        self, adapter_name: str, spec: SiteSpec, config: RoutedLoraConfig, trainable: bool = True
+    ) -> None:
+        """Create the tensors of an adapter: `A` kaiming-uniform per expert, `B` zero.
+
+        Experts are fp32 (fp64 on an fp64 base), as PEFT keeps adapters; the router is always at least fp32.
+
+        Args:
+            adapter_name: Name of the adapter.
+            spec: Values for this layer.
+            config: The adapter's configuration.
+            trainable: Whether the parameters get gradients.
+        """
+        dtype = self._adapter_dtype()
+        live = spec.num_experts - spec.frozen
+        bound = 1 / math.sqrt(self.in_features)
+        blocks: tuple[tuple[Any, Any, int], ...] = (
+            (self.moe_adapt_A_frozen, self.moe_adapt_B_frozen, spec.frozen),
+            (self.moe_adapt_A, self.moe_adapt_B, live),
+        )
+        for downs, ups, count in blocks:
+            if count == 0:
+                continue
+            down = torch.empty(count, spec.r, self.in_features, dtype=dtype).uniform_(-bound, bound)
+            up = torch.zeros(self.out_features, count, spec.r, dtype=dtype)
+            is_frozen = downs is self.moe_adapt_A_frozen
+            downs[adapter_name] = down if is_frozen else nn.Parameter(down, requires_grad=trainable)
+            ups[adapter_name] = up if is_frozen else nn.Parameter(up, requires_grad=trainable)
+        dropout: float = config.dropout  # type: ignore[assignment]
+        module = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.moe_adapt_dropout[adapter_name] = module.train(self.training)
+        router = Router.build(
+            scorer=config.scorer,  # type: ignore[arg-type]
+            modifiers=config.modifiers,  # type: ignore[arg-type]
+            selector=config.selector,  # type: ignore[arg-type]
+            in_features=self.in_features,
+            num_experts=spec.num_experts,
+        )
+        self.routers[adapter_name] = FlatRouter(self, adapter_name, router.to(dtype), trainable)
+        self.specs[adapter_name] = spec
+        self.scales[adapter_name] = spec.scale(config.use_rslora)
+        self.base_compute[adapter_name] = config.compute_dtype == "base"
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def _adapter_dtype(self) -> torch.dtype:
+        weight = getattr(self.get_base_layer(), "weight", None)
+        if weight is None or not weight.is_floating_point():
+            return torch.float32
+        return torch.promote_types(weight.dtype, torch.float32)
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """Move an adapter's tensors to a device; unlike PEFT's version, never change their dtype."""
+        if device is None:
+            device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        if device is None or device.type == "meta":
+            return
+        for name in self.adapter_layer_names + self.other_param_names:
+            container = getattr(self, name)
+            if isinstance(container, nn.ParameterDict | BufferDict) and adapter_name in container:
+                value = container[adapter_name]
+                if value.device.type != "meta" and value.device != device:
+                    container[adapter_name] = value.to(device)
+
+    def bank(self, adapter_name: str, dtype: torch.dtype | None = None) -> ExpertBank:
+        """Return the experts of an adapter at this layer.
+
+        Args:
+            adapter_name: Name of the adapter.
+            dtype: What to compute in; None keeps the dtype of the tensors.
+        """
+        blocks = []
+        if adapter_name in self.moe_adapt_A_frozen:
+            blocks.append((self.moe_adapt_A_frozen[adapter_name], self.moe_adapt_B_frozen[adapter_name]))
+        if adapter_name in self.moe_adapt_A:
+            blocks.append((self.moe_adapt_A[adapter_name], self.moe_adapt_B[adapter_name]))
+        order = self.specs[adapter_name].order
+        return ExpertBank.from_blocks(
+            blocks, self.scales[adapter_name], order=None if order is None else tuple(order), dtype=dtype
+        )
+
+    def freeze_experts(self, adapter_name: str, experts: Sequence[int]) -> None:
+        """Move experts to the frozen block; do this before an optimizer is built.
+
+        Args:
+            adapter_name: Name of the adapter.
+            experts: Router indices of the experts to freeze; already frozen ones stay so.
+
+        Raises:
+            UserError: If an index is out of range.
+        """
+        spec = self.specs[adapter_name]
+        for expert in experts:
+            if not 0 <= expert < spec.num_experts:
+                raise UserError(f"{self.site} has experts 0 to {spec.num_experts - 1}, not {expert}.")
+        stored = list(range(spec.num_experts)) if spec.order is None else list(spec.order)
+        frozen = stored[: spec.frozen]
+        newly = [expert for expert in stored[spec.frozen :] if expert in set(experts)]
+        live = [expert for expert in stored[spec.frozen :] if expert not in set(experts)]
+        if not newly:
+            return
+        bank = self.bank(adapter_name)
+        a, b = bank.a.detach(), bank.b.detach()
+        rows = [stored.index(expert) for expert in frozen + newly]
+        trainable = self.moe_adapt_A[adapter_name].requires_grad
+        self.moe_adapt_A_frozen[adapter_name] = a[rows].clone()
+        self.moe_adapt_B_frozen[adapter_name] = b[:, rows].clone()
+        del self.moe_adapt_A[adapter_name], self.moe_adapt_B[adapter_name]
+        if live:
+            rows = [stored.index(expert) for expert in live]
+            self.moe_adapt_A[adapter_name] = nn.Parameter(a[rows].clone(), requires_grad=trainable)
+            self.moe_adapt_B[adapter_name] = nn.Parameter(b[:, rows].clone(), requires_grad=trainable)
+        order = frozen + newly + live
+        spec.frozen = len(frozen) + len(newly)
+        spec.order = None if order == sorted(order) else order
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the base output plus the mixtures of the active adapters, in the base output's dtype."""
+        if kwargs.pop("adapter_names", None) is not None:
+            raise UserError(
+                "routed LoRA does not mix adapters within a batch; drop the argument adapter_names."
+            )
+        self.was_called = True
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        result = self.base_layer(x, *args, **kwargs)
+        if self.merged:
+            return result
+        dtype, shape = result.dtype, result.shape
+        active = [name for name in self.active_adapters if name in self.specs]
+        if not active:
+            return result
+        leading = x.shape[:-1]
+        tokens = x.reshape(-1, self.in_features)
+        result = result.reshape(-1, self.out_features)
+        for adapter in active:
+            result = self._add_experts(adapter, tokens, leading, result)
+        return result.to(dtype).view(shape)
+
+    def _add_experts(self, adapter: str, tokens: Tensor, leading: torch.Size, result: Tensor) -> Tensor:
+        context = self.session.current(self.training)
+        bank = self.bank(adapter, dtype=tokens.dtype if self.base_compute[adapter] else None)
+        decision = self.routers[adapter](
+            self, tokens, context, bank, adapter, self.site, context.flat_mask(leading)
+        )
+        inputs = self.moe_adapt_dropout[adapter](self._cast_input_dtype(tokens, bank.a.dtype))
+        return bank(inputs, decision.gates, result)
+
+    def constant_gates(self, adapter_name: str) -> Tensor | None:
+        """Return the gates [E] of an adapter if they are the same for every token, else None."""
+        router = self.routers[adapter_name]
+        bank = self.bank(adapter_name)
+        if not router.skeleton.has_constant_gates(bank.num_experts):
+            return None
+        probe = torch.zeros(1, self.in_features, dtype=bank.a.dtype, device=bank.a.device)
+        with torch.no_grad():
+            decision = router(
+                self, probe, RoutingSession().current(False), bank, adapter_name, self.site, None
+            )
+        return decision.gates[0]
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Return whether the adapter is one fixed low-rank matrix here (see `get_delta_weight`)."""
+        return adapter_name in self.specs and self.constant_gates(adapter_name) is not None
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """Return the change of weight that an adapter with constant gates makes, in the base weight's layout.
+
+        Raises:
+            NotImplementedError: If the gates depend on the token, so that no matrix is equal to the adapter.
+        """
+        gates = self.constant_gates(adapter_name)
+        if gates is None:
+            raise NotImplementedError(
+                f"the adapter {adapter_name!r} cannot be merged: its gates depend on the token, so no single "
+                f"weight "
+                "matrix is equal to it; keep it as an adapter (`moe-adapt export`)."
+            )
+        bank = self.bank(adapter_name)
+        delta = sum(gate * bank.delta_weight(expert) for expert, gate in enumerate(gates))
+        assert isinstance(delta, Tensor)
+        return delta.t() if isinstance(self.get_base_layer(), Conv1D) else delta
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add adapters to the base weight; only where that is exact (one expert, or constant gates).
+
+        Args:
+            safe_merge: Whether to refuse a result that is not finite.
+            adapter_names: Adapters to merge; None merges the active ones.
+
+        Raises:
+            NotImplementedError: If gates depend on the token or the base weight is quantised.
+            ValueError: If `safe_merge` finds a value that is not finite.
+        """
+        base = self.get_base_layer()
+        if is_quantized(base):
+            raise NotImplementedError(f"{self.site}: a quantised weight cannot take a merged adapter.")
+        for adapter in check_adapters_to_merge(self, adapter_names):
+            if adapter not in self.specs:
+                continue
+            weight = cast(nn.Parameter, base.weight)
+            merged = weight.data + self.get_delta_weight(adapter).to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(
+                    f"NaNs or infinities in the merged weight of {self.site}: {adapter!r} is broken."
+                )
+            weight.data = merged
+            self.merged_adapters.append(adapter)
+
+    def unmerge(self) -> None:
+        """Subtract the merged adapters from the base weight."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        weight = cast(nn.Parameter, self.get_base_layer().weight)
+        while self.merged_adapters:
+            adapter = self.merged_adapters.pop()
+            weight.data -= self.get_delta_weight(adapter).to(weight.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the experts of each adapter for `print(model)`."""
+        return ", ".join(f"{name}: E={spec.num_experts} r={spec.r}" for name, spec in self.specs.items())

@@ -1,0 +1,115 @@
+"""The only file that touches PEFT's internals: the adapter type ``ROUTED_LORA`` and a few private helpers.
+
+PEFT knows adapter types through a closed string enum and offers no entry point. `register_method` adds a
+member to the enum's tables and then registers the classes the ordinary way; a self-test follows at once, so
+that a PEFT or Python release that changes the tables fails here with one clear sentence and nowhere else.
+"""
+
+import platform
+from collections.abc import Sequence
+
+import peft
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.peft_types import register_peft_method
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from moe_adapt.errors import UserError
+
+__all__ = [
+    "PEFT_TYPE",
+    "PREFIX",
+    "BaseTuner",
+    "BaseTunerLayer",
+    "BufferDict",
+    "check_adapters_to_merge",
+    "default_target_modules",
+    "is_quantized",
+    "is_supported_layer",
+    "layer_shape",
+    "register_method",
+]
+
+PEFT_TYPE = "ROUTED_LORA"
+PREFIX = "moe_adapt_"
+
+
+def _add_peft_type(name: str) -> PeftType:
+    if name in PeftType.__members__:
+        return PeftType[name]
+    member = str.__new__(PeftType, name)
+    member._name_ = name
+    member._value_ = name
+    member.__objclass__ = PeftType  # type: ignore[attr-defined]
+    PeftType._member_map_[name] = member
+    PeftType._member_names_.append(name)
+    PeftType._value2member_map_[name] = member
+    type.__setattr__(PeftType, name, member)
+    return member
+
+
+def register_method(config_cls: type, model_cls: type) -> PeftType:
+    """Register the adapter type with PEFT; calling it again (a reloaded module) replaces the classes.
+
+    Args:
+        config_cls: The configuration class.
+        model_cls: The tuner class.
+
+    Raises:
+        UserError: If this PEFT or Python release does not take the new type.
+    """
+    try:
+        peft_type = _add_peft_type(PEFT_TYPE)
+        for table in (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING):
+            table.pop(peft_type, None)
+        register_peft_method(
+            name=PEFT_TYPE.lower(), config_cls=config_cls, model_cls=model_cls, prefix=PREFIX
+        )
+        registered = (
+            PeftType(PEFT_TYPE) is peft_type
+            and peft_type in list(PeftType)
+            and PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] is config_cls
+            and PEFT_TYPE_TO_TUNER_MAPPING[peft_type] is model_cls
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _registration_error(str(error)) from error
+    if not registered:
+        raise _registration_error("the enum did not take the new member")
+    return peft_type
+
+
+def _registration_error(reason: str) -> UserError:
+    return UserError(
+        f"the adapter type {PEFT_TYPE} cannot be registered with PEFT {peft.__version__} on Python "
+        f"{platform.python_version()} ({reason}); install a PEFT version that moe_adapt supports "
+        f"(>=0.19.1,<0.22)."
+    )
+
+
+def default_target_modules(model_type: str) -> Sequence[str] | None:
+    """Return the layers that PEFT's LoRA adapts by default in a transformers architecture, if it knows it."""
+    return TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Return whether the layer's weight is stored quantised (bitsandbytes and the like)."""
+    weight = getattr(layer, "weight", None)
+    return weight is None or not weight.is_floating_point()
+
+
+def is_supported_layer(layer: nn.Module) -> bool:
+    """Return whether a layer is an `nn.Linear` (bitsandbytes' included) or GPT-2's `Conv1D`."""
+    if isinstance(layer, nn.Linear):
+        return type(layer).__name__ != "NonDynamicallyQuantizableLinear"
+    return isinstance(layer, Conv1D)
+
+
+def layer_shape(layer: nn.Module) -> tuple[int, int]:
+    """Return in-features and out-features of a supported layer."""
+    if isinstance(layer, Conv1D):
+        return layer.weight.shape[0], layer.nf
+    return layer.in_features, layer.out_features  # type: ignore[return-value]
