@@ -15,22 +15,27 @@ from moe_adapt.training.data.tables import TableSource, describe, require_column
 __all__ = ["encode_labels", "infer_class_names"]
 
 
-def _values(table: Dataset, column: str, source: TableSource) -> list[str] | list[int]:
+def _values(table: Dataset, column: str, source: TableSource) -> list[str | int]:
     """Return the labels as texts, or as integers if they are plain numbers."""
     require_columns(table, [column], source)
-    values = list(table[column])
     feature = table.features[column]
-    for row, value in enumerate(values):
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    values: list[str | int] = []
+    for row, value in enumerate(table[column]):
         if not isinstance(value, str | int):
             raise UserError(
                 f"row {row} of {describe(source)} has the label {value!r}: expected a text or a whole number."
             )
-        if isinstance(feature, ClassLabel) and not 0 <= value < feature.num_classes:
+        if names is None:
+            values.append(value)
+        elif isinstance(value, int) and 0 <= value < len(names):
+            values.append(names[value])
+        else:
             raise UserError(
-                f"row {row} of {describe(source)} has the label {value}, outside "
-                f"0..{feature.num_classes - 1} (a test split without labels cannot be scored)."
+                f"row {row} of {describe(source)} has the label {value}, outside 0..{len(names) - 1} "
+                "(a test split without labels cannot be scored)."
             )
-    return [feature.names[value] for value in values] if isinstance(feature, ClassLabel) else values
+    return values
 
 
 def infer_class_names(table: Dataset, column: str, source: TableSource) -> list[str]:

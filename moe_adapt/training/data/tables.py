@@ -12,17 +12,17 @@ Without ``@split`` the split is the one asked for (train, validation or test).
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
 from moe_adapt.errors import UserError, did_you_mean
 
-__all__ = ["TableSource", "describe", "load_table", "require_columns", "texts_of"]
+__all__ = ["TableSource", "describe", "is_saved_table", "load_table", "require_columns", "texts_of"]
 
 #: A file, folder or name on the Hub (see the module's text), rows in memory, or a data set.
-TableSource = str | list[dict[str, Any]] | Dataset
+TableSource: TypeAlias = str | list[dict[str, Any]] | Dataset
 
 _READERS = {
     ".json": "json",
@@ -83,8 +83,13 @@ def _load_named(source: str, split: str, column_names: list[str] | None) -> Data
         ) from error
 
 
+def is_saved_table(path: Path) -> bool:
+    """Return whether a folder was written by ``save_to_disk``."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
 def _load_folder(path: Path, split: str) -> Dataset:
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+    if is_saved_table(path):
         table = load_from_disk(str(path))
         if not isinstance(table, DatasetDict):
             return table

@@ -2,13 +2,13 @@
 
 import torch
 from datasets import ClassLabel
-from transformers import AutoTokenizer
 
 from moe_adapt.errors import UserError
 from moe_adapt.training.data.base import Batch, SeededDataModule
 from moe_adapt.training.data.labels import encode_labels, infer_class_names
 from moe_adapt.training.data.rows import Rows
 from moe_adapt.training.data.tables import TableSource, load_table, require_columns, texts_of
+from moe_adapt.training.data.tokenizer import load_tokenizer
 
 __all__ = ["TextClassificationData"]
 
@@ -72,7 +72,7 @@ class TextClassificationData(SeededDataModule):
         self.column_names = column_names
         self.max_length = max_length
         self.class_names: list[str] = list(class_names or [])
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        self.tokenizer = load_tokenizer(tokenizer, max_length)
 
     @property
     def num_classes(self) -> int:

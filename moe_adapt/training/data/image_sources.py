@@ -1,0 +1,225 @@
+"""Where images come from: class folders, arrays, packed JPEGs, or a table with an image column.
+
+Every source has class numbers, class names and `read`, which returns one image as uint8 [3,H,W] in RGB.
+"""
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from moe_adapt.errors import UserError
+from moe_adapt.training.data.labels import encode_labels, infer_class_names
+from moe_adapt.training.data.tables import TableSource, describe, is_saved_table, load_table, require_columns
+
+__all__ = [
+    "ArrayImages",
+    "FolderImages",
+    "ImageArrays",
+    "ImageSource",
+    "PackedImages",
+    "TableImages",
+    "open_images",
+]
+
+_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class ImageArrays:
+    """Images in memory.
+
+    Attributes:
+        images: uint8 [N,H,W], [N,H,W,1] or [N,H,W,3].
+        labels: Class numbers [N].
+        class_names: Names of the classes [C]; None numbers them.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: list[str] | None = None
+
+
+class ImageSource(ABC):
+    """Images with class numbers.
+
+    Args:
+        labels: Class number of each image, [N].
+        class_names: Names of the classes, [C].
+
+    Raises:
+        UserError: If there are no images, or a label is outside 0..C-1.
+    """
+
+    def __init__(self, labels: np.ndarray, class_names: Sequence[str], where: str) -> None:
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.class_names = list(class_names)
+        if len(self.labels) == 0:
+            raise UserError(f"{where} has no images.")
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
+        if len(wrong):
+            raise UserError(
+                f"image {wrong[0]} of {where} has the label {self.labels[wrong[0]]}, outside "
+                f"0..{len(self.class_names) - 1} for {len(self.class_names)} classes."
+            )
+
+    @abstractmethod
+    def read(self, row: int) -> torch.Tensor:
+        """Return one image, uint8 [3,H,W].
+
+        Raises:
+            UserError: If it cannot be decoded; the message names it.
+        """
+
+
+def decode(data: bytes | Path, name: str) -> torch.Tensor:
+    """Decode an image to RGB, uint8 [3,H,W].
+
+    Raises:
+        UserError: If it cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            return pil_to_tensor(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"{name} cannot be read as an image: remove or replace it.") from error
+
+
+class FolderImages(ImageSource):
+    """One sub-folder per class, the classes in the order of their names."""
+
+    def __init__(self, folder: Path) -> None:
+        classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        self.files: list[Path] = []
+        labels: list[int] = []
+        for number, name in enumerate(classes):
+            found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _EXTENSIONS)
+            self.files += found
+            labels += [number] * len(found)
+        super().__init__(
+            np.array(labels), classes, f"the folder {folder} (expected one sub-folder per class)"
+        )
+
+    def read(self, row: int) -> torch.Tensor:
+        """Return one image, uint8 [3,H,W]."""
+        return decode(self.files[row], str(self.files[row]))
+
+
+class ArrayImages(ImageSource):
+    """Images in an array."""
+
+    def __init__(self, arrays: ImageArrays, where: str = "the arrays given in memory") -> None:
+        images = np.asarray(arrays.images)
+        if images.dtype != np.uint8 or not (
+            images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+        ):
+            raise UserError(
+                f"{where} hold images of shape {list(images.shape)} and type {images.dtype}: "
+                "expected uint8 [N,H,W], [N,H,W,1] or [N,H,W,3]."
+            )
+        if len(images) != len(arrays.labels):
+            raise UserError(
+                f"{where} hold {len(images)} images and {len(arrays.labels)} labels: expected as many."
+            )
+        self.images = images.reshape(*images.shape[:3], -1)
+        names = arrays.class_names or [
+            str(number) for number in range(max(map(int, arrays.labels), default=-1) + 1)
+        ]
+        super().__init__(arrays.labels, names, where)
+
+    def read(self, row: int) -> torch.Tensor:
+        """Return one image, uint8 [3,H,W]."""
+        return torch.from_numpy(self.images[row]).permute(2, 0, 1).expand(3, -1, -1).contiguous()
+
+
+class PackedImages(ImageSource):
+    """Encoded images one after the other in one array of bytes.
+
+    Args:
+        data: All bytes, uint8 [total].
+        offset: Image i is ``data[offset[i]:offset[i + 1]]``, [N + 1].
+        labels: Class numbers [N].
+        class_names: Names of the classes [C].
+        where: How messages call the source.
+    """
+
+    def __init__(
+        self, data: np.ndarray, offset: np.ndarray, labels: np.ndarray, class_names: Sequence[str], where: str
+    ) -> None:
+        super().__init__(labels, class_names, where)
+        self.data = data
+        self.offset = offset
+        self.where = where
+
+    def read(self, row: int) -> torch.Tensor:
+        """Return one image, uint8 [3,H,W]."""
+        data = self.data[self.offset[row] : self.offset[row + 1]].tobytes()
+        return decode(data, f"image {row} of {self.where}")
+
+
+class TableImages(ImageSource):
+    """A table with an image column (the ``Image`` feature, file paths, or encoded bytes)."""
+
+    def __init__(self, source: TableSource, split: str, image_column: str, label_column: str) -> None:
+        table = load_table(source, split)
+        require_columns(table, [image_column, label_column], source)
+        names = infer_class_names(table, label_column, source)
+        super().__init__(encode_labels(table, label_column, names, source), names, describe(source))
+        self.images = table.cast_column(image_column, datasets.Image(decode=False))
+        self.image_column = image_column
+
+    def read(self, row: int) -> torch.Tensor:
+        """Return one image, uint8 [3,H,W]."""
+        image = self.images[row][self.image_column]
+        return decode(image["bytes"] or Path(image["path"]), image["path"] or f"the image of row {row}")
+
+
+def _open_npz(path: Path) -> ImageSource:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    names: Any = arrays.get("name")
+    if {"jpeg", "offset", "label"} <= arrays.keys():
+        names = names if names is not None else [str(n) for n in range(int(arrays["label"].max()) + 1)]
+        return PackedImages(
+            arrays["jpeg"], arrays["offset"], arrays["label"], [str(n) for n in names], str(path)
+        )
+    if {"images", "label"} <= arrays.keys():
+        listed = None if names is None else [str(name) for name in names]
+        return ArrayImages(ImageArrays(arrays["images"], arrays["label"], listed), str(path))
+    raise UserError(
+        f"{path} has the arrays {', '.join(arrays)}: expected images and label, or jpeg, offset and label."
+    )
+
+
+def open_images(
+    source: TableSource | ImageArrays, split: str, image_column: str, label_column: str
+) -> ImageSource:
+    """Open a source of images.
+
+    Args:
+        source: A folder of class folders, an ``.npz`` file, arrays, or a table with an image column.
+        split: The split to take if a table has several.
+        image_column: Column of the image in a table.
+        label_column: Column of the label in a table.
+
+    Raises:
+        UserError: If there is no such source, it has no images, or a label is outside its classes.
+    """
+    if isinstance(source, ImageArrays):
+        return ArrayImages(source)
+    path = Path(source).expanduser() if isinstance(source, str) else None
+    if path is not None and path.suffix == ".npz":
+        if not path.is_file():
+            raise UserError(f"there is no file {path}.")
+        return _open_npz(path)
+    if path is not None and path.is_dir() and not is_saved_table(path):
+        return FolderImages(path)
+    return TableImages(source, split, image_column, label_column)
