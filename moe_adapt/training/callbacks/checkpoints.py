@@ -1,0 +1,92 @@
+"""The two checkpoints of a run: ``checkpoints/last.ckpt`` to go on from, ``checkpoints/best.ckpt`` to use."""
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+__all__ = ["BestCheckpoint", "LastCheckpoint"]
+
+
+class _RunCheckpoint(ModelCheckpoint):
+    """A checkpoint under one fixed name in the run's folder."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the run's folder."""
+        if self.dirpath is None:
+            self.dirpath = str((Path(trainer.default_root_dir) / "checkpoints").resolve())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Checkpoint directory")  # that of the run that goes on
+            super().setup(trainer, pl_module, stage)
+
+
+class LastCheckpoint(_RunCheckpoint):
+    """Keep the latest state: every so many optimiser steps and at the end of every epoch.
+
+    Args:
+        every_n_train_steps: How many steps a killed run loses at most.
+        dirpath: Folder; None takes ``checkpoints`` in the trainer's ``default_root_dir``.
+    """
+
+    def __init__(self, every_n_train_steps: int = 200, dirpath: str | Path | None = None) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="last",
+            every_n_train_steps=every_n_train_steps,
+            enable_version_counter=False,
+        )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time; after an epoch's last batch `on_train_epoch_end` does, after validation."""
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the state between two epochs."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Do nothing: validation changes no state."""
+
+
+class BestCheckpoint(_RunCheckpoint):
+    """Keep the best state by a validation metric; a run that never validates has none.
+
+    Args:
+        monitor: The metric; None takes the module's own (`AdaptedModule.monitor`), whose mode then counts.
+        mode: Whether it should be low or high.
+        dirpath: Folder; None takes ``checkpoints`` in the trainer's ``default_root_dir``.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        dirpath: str | Path | None = None,
+    ) -> None:
+        super().__init__(
+            dirpath=dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False
+        )
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the module's metric if none was given."""
+        if self.monitor is None:
+            self.monitor, mode = getattr(pl_module, "monitor", ("val/loss", "min"))
+            self.mode, self.kth_value = mode, torch.tensor(float("inf") if mode == "min" else float("-inf"))
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save if there was a validation."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save if the validation gave the metric."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)

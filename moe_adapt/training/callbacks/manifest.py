@@ -1,0 +1,72 @@
+"""Write ``manifest.json``: how a run was made, how long it took, what it reached."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from moe_adapt.training import manifest
+
+__all__ = ["ManifestCallback"]
+
+
+class ManifestCallback(L.Callback):
+    """Write the manifest when training starts, and again when it ends, however it ends.
+
+    Keys: those of `moe_adapt.training.manifest.collect`, ``seed``, ``device``, ``precision``, ``status``
+        (running,
+    finished, interrupted or failed), ``resumed_from``, ``started``, ``ended``, ``wall_seconds``,
+    ``peak_memory_mb``, ``trainable_parameters``, ``total_parameters``, ``steps``, ``epochs`` and ``metrics``.
+    """
+
+    def __init__(self) -> None:
+        self.record: dict[str, Any] = {}
+        self._start = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what is known before the first step."""
+        self._start = time.monotonic()
+        parameters = list(pl_module.parameters())
+        self.record = {
+            **manifest.collect(),
+            "seed": getattr(pl_module, "seed", None),
+            "device": f"{trainer.num_devices} x {trainer.strategy.root_device.type}",
+            "precision": str(trainer.precision),
+            "status": "running",
+            "resumed_from": None if trainer.ckpt_path is None else Path(trainer.ckpt_path).name,
+            "started": manifest.now(),
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "total_parameters": sum(p.numel() for p in parameters),
+        }
+        self._write(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add time, memory and metrics."""
+        self._close(trainer, "finished")
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Say that the run did not finish."""
+        if self.record.get("status") == "running":
+            self._close(trainer, "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")
+
+    def _close(self, trainer: L.Trainer, status: str) -> None:
+        self.record |= {
+            "status": status,
+            "ended": manifest.now(),
+            "wall_seconds": round(time.monotonic() - self._start, 2),
+            "peak_memory_mb": round(manifest.peak_memory_mb(), 1),
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        }
+        self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "manifest.json").write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")

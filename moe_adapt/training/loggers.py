@@ -1,0 +1,74 @@
+"""Loggers that write into the run's folder: ``metrics.csv``, and TensorBoard's events if installed."""
+
+import csv
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+
+__all__ = ["RunCSVLogger", "run_loggers"]
+
+
+class _Appending(ExperimentWriter):
+    """Lightning's writer, going on with the file that is there instead of deleting it."""
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open(newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+    def forget_from(self, step: int) -> None:
+        """Drop the rows of `step` and later, which a killed run wrote after its last checkpoint."""
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+class RunCSVLogger(CSVLogger):
+    """Write ``metrics.csv`` straight into a folder; a resumed run goes on with it.
+
+    Args:
+        folder: The run's folder.
+        flush_every: Rows between two writes to the disk.
+    """
+
+    def __init__(self, folder: str | Path, flush_every: int = 20) -> None:
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=flush_every)
+        self._resumed = False
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder."""
+        return str(self.save_dir)
+
+    @property
+    def experiment(self) -> Any:
+        """The writer, made on first use."""
+        if self._experiment is None:
+            self._experiment = _Appending(log_dir=self.log_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Record one row; the first one drops what a killed run wrote beyond it."""
+        if not self._resumed and step is not None:
+            self.experiment.forget_from(step)
+            self._resumed = True
+        super().log_metrics(metrics, step)
+
+
+def run_loggers(folder: str | Path) -> list[Logger]:
+    """Return a CSV logger, and a TensorBoard logger if that is installed, both writing into `folder`."""
+    loggers: list[Logger] = [RunCSVLogger(folder)]
+    if find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(folder, name="", version="", default_hp_metric=False))
+    return loggers
