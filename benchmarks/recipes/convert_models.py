@@ -35,7 +35,11 @@ def dinov2_to_timm(source: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
         "cls_token": source["embeddings.cls_token"],
         "pos_embed": source["embeddings.position_embeddings"],
     }
-    renamed = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
+    renamed = {
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "norm": "layernorm",
+        "fc_norm": "layernorm",  # where timm puts the final norm if it averages tokens first
+    }
     for index in range(blocks):
         old, new = f"encoder.layer.{index}", f"blocks.{index}"
         attention = f"{old}.attention.attention"
@@ -50,7 +54,7 @@ def dinov2_to_timm(source: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
     for new, old in renamed.items():
         for kind in ("weight", "bias"):
             weights[f"{new}.{kind}"] = source[f"{old}.{kind}"]
-    return {name: tensor.float().contiguous() for name, tensor in weights.items()}
+    return {name: tensor.float().clone() for name, tensor in weights.items()}
 
 
 def feature_difference(model: Dinov2Model, weights: dict[str, Tensor]) -> float:
@@ -63,7 +67,7 @@ def feature_difference(model: Dinov2Model, weights: dict[str, Tensor]) -> float:
         weights: Result of `dinov2_to_timm`.
     """
     twin = timm.create_model(TIMM_VIT, num_classes=0, img_size=518).eval()
-    twin.load_state_dict(weights)
+    twin.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith("fc_norm")})
     image = torch.randn(1, 3, 518, 518, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         ours = twin.forward_features(image)

@@ -1,0 +1,165 @@
+"""Open an adapter folder: say clearly what is wrong with it, and leave no tensor at its random initial value.
+
+PEFT only warns when tensors are missing from a file, and answers ``KeyError: 'ROUTED_LORA'`` where this
+package is not imported. `load_adapter` checks the folder first, loads through PEFT, and then compares every
+tensor with the file.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from moe_adapt.errors import UserError
+from moe_adapt.tuner.config import FORMAT_VERSION
+from moe_adapt.tuner.peft_plugin import PEFT_TYPE, PREFIX
+
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "check_adapter_folder",
+    "compare_tensors",
+    "load_adapter",
+    "read_tensors",
+]
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def check_adapter_folder(path: str | Path) -> dict[str, Any]:
+    """Check that a folder holds a routed-LoRA adapter that this version reads, and return its configuration.
+
+    Args:
+        path: Folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Raises:
+        UserError: If the folder or a file is missing or damaged, if the adapter is of another kind, or if a
+            newer version wrote it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give the folder that `moe-adapt export` wrote.")
+    config = _read_config(folder)
+    kind = config.get("peft_type")
+    if kind != PEFT_TYPE:
+        raise UserError(
+            f"{folder} holds an adapter of type {kind!r}, {PEFT_TYPE!r} is needed; load it with PEFT itself."
+        )
+    version = config.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(
+            f"{folder} has format version {version!r}, this moe_adapt reads up to {FORMAT_VERSION}; "
+            "upgrade moe-adapt."
+        )
+    names = read_tensors(folder, names_only=True)
+    if not any(PREFIX in name for name in names):
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} holds {len(names)} tensors and none of them is an expert; "
+            "export it again."
+        )
+    return config
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} has no {CONFIG_FILE}, so it is not an adapter; give an exported folder.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not valid JSON ({error}); export or download the adapter again."
+        ) from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds a {type(config).__name__}, an object is needed; export it again.")
+    return config
+
+
+def read_tensors(folder: Path, names_only: bool = False) -> dict[str, Tensor]:
+    """Read the adapter's tensors onto the CPU.
+
+    Args:
+        folder: Adapter folder.
+        names_only: Read the header alone; the values are then empty tensors.
+
+    Raises:
+        UserError: If the file is missing, cut off or not in the safetensors format.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} has no {WEIGHTS_FILE}, the experts' weights; export or download it again.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: torch.empty(0) if names_only else file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); export or download the adapter again.") from error
+
+
+def load_adapter(
+    base: nn.Module, path: str | Path, adapter_name: str = "default", is_trainable: bool = False
+) -> PeftModel:
+    """Put the adapter in a folder on a base model, and check that every tensor arrived.
+
+    Args:
+        base: The model that the adapter was trained on.
+        path: Adapter folder.
+        adapter_name: Name under which to load it.
+        is_trainable: Whether to go on training it.
+
+    Raises:
+        UserError: If the folder is not sound (`check_adapter_folder`) or does not fit the base.
+    """
+    check_adapter_folder(path)
+    try:
+        model = PeftModel.from_pretrained(base, path, adapter_name=adapter_name, is_trainable=is_trainable)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"the adapter in {path} does not fit this {type(base).__name__} ({reason}); "
+            "build the base model that its README.md names."
+        ) from error
+    compare_tensors(model, adapter_name, Path(path))
+    return model
+
+
+def compare_tensors(model: PeftModel, adapter_name: str, folder: Path) -> dict[str, Tensor]:
+    """Compare the adapter in a model with the file in a folder and return the file's tensors.
+
+    Args:
+        model: Model that carries the adapter.
+        adapter_name: The adapter's name in the model.
+        folder: Adapter folder.
+
+    Raises:
+        UserError: If a tensor is missing, unexpected or different.
+    """
+    stored = read_tensors(folder)
+    live = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    unexpected = {name for name in stored.keys() - live.keys() if PREFIX in name}
+    different = {
+        name
+        for name in stored.keys() & live.keys()
+        if not torch.equal(stored[name].to(live[name].dtype), live[name].cpu())
+    }
+    problems = [
+        f"{len(names)} {word} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for word, names in (
+            ("missing", live.keys() - stored.keys()),
+            ("unexpected", unexpected),
+            ("different", different),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"the tensors in {folder} do not match the model: {'; '.join(problems)}; "
+            "build the base model that its README.md names, or export the adapter again."
+        )
+    return stored

@@ -1,0 +1,244 @@
+"""Export, reopening, and what is said about folders that are no sound adapter."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from moe_adapt.errors import UserError
+from moe_adapt.hub.export import base_code, export_model
+from moe_adapt.hub.load import check_adapter_folder, load_adapter
+from moe_adapt.tuner import RoutedLoraConfig
+from moe_adapt.tuner.config import FORMAT_VERSION
+
+IDS = torch.arange(12).reshape(2, 6)
+
+
+def build_base(hidden=16):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=hidden,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def build_model(adapter_name="default", **options):
+    settings = {
+        "method": "dynmole",
+        "num_experts": 3,
+        "r": 2,
+        "alpha": 4,
+        "task_type": "CAUSAL_LM",
+        **options,
+    }
+    model = get_peft_model(build_base(), RoutedLoraConfig(**settings), adapter_name=adapter_name)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "moe_adapt_" in name:
+            parameter.data.normal_(generator=generator)
+    return model.eval()
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(input_ids=IDS).logits
+
+
+@pytest.fixture
+def exported(tmp_path):
+    model = build_model()
+    report = export_model(model, tmp_path / "adapter")
+    return model, report.folder
+
+
+def test_reload_gives_equal_logits_under_any_name(exported):
+    model, folder = exported
+    assert torch.equal(logits(load_adapter(build_base(), folder)), logits(model))
+    assert torch.equal(logits(load_adapter(build_base(), folder, adapter_name="other")), logits(model))
+    assert torch.equal(logits(PeftModel.from_pretrained(build_base(), folder)), logits(model))
+
+
+def test_folder_and_report(exported):
+    _, folder = exported
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_another_adapter_name_is_exported_to_the_top_folder(tmp_path):
+    model = build_model(adapter_name="first")
+    folder = export_model(model, tmp_path / "adapter").folder
+    assert torch.equal(logits(load_adapter(build_base(), folder)), logits(model))
+
+
+def test_export_leaves_the_model_as_it_was(tmp_path):
+    model = build_model().train()
+    frozen = next(parameter for name, parameter in model.named_parameters() if "moe_adapt_A" in name)
+    frozen.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    state = torch.get_rng_state()
+    export_model(model, tmp_path / "adapter")
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert list(model.peft_config) == ["default"]
+
+
+def test_target_in_use(exported, tmp_path):
+    model, folder = exported
+    with pytest.raises(UserError, match="not empty"):
+        export_model(model, folder)
+    assert export_model(model, folder, overwrite=True).folder == folder
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not overwritten"):
+        export_model(model, other, overwrite=True)
+    with pytest.raises(UserError, match="is a file"):
+        export_model(model, other / "thesis.tex")
+    assert (other / "thesis.tex").read_text() == "precious"
+
+
+def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("moe_adapt.hub.export.make_card", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_model(build_model(), tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plain_lora_is_refused(tmp_path):
+    model = get_peft_model(build_base(), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(UserError, match="ROUTED_LORA is needed"):
+        export_model(model, tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "lora")
+    with pytest.raises(UserError, match="of type 'LORA'"):
+        check_adapter_folder(tmp_path / "lora")
+
+
+def test_card(tmp_path):
+    folder = export_model(
+        build_model(),
+        tmp_path / "adapter",
+        metrics={"test/acc": 0.875},
+        manifest={"command": "moe-adapt fit", "seed": 3, "versions": {"torch": "2"}},
+        base_model="someone/tiny-llama",
+        task="text-generation",
+        dataset="stories",
+    ).folder
+    card = ModelCard.load(folder / "README.md")
+    data = card.data.to_dict()
+    assert data["library_name"] == "peft"
+    assert data["base_model"] == "someone/tiny-llama"
+    assert data["base_model_relation"] == "adapter"
+    assert {"moe-adapt", "mixture-of-experts", "lora", "routed-lora"} <= set(data["tags"])
+    assert data["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.875
+    for words in (
+        "KeyError: 'ROUTED_LORA'",
+        "import moe_adapt.tuner",
+        "moe-adapt fit",
+        "Seed 3",
+        "| `mlp.gate_proj` |",
+    ):
+        assert words in card.text
+    assert json.loads((folder / "manifest.json").read_text())["seed"] == 3
+
+
+def test_no_path_of_this_machine_is_published(tmp_path):
+    base = tmp_path / "somewhere" / "mini-base"
+    build_base().save_pretrained(base)
+    model = get_peft_model(
+        LlamaForCausalLM.from_pretrained(base), RoutedLoraConfig(method="soft", task_type="CAUSAL_LM")
+    )
+    folder = export_model(model, tmp_path / "adapter").folder
+    for name in ("README.md", "adapter_config.json"):
+        assert str(tmp_path) not in (folder / name).read_text()
+    assert "base_model" not in ModelCard.load(folder / "README.md").data.to_dict()
+    assert "`mini-base`" in (folder / "README.md").read_text()
+
+
+def test_stock_peft_stops_with_the_error_that_the_card_names(exported):
+    _, folder = exported
+    code = f"from peft import PeftConfig; PeftConfig.from_pretrained({str(folder)!r})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "KeyError: 'ROUTED_LORA'" in result.stderr
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "adapter_config.json").unlink(), "has no adapter_config.json"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "not valid JSON"),
+        (lambda folder: edit_config(folder, peft_type="LORA"), "of type 'LORA'"),
+        (lambda folder: edit_config(folder, format_version=FORMAT_VERSION + 1), "upgrade moe-adapt"),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
+        (lambda folder: truncate(folder / "adapter_model.safetensors"), "is damaged"),
+        (
+            lambda folder: save_file({"x": torch.ones(1)}, folder / "adapter_model.safetensors"),
+            "none of them",
+        ),
+    ],
+)
+def test_damaged_folders(exported, damage, message):
+    _, folder = exported
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        check_adapter_folder(folder)
+    with pytest.raises(UserError, match=message):
+        load_adapter(build_base(), folder)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        check_adapter_folder(tmp_path / "nowhere")
+
+
+def test_missing_and_unexpected_tensors(exported):
+    _, folder = exported
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    removed = next(name for name in tensors if "moe_adapt_" in name)
+    save_file({name: tensor for name, tensor in tensors.items() if name != removed}, path)
+    with pytest.raises(UserError, match="lacks"):
+        load_adapter(build_base(), folder)
+    save_file({**tensors, removed.replace("layers.0", "layers.9"): tensors[removed].clone()}, path)
+    with pytest.raises(UserError, match="fit no layer"):
+        load_adapter(build_base(), folder)
+
+
+def test_another_base(exported):
+    _, folder = exported
+    with pytest.raises(UserError, match="does not fit this LlamaForCausalLM"):
+        load_adapter(build_base(hidden=32), folder)
+
+
+def test_base_code_hides_folders(tmp_path):
+    class Module:
+        @classmethod
+        def base_model(cls, backbone, num_classes, pooling="auto"):
+            raise NotImplementedError
+
+    code = base_code(Module, {"backbone": str(tmp_path), "num_classes": 5, "pooling": "auto", "lr": 1.0})
+    assert code.endswith(f"base = Module.base_model(backbone='PATH_OF/{tmp_path.name}', num_classes=5)")
