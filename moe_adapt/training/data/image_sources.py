@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from zipfile import BadZipFile
 
 import datasets
 import numpy as np
@@ -129,10 +129,8 @@ class ArrayImages(ImageSource):
             raise UserError(
                 f"{where} hold {len(images)} images and {len(arrays.labels)} labels: expected as many."
             )
-        self.images = images.reshape(*images.shape[:3], -1)
-        names = arrays.class_names or [
-            str(number) for number in range(max(map(int, arrays.labels), default=-1) + 1)
-        ]
+        self.images = images[..., None] if images.ndim == 3 else images
+        names = arrays.class_names or numbered(arrays.labels)
         super().__init__(arrays.labels, names, where)
 
     def read(self, row: int) -> torch.Tensor:
@@ -182,18 +180,25 @@ class TableImages(ImageSource):
         return decode(image["bytes"] or Path(image["path"]), image["path"] or f"the image of row {row}")
 
 
+def numbered(labels: np.ndarray) -> list[str]:
+    """Return class names "0".."C-1", C-1 being the largest label."""
+    return [str(number) for number in range(max(map(int, labels), default=-1) + 1)]
+
+
 def _open_npz(path: Path) -> ImageSource:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
-    names: Any = arrays.get("name")
+    if not path.is_file():
+        raise UserError(f"there is no file {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (BadZipFile, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as an .npz file of plain arrays: {error}.") from error
+    names = [str(name) for name in arrays["name"]] if "name" in arrays else None
     if {"jpeg", "offset", "label"} <= arrays.keys():
-        names = names if names is not None else [str(n) for n in range(int(arrays["label"].max()) + 1)]
-        return PackedImages(
-            arrays["jpeg"], arrays["offset"], arrays["label"], [str(n) for n in names], str(path)
-        )
+        names = names or numbered(arrays["label"])
+        return PackedImages(arrays["jpeg"], arrays["offset"], arrays["label"], names, str(path))
     if {"images", "label"} <= arrays.keys():
-        listed = None if names is None else [str(name) for name in names]
-        return ArrayImages(ImageArrays(arrays["images"], arrays["label"], listed), str(path))
+        return ArrayImages(ImageArrays(arrays["images"], arrays["label"], names), str(path))
     raise UserError(
         f"{path} has the arrays {', '.join(arrays)}: expected images and label, or jpeg, offset and label."
     )
@@ -217,8 +222,6 @@ def open_images(
         return ArrayImages(source)
     path = Path(source).expanduser() if isinstance(source, str) else None
     if path is not None and path.suffix == ".npz":
-        if not path.is_file():
-            raise UserError(f"there is no file {path}.")
         return _open_npz(path)
     if path is not None and path.is_dir() and not is_saved_table(path):
         return FolderImages(path)
