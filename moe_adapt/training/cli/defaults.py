@@ -1,27 +1,81 @@
-"""What every run gets without asking: callbacks, loggers, checkpoints, and the options that tune them."""
+"""What every run gets without asking: callbacks, loggers, atomic checkpoints; and the options for them."""
 
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 
-__all__ = ["add_arguments", "callbacks", "loggers"]
+from moe_adapt.training.callbacks import (
+    AdapterReport,
+    BestCheckpoint,
+    LastCheckpoint,
+    ManifestCallback,
+    OutputFolderGuard,
+    RoutingMonitor,
+    progress_bar,
+)
+from moe_adapt.training.checkpoint import AtomicCheckpointIO
+from moe_adapt.training.cli.predictions import PredictionWriter
+from moe_adapt.training.loggers import RunCSVLogger, run_loggers
+
+__all__ = ["TRAINER", "add_arguments", "callbacks", "loggers", "plugins"]
+
+#: Trainer options whose default differs from Lightning's: `AdapterReport` prints a better summary.
+TRAINER = {"enable_model_summary": False}
 
 
-def add_arguments(parser: Any) -> None:
-    """Add the options of the default callbacks."""
+def add_arguments(parser: LightningArgumentParser) -> None:
+    """Add the options of the default callbacks: ``best_checkpoint``, ``last_checkpoint``, ``routing``."""
+    parser.add_class_arguments(BestCheckpoint, "best_checkpoint", skip={"dirpath"})
+    parser.add_class_arguments(LastCheckpoint, "last_checkpoint", skip={"dirpath"})
+    parser.add_class_arguments(RoutingMonitor, "routing")
 
 
 def callbacks(options: Namespace, command: str) -> list[Callback]:
-    """Return the callbacks of a command."""
-    return [
-        ModelCheckpoint(dirpath=Path(options.trainer["default_root_dir"]) / "checkpoints", save_last=True)
-    ]
+    """Return the callbacks of a command, in the order in which they run.
+
+    Args:
+        options: The command's options, with their objects made.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+    """
+    trainer = options.trainer
+    found: list[Callback] = []
+    if command == "fit":
+        found = [OutputFolderGuard(options.overwrite), AdapterReport(), ManifestCallback(), options.routing]
+        if trainer.enable_checkpointing is not False:
+            found += [options.last_checkpoint, options.best_checkpoint]
+    if command == "predict":
+        found = [PredictionWriter(Path(trainer.default_root_dir) / "predictions.jsonl")]
+    given = trainer.callbacks or []
+    own_bar = any(
+        isinstance(callback, ProgressBar) for callback in (given if isinstance(given, list) else [given])
+    )
+    if trainer.enable_progress_bar is not False and not own_bar:
+        found.append(progress_bar())
+    return found
 
 
 def loggers(folder: Path, command: str) -> list[Logger]:
-    """Return the loggers of a command."""
-    return [CSVLogger(folder, name="", version="")]
+    """Return the loggers of a command: those of the run for training, else a table in a sub-folder.
+
+    Args:
+        folder: The run's folder.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+    """
+    return run_loggers(folder) if command == "fit" else [RunCSVLogger(folder / command)]
+
+
+def plugins(given: Any) -> list[Any]:
+    """Return the trainer's plugins: those given, and our checkpoint writer if there is no other.
+
+    Args:
+        given: ``trainer.plugins``: None, one or a list.
+    """
+    own = given if isinstance(given, list) else [] if given is None else [given]
+    writer = any(isinstance(plugin, CheckpointIO) for plugin in own)
+    return own if writer else [*own, AtomicCheckpointIO()]

@@ -6,11 +6,12 @@ What differs from a plain `LightningCLI`:
 * the seed is an integer; a checkpoint's hyper-parameters are never merged over the command line;
 * ``--out`` is the run's folder; ``--resume`` goes on from its last checkpoint; ``--overwrite`` replaces it;
 * ``data.tokenizer`` is ``model.backbone`` unless it is given;
-* ``model.num_classes``, if not given, is asked of the data (after its ``prepare_data`` and ``setup("fit")``) and
-  saved with the configuration; if it is given, the data is compared with it when the run starts.
+* ``model.num_classes``, if not given, is asked of the data (after ``prepare_data`` and ``setup("fit")``) and
+  saved with the configuration; if given, the data is compared with it when the run starts.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import moe_adapt.training.data
 import moe_adapt.training.modules  # noqa: F401  the classes, for their bare names
 from moe_adapt.errors import UserError
+from moe_adapt.training.callbacks import claim_folder
 from moe_adapt.training.cli import defaults
 from moe_adapt.training.cli.custom import import_custom_modules, split_custom_modules
 from moe_adapt.training.cli.main import Interrupted
@@ -97,7 +99,7 @@ class RoutedCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=SaveRunConfig,
-            seed_everything_default=0,
+            trainer_defaults=dict(defaults.TRAINER),
             parser_class=RoutedParser,
             parser_kwargs={"prog": "moe-adapt"},
             auto_configure_optimizers=False,
@@ -115,6 +117,10 @@ class RoutedCLI(LightningCLI):
             help="A configuration: a path, or a short name from `moe-adapt list`. Repeat it: later ones win.",
         )
         return parser
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed: an integer, so that the saved configuration repeats the run."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of the run.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run and the links between model and data."""
@@ -142,19 +148,6 @@ class RoutedCLI(LightningCLI):
             "data", "model.init_args.num_classes", compute_fn=self.num_classes, apply_on="instantiate"
         )
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and check what the types alone cannot.
-
-        Raises:
-            UserError: For any mistake in the options.
-        """
-        self.config = parser.parse_args(args)
-        seed = self.options.seed_everything
-        if isinstance(seed, bool):
-            raise UserError(
-                f"seed_everything: {str(seed).lower()} leaves the seed unknown; give an integer such as 42."
-            )
-
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the parent merges a checkpoint's hyper-parameters over the command line."""
 
@@ -177,7 +170,11 @@ class RoutedCLI(LightningCLI):
         return arguments.get("num_classes")
 
     def before_instantiate_classes(self) -> None:
-        """Settle the run's folder and the checkpoint to start from."""
+        """Settle the run's folder and the checkpoint to start from, before anything large is loaded.
+
+        Raises:
+            UserError: If the folder is in use, or the checkpoint does not exist.
+        """
         options = self.options
         configs = [Path(str(path)).stem for path in options.get("config") or []]
         name = configs[-1] if configs else options.model.class_path.rsplit(".", 1)[-1]
@@ -185,6 +182,9 @@ class RoutedCLI(LightningCLI):
         options.trainer.default_root_dir = str(self.folder)
         if self.subcommand == "fit":
             start = resume_checkpoint(options.resume, self.folder) or options.ckpt_path
+            first_process = os.environ.get("LOCAL_RANK", "0") == "0"
+            if first_process and not options.overwrite and not options.trainer.fast_dev_run:
+                claim_folder(self.folder, None if start is None else Path(start))
         else:
             start = evaluation_checkpoint(options.ckpt_path, self.folder)
         options.ckpt_path = None if start is None else str(start)
@@ -202,15 +202,23 @@ class RoutedCLI(LightningCLI):
             raise (cause if isinstance(cause, UserError) else error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer with our callbacks, loggers and checkpoint writer beside the user's."""
-        options, command = self.options, str(self.subcommand)
-        self.trainer_defaults["callbacks"] = defaults.callbacks(self.config_init[command], command)
-        classes = options.model.init_args.get("num_classes")
-        if classes is not None:
-            self.trainer_defaults["callbacks"].append(CheckClasses(classes))
+        """Make the trainer, with our callbacks and loggers beside the user's.
+
+        Raises:
+            UserError: If the trainer refuses an option.
+        """
+        command = str(self.subcommand)
+        options = self.config_init[command]
+        ours = defaults.callbacks(options, command)
+        classes = self.options.model.init_args.get("num_classes")
+        self.trainer_defaults["callbacks"] = ours if classes is None else [CheckClasses(classes), *ours]
         if options.trainer.logger in (None, True):
             kwargs["logger"] = defaults.loggers(self.folder, command)
-        return super().instantiate_trainer(**kwargs)
+        kwargs["plugins"] = defaults.plugins(options.trainer.plugins)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as refusal:
+            raise UserError(f"the trainer refuses its options: {refusal}") from refusal
 
     def fit(self, **kwargs: Any) -> None:
         """Train."""
@@ -254,6 +262,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     Raises:
         UserError: For any mistake in the options or the data.
     """
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are about Lightning's own calls
     try:
         RoutedCLI([command, *argv])
     except MisconfigurationException as mistake:

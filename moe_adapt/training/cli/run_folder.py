@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_adapt.errors import UserError
+from moe_adapt.training.checkpoint import checkpoint_path
 
 __all__ = ["CONFIG_FILE", "evaluation_checkpoint", "resume_checkpoint", "resume_hint", "run_folder"]
 
@@ -55,7 +56,7 @@ def resume_checkpoint(resume: Any, folder: Path) -> Path | None:
 
 
 def evaluation_checkpoint(ckpt_path: str | None, folder: Path) -> Path | None:
-    """Return the checkpoint to evaluate: the one asked for, else the run's best or last, else None.
+    """Return the checkpoint to evaluate: the one asked for, else the run's best; None if there is no run.
 
     Args:
         ckpt_path: ``--ckpt_path``: ``best``, ``last`` or a path.
@@ -64,15 +65,9 @@ def evaluation_checkpoint(ckpt_path: str | None, folder: Path) -> Path | None:
     Raises:
         UserError: If the one asked for does not exist.
     """
-    checkpoints = {name: folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")}
-    if ckpt_path is not None:
-        path = checkpoints.get(ckpt_path, Path(ckpt_path))
-        if not path.is_file():
-            raise UserError(
-                f"there is no checkpoint {path}; expected best, last or the path of a .ckpt file."
-            )
-        return path
-    return next((path for path in checkpoints.values() if path.is_file()), None)
+    if ckpt_path is None and not (folder / "checkpoints").is_dir():
+        return None
+    return checkpoint_path(folder, ckpt_path or "best")
 
 
 def resume_hint(folder: Path) -> str:
