@@ -31,6 +31,9 @@ __all__ = [
 #: The label of a token that is not learned.
 IGNORED = -100
 
+#: How tokenisers write a space at the head of a token.
+_SPACES = ("▁", "Ġ")
+
 
 @dataclass(frozen=True)
 class Example:
@@ -151,7 +154,14 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], c
 def encode_responses(
     tokenizer: PreTrainedTokenizerBase, responses: Sequence[str], end: bool
 ) -> list[list[int]]:
-    """Return the tokens of the responses without special tokens, but for the end of text if `end`."""
+    """Return the tokens of the responses without special tokens, but for the end of text if `end`.
+
+    Some tokenisers (SentencePiece) put a space before any text: from them a response that begins with a space
+    gets that one, not two.
+    """
+    first = tokenizer.tokenize("a")[0]
+    if first.startswith(_SPACES):
+        responses = [response.removeprefix(" ") for response in responses]
     encoded = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
     return [[*ids, tokenizer.eos_token_id] if end else ids for ids in encoded]
 

@@ -156,4 +156,13 @@ def test_real_tokenizer_and_text():
         data.setup("fit")
         return model(**next(iter(data.train_dataloader()))).loss.item()
 
+    rows = [{"prompt": "One day, Lily", "response": " went to the park."}]
+    data = CausalLMData(
+        folder, train=rows, prompt="{prompt}", response="{response}", validation_fraction=0.0, max_length=64
+    )
+    data.setup("fit")
+    whole = data.tokenizer("One day, Lily went to the park.").input_ids
+    assert next(iter(data.train_dataloader()))["input_ids"].tolist() == [
+        [*whole, data.tokenizer.eos_token_id]
+    ]
     assert loss(story) < 1.5 < loss(" ".join(reversed(story.split())))

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -54,6 +55,15 @@ def test_an_end_token_that_the_tokenizer_adds_to_the_prompt_is_dropped(tokenizer
     )
     assert opened("a").input_ids[-1] == 2
     assert encode_prompts(opened, ["a"], chat=False)[0] == opened("a").input_ids[:-1]
+
+
+def test_a_tokenizer_that_adds_a_space_does_not_double_it(tokenizer):
+    opened = AutoTokenizer.from_pretrained(tokenizer)
+    plain = encode_responses(opened, [" a b"], end=False)
+    opened.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    assert (
+        encode_responses(opened, [" a b"], end=False) == plain == encode_responses(opened, ["a b"], end=False)
+    )
 
 
 def test_chat_parts(chat_tokenizer, tokenizer):
