@@ -1,6 +1,7 @@
 """Configuration of a routed-LoRA adapter: the dataclass that PEFT saves as ``adapter_config.json``."""
 
 import copy
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -92,8 +93,18 @@ class RoutedLoraConfig(PeftConfig):
                 f"this adapter has file format {self.format_version}, but this moe_adapt reads up to "
                 f"{FORMAT_VERSION}; upgrade moe-adapt."
             )
+        self._check_expressions()
         self._check_numbers()
         self._check_components()
+
+    def _check_expressions(self) -> None:
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    re.compile(value)
+                except re.error as error:
+                    raise UserError(f"{name}={value!r} is not a regular expression: {error}.") from error
 
     def _check_numbers(self) -> None:
         for name in ("num_experts", "r"):
