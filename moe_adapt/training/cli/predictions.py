@@ -1,8 +1,7 @@
 """Write what ``moe-adapt predict`` predicts: ``predictions.jsonl``, one JSON object per row, in order.
 
-A classifier's row has ``prediction`` (the class number), ``class`` (its name, if known) and
-``probabilities``; a multiple-choice row has ``prediction`` and the ``scores`` of its choices; generated text is
-``text``.
+A classifier's row has ``prediction`` (class number), ``class`` (its name, if known) and ``probabilities``; a
+multiple-choice row has ``prediction`` and the ``scores`` of its choices; generated text is ``text``.
 """
 
 import json

@@ -1,0 +1,125 @@
+"""Every packaged configuration is parsed against the real signatures."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moe_adapt.training.cli import main
+from moe_adapt.training.cli.config_names import config_root, first_line, packaged_configs, resolve_config
+from moe_adapt.tuner import RoutedLoraConfig
+from moe_adapt.tuner.presets import PRESETS
+
+CONFIGS = packaged_configs()
+REPOSITORY = Path(__file__).parents[1]
+
+
+def with_companions(name: str) -> list[str]:
+    """The configuration after those that its header asks for (``# with: a, b``)."""
+    header = re.search(r"^# with: (.+)$", CONFIGS[name].read_text(), re.MULTILINE)
+    companions = header.group(1).split(", ") if header else []
+    return [*companions, name]
+
+
+def parse(capsys: pytest.CaptureFixture, names: list[str], *words: str) -> dict:
+    configs = [word for name in names for word in ("--config", name)]
+    code = main(["fit", *configs, "--model.backbone", "some-backbone", *words, "--print_config"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return yaml.safe_load(captured.out)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parses_against_the_real_signatures(name, capsys):
+    names = with_companions(name)
+    order = sorted(names, key=lambda key: not key.startswith("task/"))
+    printed = parse(capsys, order)
+    own = yaml.safe_load(CONFIGS[name].read_text())
+    assert contains(printed, own)
+
+
+def contains(whole: object, part: object) -> bool:
+    if isinstance(part, dict):
+        if isinstance(whole, dict) and "init_args" in whole and "class_path" not in part:
+            whole = whole | whole["init_args"]
+        return isinstance(whole, dict) and all(k in whole and contains(whole[k], v) for k, v in part.items())
+    if isinstance(part, str) and isinstance(whole, str):
+        return whole == part or whole.endswith(f".{part}")
+    return whole == part
+
+
+def tuner_of(printed: dict) -> RoutedLoraConfig:
+    return RoutedLoraConfig(**printed["model"]["init_args"]["tuner"]["init_args"])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_says_what_it_is(name):
+    line = first_line(CONFIGS[name])
+    assert CONFIGS[name].read_text().startswith("# ")
+    assert 10 < len(line) <= 110
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_method_config_is_its_preset(method, capsys):
+    printed = parse(capsys, ["task/causal_lm", f"routed_lora/{method}"])
+    assert tuner_of(printed) == RoutedLoraConfig(method=method)
+
+
+def test_later_method_replaces_the_earlier_one(capsys):
+    printed = parse(capsys, ["task/causal_lm", "routed_lora/dynmole", "routed_lora/top_k"])
+    assert tuner_of(printed) == RoutedLoraConfig(method="top_k")
+    printed = parse(capsys, ["task/causal_lm", "routed_lora/top_k"], "--model.tuner", "null")
+    assert printed["model"]["init_args"]["tuner"] is None
+
+
+def test_seeds_are_integers():
+    for path in CONFIGS.values():
+        seed = (yaml.safe_load(path.read_text()) or {}).get("seed_everything", 0)
+        assert type(seed) is int
+
+
+def test_disk_wins_over_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packaged = resolve_config("routed_lora/dynmole")
+    assert (
+        packaged == resolve_config("routed_lora/dynmole.yaml") == config_root() / "routed_lora/dynmole.yaml"
+    )
+    local = tmp_path / "routed_lora" / "dynmole.yaml"
+    local.parent.mkdir()
+    local.write_text("model: {}")
+    assert resolve_config("routed_lora/dynmole").resolve() == local
+    assert resolve_config(str(local)) == local
+
+
+def test_configs_are_found_where_the_package_is_installed():
+    assert Path(str(files("moe_adapt.configs"))).joinpath("base.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_wheel_ships_the_configs(tmp_path):
+    source = tmp_path / "source"
+    for folder in ("moe_adapt", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / folder, source / folder, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "."]
+    subprocess.run([*build, "-w", str(tmp_path)], check=True, cwd=source)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    expected = {f"moe_adapt/configs/{name}.yaml" for name in CONFIGS}
+    assert expected | {"moe_adapt/configs/__init__.py", "moe_adapt/py.typed"} <= set(names)
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    script = "from moe_adapt.training.cli.config_names import config_root as r, packaged_configs as p; "
+    script += "print(r(), len(p()))"
+    command = [sys.executable, "-c", script]
+    environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(site / "moe_adapt" / "configs"), str(len(CONFIGS))]
