@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from moe_adapt.errors import UserError
 
@@ -21,6 +22,7 @@ __all__ = [
     "freeze",
     "keep_in_float32",
     "load_pretrained",
+    "optional_file",
     "set_train_mode",
 ]
 
@@ -99,6 +101,25 @@ def _head(model: Any, lacking: Iterable[str]) -> list[str]:
     ]
     poolers = {key.rpartition(".")[0] for key in lacking if "pooler" in key.split(".")}
     return head + sorted(pooler for pooler in poolers if pooler.split(".")[0] not in head)
+
+
+def optional_file(name: str, file: str) -> Path | None:
+    """Return the path of a file of a Hugging Face model, None if the model has no such file.
+
+    Raises:
+        UserError: If the model cannot be found.
+    """
+    try:
+        path = cached_file(
+            name,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except OSError as error:
+        raise UserError(f"cannot load the backbone {name!r}: {str(error).splitlines()[0]}") from error
+    return None if path is None else Path(path)
 
 
 def check_loaded(name: str, lacking: Iterable[str], head: list[str]) -> None:

@@ -47,29 +47,27 @@ class Classifier(AdaptedModule):
         """Return class logits, [B, C]."""
         return self.logits(batch)
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Check the labels while they are on the CPU.
+    def checked_labels(self, batch: Batch) -> Tensor:
+        """Return the labels [B].
 
         Raises:
-            UserError: If a label is not one of the classes.
+            UserError: If one is not one of the classes.
         """
-        labels = batch.get("labels")
-        if (
-            labels is not None
-            and labels.numel()
-            and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes
-        ):
-            bad = next(int(label) for label in labels if not 0 <= int(label) < self.num_classes)
+        labels = batch["labels"]
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(wrong):
+            bad = int(wrong[0])
             raise UserError(
                 f"label {bad} is out of range: the model has {self.num_classes} classes, 0 to "
                 f"{self.num_classes - 1}; "
                 "set num_classes to that of the data."
             )
-        return batch
+        return labels
 
     def task_loss(self, batch: Batch) -> Tensor:
         """Return the mean cross-entropy."""
-        return F.cross_entropy(self.logits(batch).float(), batch["labels"])
+        labels = self.checked_labels(batch)
+        return F.cross_entropy(self.logits(batch).float(), labels)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update and log the validation metrics."""
@@ -80,7 +78,8 @@ class Classifier(AdaptedModule):
         self._evaluate(batch, "test", self.test_metrics)
 
     def _evaluate(self, batch: Batch, stage: str, metrics: MetricCollection) -> None:
-        logits, labels = self.logits(batch).float(), batch["labels"]
+        labels = self.checked_labels(batch)
+        logits = self.logits(batch).float()
         metrics.update(logits, labels)
         self.log(f"{stage}/loss", F.cross_entropy(logits, labels), batch_size=labels.shape[0], sync_dist=True)
         self.log_dict(dict(metrics.items(keep_base=False)), prog_bar=True, batch_size=labels.shape[0])

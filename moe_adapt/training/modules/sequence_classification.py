@@ -6,14 +6,12 @@ a linear head.
 """
 
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification
-from transformers.utils import cached_file
 
-from moe_adapt.training.modules.backbone import Backbone, Precision, load_pretrained
+from moe_adapt.training.modules.backbone import Backbone, Precision, load_pretrained, optional_file
 from moe_adapt.training.modules.base import Batch
 from moe_adapt.training.modules.classifier import Classifier
 from moe_adapt.tuner import RoutedLoraConfig
@@ -114,13 +112,6 @@ def resolve_pooling(backbone: str, pooling: Pooling) -> Literal["mean", "model"]
     """Return how `backbone` pools, looking into sentence-transformers' configuration for ``auto``."""
     if pooling != "auto":
         return pooling
-    path = cached_file(
-        backbone,
-        "1_Pooling/config.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    if path is None:
-        return "model"
-    return "mean" if json.loads(Path(path).read_text()).get("pooling_mode_mean_tokens") else "model"
+    path = optional_file(backbone, "1_Pooling/config.json")
+    mean = path is not None and json.loads(path.read_text()).get("pooling_mode_mean_tokens")
+    return "mean" if mean else "model"
