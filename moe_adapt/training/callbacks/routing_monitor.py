@@ -48,8 +48,9 @@ class RoutingMonitor(L.Callback):
         tuner: Any = getattr(pl_module, "tuner", None)
         every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         step = trainer.global_step
+        seen = self.history[-1]["step"] if self.history else 0  # a step may take several batches
         last = batch_idx + 1 == trainer.num_training_batches
-        if tuner is None or every == 0 or not (last or step == 1 or step % every == 0):
+        if tuner is None or every == 0 or step == seen or not (last or step == 1 or step % every == 0):
             return
         stats: dict[str, RoutingStats] = tuner.routing_stats()
         for site, one in stats.items():
