@@ -1,0 +1,50 @@
+# Every target sets itself up in .venv; a second call starts at once.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+ARGS ?=
+
+.PHONY: help demo test lint docs clean
+
+help:
+	@echo "make demo   fine-tune a small encoder on news articles, end to end (no network after the set-up)"
+	@echo "make test   run the tests; ARGS='-m slow' runs the slow ones, ARGS=tests/routing one folder"
+	@echo "make lint   check style, format and types"
+	@echo "make docs   build the documentation into site/"
+	@echo "make clean  remove .venv, caches and built files (runs/ stays)"
+
+demo: $(VENV)/.demo
+	$(BIN)/moe-adapt demo $(ARGS)
+
+test: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp per extra: made when the extra is installed, out of date when pyproject.toml changes.
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(VENV)/.python
+	@echo "installing moe-adapt[$*] into $(VENV) (some minutes the first time: PyTorch is large)"
+	@$(PIP) --editable ".[$*]"
+	@touch $@
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "moe-adapt needs Python 3.11 or newer, but '$(PYTHON)' is missing or older: install one, or name it as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "'$(PYTHON)' cannot create a virtual environment: install its venv module (on Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@touch $@

@@ -1,0 +1,129 @@
+"""The walls between rooms, and what holds for every module. See docs/architecture.md."""
+
+import ast
+import importlib
+import inspect
+import json
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import moe_adapt
+
+ROOT = Path(moe_adapt.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+MODULES = sorted(
+    found.name
+    for found in pkgutil.walk_packages([str(ROOT)], "moe_adapt.")
+    if not found.name.startswith("moe_adapt.configs")
+)
+
+#: What a room may import of this package, beside itself.
+MAY_IMPORT = {
+    "__init__": {"errors"},
+    "errors": set(),
+    "registry": {"errors"},
+    "evaluation": {"errors", "registry"},
+    "experts": {"errors", "registry"},
+    "routing": {"errors", "registry", "experts"},
+    "checks": {"errors", "registry", "experts", "routing"},
+    "tuner": {"errors", "registry", "experts", "routing", "evaluation"},
+    "training": {"__init__", "errors", "registry", "experts", "routing", "evaluation", "tuner"},
+    "hub": {"__init__", "errors", "registry", "experts", "routing", "evaluation", "tuner", "training"},
+    "demo": {"__init__", "errors", "registry", "experts", "routing", "evaluation", "tuner", "training", "hub"},
+}
+#: Upward imports inside functions, on purpose: the commands that start what stands above them.
+MAY_CLIMB = {"__init__.py": {"tuner"}, "training/cli/export.py": {"hub"}}
+#: Rooms that need nothing but torch.
+LIGHT = {"__init__", "errors", "registry", "evaluation", "experts", "routing", "checks"}
+HEAVY = {"datasets", "huggingface_hub", "lightning", "matplotlib", "peft", "timm", "transformers"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield every imported module, and whether it is imported inside a function."""
+
+    def walk(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, inside) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: relative import"
+                yield child.module or "", inside
+            yield from walk(child, inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), False)
+
+
+def target_room(module: str) -> str | None:
+    package, _, rest = module.partition(".")
+    return (rest.partition(".")[0] or "__init__") if package == "moe_adapt" else None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_only_from_below(path):
+    own = room(path)
+    climbing = MAY_CLIMB.get(path.relative_to(ROOT).as_posix(), set())
+    for module, inside in imports(path):
+        target = target_room(module)
+        if target is None or target == own:
+            continue
+        assert target in MAY_IMPORT[own] or (inside and target in climbing), f"{own} must not import {module}"
+
+
+def test_every_room_has_a_floor():
+    assert {room(path) for path in FILES} <= MAY_IMPORT.keys()
+    order = list(MAY_IMPORT)
+    for own, below in MAY_IMPORT.items():
+        assert all(order.index(other) < order.index(own) for other in below - {"errors"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_foreign_imports(path):
+    for module, inside in imports(path):
+        package, _, private = module.partition(".")
+        if package == "peft" and private:
+            assert path == ROOT / "tuner" / "peft_plugin.py", f"{module}: only tuner/peft_plugin.py may"
+        assert package != "matplotlib" or inside, "matplotlib is optional: import it inside functions"
+        assert room(path) not in LIGHT or package not in HEAVY, f"{room(path)} needs nothing but torch"
+
+
+def test_import_is_light():
+    script = (
+        "import json, sys, time, torch\n"
+        "start = time.perf_counter()\n"
+        "import moe_adapt\n"
+        "print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    seconds, loaded = json.loads(run.stdout)
+    assert not HEAVY & set(loaded)
+    assert seconds < 0.3
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_is_whole(name):
+    module = importlib.import_module(name)
+    assert module.__doc__, "a module says what it is for"
+    for public in getattr(module, "__all__", ()):
+        value = getattr(module, public)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, f"{public} has no docstring"
+
+
+def test_every_folder_is_a_package():
+    folders = {path.parent for path in FILES}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+    assert {"moe_adapt." + ".".join(f.relative_to(ROOT).parts) for f in folders if f != ROOT} <= set(MODULES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
