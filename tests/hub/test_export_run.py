@@ -1,0 +1,112 @@
+"""From the command line's run folder to an adapter folder."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+from moe_adapt.errors import UserError
+from moe_adapt.hub.export import export_run
+from moe_adapt.hub.load import load_adapter
+from moe_adapt.training.cli import main
+from moe_adapt.training.cli.runs import load_module
+from moe_adapt.training.modules import SequenceClassifier
+from tests.training.tiny import tiny_bert
+
+BATCH = {
+    "input_ids": torch.arange(6, 26).reshape(2, 10),
+    "attention_mask": torch.ones(2, 10, dtype=torch.long),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    backbone = tiny_bert(folder / "mini-bert")
+    data = folder / "greetings" / "train.jsonl"
+    data.parent.mkdir()
+    rows = [{"text": f"{word} number {i}", "label": word} for i in range(10) for word in ("hello", "goodbye")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["fit", "--model=SequenceClassifier", f"--model.backbone={backbone}", "--model.pooling=mean"]
+    words += [
+        "--model.tuner.method=top_k",
+        "--model.tuner.num_experts=3",
+        "--model.tuner.r=2",
+        "--model.lr=0.01",
+    ]
+    words += ["--model.tuner.target_modules=ffn", "--data=TextClassificationData", f"--data.train={data}"]
+    words += ["--data.validation_fraction=0.2", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"]
+    words += [f"--out={folder / 'run'}", "--seed_everything=7"]
+    assert main(words) == 0
+    return folder / "run"
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model.eval()(**BATCH)
+
+
+def test_the_exported_adapter_is_the_run(run, tmp_path):
+    report = export_run(run, tmp_path / "adapter")
+    trained = load_module(run)
+    base = SequenceClassifier.base_model(str(run.parent / "mini-bert"), num_classes=2, pooling="mean")
+    assert torch.equal(logits(load_adapter(base, report.folder)), logits(trained.model))
+    stored = load_file(report.folder / "adapter_model.safetensors")
+    assert any("classifier" in name for name in stored)
+    assert report.tensors == len(stored)
+
+
+def test_the_card_of_a_run(run, tmp_path):
+    folder = export_run(run, tmp_path / "adapter", checkpoint="last").folder
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    assert "`val/acc`" in card.text
+    assert "Measured on greetings" in card.text
+    assert "Seed 7" in card.text
+    assert "SequenceClassifier.base_model(backbone='PATH_OF/mini-bert', num_classes=2" in card.text
+    assert "base_model" not in card.data.to_dict()
+    assert json.loads((folder / "manifest.json").read_text())["seed"] == 7
+
+
+def test_best_carries_the_metric_it_was_chosen_by(run, tmp_path):
+    folder = export_run(run, tmp_path / "adapter").folder
+    (result,) = ModelCard.load(folder / "README.md").data.eval_results
+    assert result.metric_name == "val/acc"
+
+
+def test_the_command(run, tmp_path, capsys):
+    assert main(["export", str(run), "--to", str(tmp_path / "adapter")]) == 0
+    assert "read back and equal" in capsys.readouterr().out
+    assert main(["export", str(run), "--to", str(tmp_path / "adapter")]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_fresh_process_fails_without_the_import_that_the_card_names_and_agrees_with_it(run, tmp_path):
+    folder = export_run(run, tmp_path / "adapter").folder
+    code = f"""
+import torch
+from peft import PeftConfig, PeftModel
+try:
+    PeftConfig.from_pretrained({str(folder)!r})
+except KeyError as error:
+    print(error)
+import moe_adapt.tuner
+from moe_adapt.training.modules import SequenceClassifier
+base = SequenceClassifier.base_model({str(run.parent / "mini-bert")!r}, num_classes=2, pooling="mean")
+model = PeftModel.from_pretrained(base, {str(folder)!r}).eval()
+ids = torch.arange(6, 26).reshape(2, 10)
+print(model(input_ids=ids, attention_mask=torch.ones_like(ids)).flatten().tolist())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = logits(load_module(run).model).flatten().tolist()
+    assert result.stdout.splitlines()[0] == "'ROUTED_LORA'"
+    assert json.loads(result.stdout.splitlines()[-1]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="not the folder of a run"):
+        export_run(tmp_path, tmp_path / "adapter")
