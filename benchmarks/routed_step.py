@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_adapt.experts import bank
 from moe_adapt.experts.reference import loop_mixture
-from moe_adapt.training.manifest import environment_manifest
+from moe_adapt.training.manifest import collect
 from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -142,7 +142,7 @@ def main() -> None:
     Console().print(table)
     if args.out:
         settings = {key: value for key, value in vars(args).items() if key != "out"}
-        report = {"manifest": environment_manifest(seed=0), "settings": settings, "results": result}
+        report = {"manifest": collect(), "settings": settings, "results": result}
         args.out.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -108,6 +108,14 @@ def smollm2(folder: Path) -> str:
     return str(folder)
 
 
-def minilm() -> str:
-    """Return the folder of all-MiniLM-L6-v2 inside its package; nothing is copied."""
-    return str(package_folder(*MINILM))
+def minilm(to: Path) -> str:
+    """Link to the folder of all-MiniLM-L6-v2 inside its package; nothing is copied.
+
+    Args:
+        to: The link to make; one that is there is replaced.
+    """
+    source = package_folder(*MINILM)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.unlink(missing_ok=True)
+    to.symlink_to(source, target_is_directory=True)
+    return f"{to} -> {source}"

@@ -2,7 +2,7 @@
 
     python benchmarks/recipes/prepare.py --data $MOE_ADAPT_DATA --to DIR clinc150 banking77 smollm2
 
-Each name gets its own folder below DIR; minilm stays in its package and only its folder is printed.
+Each name gets its own folder below DIR; minilm is a link into its package.
 """
 
 import argparse
@@ -37,7 +37,8 @@ def prepare(name: str, data: Path, to: Path, classes: int) -> str:
 
         if name == "vit_s14":
             return convert_models.vit_s14(data, to / name)
-        return convert_models.smollm2(to / name) if name == "smollm2" else convert_models.minilm()
+        convert = convert_models.smollm2 if name == "smollm2" else convert_models.minilm
+        return convert(to / name)
     return f"{to / name} ({', '.join(f'{split} {count:,}' for split, count in counts.items())})"
 
 

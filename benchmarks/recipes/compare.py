@@ -1,0 +1,195 @@
+"""Run a recipe with several methods and seeds through the command line, and tabulate the test metrics.
+
+    python benchmarks/recipes/prepare.py --data $MOE_ADAPT_DATA --to PREPARED clinc150 minilm
+    python benchmarks/recipes/compare.py clinc150 --prepared PREPARED --seeds 0 1 2
+    python benchmarks/recipes/compare.py --render
+
+Every run is ``moe-adapt fit`` and then ``moe-adapt test`` with the YAML files beside this script. A run that
+has finished is not repeated, so an interrupted comparison goes on where it stopped. The result is
+``benchmarks/results/<recipe>.json``, and ``benchmarks/results/README.md`` is rendered from all of them.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe_adapt.training.cli import main as moe_adapt
+from moe_adapt.training.manifest import collect
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        title: Heading of the table.
+        methods: Label and YAML file of each method.
+        metrics: Test metrics to report.
+        untrained: Whether to test the base model before training, too.
+    """
+
+    title: str
+    methods: dict[str, str]
+    metrics: list[str] = field(default_factory=lambda: ["test/acc", "test/f1"])
+    untrained: bool = False
+
+
+MINILM = {
+    "DynMoLE": "minilm_dynmole",
+    "LoRA, equal parameters": "minilm_lora",
+    "frozen base, linear head": "probe",
+}
+VIT = {"DynMoLE": "vit_dynmole", "LoRA, equal parameters": "vit_lora", "frozen base, linear head": "probe"}
+SMOLLM2 = {"DynMoLE": "smollm2_dynmole", "LoRA, equal parameters": "smollm2_lora"}
+
+COMPARISONS = {
+    "clinc150": Comparison("MiniLM on CLINC150, 10 texts per intent", MINILM),
+    "banking77": Comparison("MiniLM on Banking77, 10 texts per intent", MINILM),
+    "arc_easy": Comparison(
+        "SmolLM2-135M on ARC-Easy", SMOLLM2, metrics=["test/acc", "test/acc_norm"], untrained=True
+    ),
+    "tiny_imagenet": Comparison(
+        "ViT-S/14 (DINOv2-S fine-tuned for saliency) on 20 Tiny-ImageNet classes", VIT
+    ),
+}
+
+
+def test_metrics(folder: Path, names: list[str]) -> dict[str, float]:
+    """Return the metrics that ``moe-adapt test`` wrote."""
+    with (folder / "test" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: float(next(row[name] for row in reversed(rows) if row.get(name))) for name in names}
+
+
+def call(*arguments: str) -> None:
+    """Run the command line; stop with its exit code if it fails."""
+    code = moe_adapt(list(arguments))
+    if code:
+        sys.exit(code)
+
+
+def run(name: str, method: str, seed: int, runs: Path) -> dict[str, Any]:
+    """Train and test one method with one seed, unless that was done before."""
+    folder = runs / name / f"{method}-{seed}"
+    manifest = folder / "manifest.json"
+    configs = [HERE / f"{name}.yaml", HERE / "methods" / f"{method}.yaml"]
+    flags = [f"--config={path}" for path in configs] + [f"--seed_everything={seed}", f"--data.seed={seed}"]
+    if not manifest.is_file() or json.loads(manifest.read_text())["status"] != "finished":
+        call("fit", "--config=base", *flags, f"--out={folder}", "--overwrite")
+    if not (folder / "test" / "metrics.csv").is_file():
+        call("test", f"--config={folder / 'moe_adapt_config.yaml'}", f"--out={folder}", "--ckpt_path=last")
+    facts = json.loads(manifest.read_text())
+    return {
+        "method": method,
+        "seed": seed,
+        "metrics": test_metrics(folder, COMPARISONS[name].metrics),
+        "trainable_parameters": facts["trainable_parameters"],
+        "steps": facts["steps"],
+        "wall_seconds": facts["wall_seconds"],
+        "peak_memory_mb": facts["peak_memory_mb"],
+    }
+
+
+def run_untrained(name: str, runs: Path) -> dict[str, Any]:
+    """Test the base model as it is."""
+    folder = runs / name / "untrained"
+    if not (folder / "test" / "metrics.csv").is_file():
+        call("test", "--config=base", f"--config={HERE / f'{name}.yaml'}", f"--out={folder}")
+    metrics = test_metrics(folder, COMPARISONS[name].metrics)
+    return {"method": "untrained", "seed": None, "metrics": metrics, "trainable_parameters": 0}
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """Return ``mean ± standard deviation``, or the value if there is one."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def table(name: str, report: dict[str, Any]) -> str:
+    """Return the Markdown table of a comparison."""
+    comparison = COMPARISONS[name]
+    labels = {method: label for label, method in comparison.methods.items()} | {
+        "untrained": "before training"
+    }
+    seeds = len({row["seed"] for row in report["rows"]} - {None})
+    heads = [
+        "method",
+        "trainable parameters",
+        *(metric.removeprefix("test/") for metric in comparison.metrics),
+    ]
+    lines = [
+        f"## {comparison.title}",
+        "",
+        f"{seeds} seed{'s' if seeds > 1 else ''}, test split; mean ± standard deviation over seeds.",
+        "",
+        "| " + " | ".join([*heads, "seconds to train"]) + " |",
+        "|---" * (len(heads) + 1) + "|",
+    ]
+    for method in labels:
+        rows = [row for row in report["rows"] if row["method"] == method]
+        if rows:
+            cells = [labels[method], f"{rows[0]['trainable_parameters']:,}"]
+            for metric in comparison.metrics:
+                cells.append(mean_and_spread([row["metrics"][metric] for row in rows]))
+            seconds = [row["wall_seconds"] for row in rows if "wall_seconds" in row]
+            cells.append(f"{statistics.mean(seconds):.0f}" if seconds else "")
+            lines.append("| " + " | ".join(cells) + " |")
+    facts = report["manifest"]
+    lines += [
+        "",
+        f"`{facts['command']}`, {facts['cpu_threads']} thread(s), torch {facts['versions']['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def render() -> None:
+    """Write ``benchmarks/results/README.md`` from the JSON files."""
+    found = [name for name in COMPARISONS if (RESULTS / f"{name}.json").is_file()]
+    tables = [table(name, json.loads((RESULTS / f"{name}.json").read_text())) for name in found]
+    head = (
+        "# Results\n\nRendered by `python benchmarks/recipes/compare.py --render` from the JSON files here."
+    )
+    (RESULTS / "README.md").write_text("\n\n".join([head, *tables]) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", choices=list(COMPARISONS), help="which comparison to run")
+    parser.add_argument("--prepared", type=Path, help="the folder that prepare.py wrote")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds, one run each")
+    parser.add_argument("--methods", nargs="+", help="YAML names of the methods to run (default: all)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="folder of the runs")
+    parser.add_argument("--render", action="store_true", help="only write the tables from the JSON files")
+    options = parser.parse_args()
+    if options.render:
+        render()
+        return
+    if options.recipe is None or options.prepared is None:
+        parser.error("give a recipe and the folder of prepared data")
+    facts, runs = collect(), options.runs.resolve()
+    os.chdir(options.prepared)  # the recipes name their data and models relative to it
+    comparison = COMPARISONS[options.recipe]
+    rows = [run_untrained(options.recipe, runs)] if comparison.untrained else []
+    for seed in options.seeds:
+        for method in options.methods or comparison.methods.values():
+            rows.append(run(options.recipe, method, seed, runs))
+    RESULTS.mkdir(exist_ok=True)
+    report = {"manifest": facts, "rows": rows}
+    (RESULTS / f"{options.recipe}.json").write_text(json.dumps(report, indent=2) + "\n")
+    render()
+
+
+if __name__ == "__main__":
+    main()
