@@ -5,26 +5,34 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_adapt.errors import UserError
+from moe_adapt.training.cli import main as command_line
+from moe_adapt.training.cli.arguments import CommandParser
+
 __all__ = ["main"]
 
+#: Folder of the exported adapter, and its name in the model card.
+ADAPTER = "bbc-news-dynmole"
 
-def main(argv: Sequence[str] | None = None) -> None:
+
+def main(argv: Sequence[str]) -> None:
     """Run the demo.
 
     Args:
-        argv: The options; those of the process if None.
+        argv: The options.
 
     Raises:
-        UserError: If a data package is missing, or the output folder holds something else.
+        UserError: If an option is wrong, a data package is missing, or the folder holds something else.
     """
-    parser = argparse.ArgumentParser(
-        prog="moe-adapt demo",
-        description="Fine-tune all-MiniLM-L6-v2 on a few BBC news articles with DynMoLE, beside plain LoRA "
+    parser = CommandParser(
+        "demo",
+        "Fine-tune all-MiniLM-L6-v2 on a few BBC news articles with DynMoLE, beside plain LoRA "
         "and a linear head; draw the routing, export the adapter, open it again.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write (runs/demo)")
@@ -32,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-class", type=int, default=8, help="training articles per class (8)")
     parser.add_argument("--test-per-class", type=int, default=80, help="test articles per class (80)")
     parser.add_argument("--epochs", type=int, default=8, help="passes over the training articles (8)")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     for name in ("seeds", "per_class", "test_per_class", "epochs"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -51,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
 
     from moe_adapt.demo.bbc import load_bbc_news
     from moe_adapt.demo.comparison import METHODS, Settings, run_method, write_data
-    from moe_adapt.demo.packages import MINILM, package_folder
+    from moe_adapt.demo.packages import MINILM, MINILM_ID, package_folder
     from moe_adapt.demo.progress import StepProgress
     from moe_adapt.demo.reload import reload_difference
     from moe_adapt.demo.report import conclusion, results_table, write_results
@@ -89,13 +97,13 @@ def run(options: argparse.Namespace) -> None:
     console.print(results_table(outcomes, settings), conclusion(outcomes), sep="\n")
 
     run_folder = Path(outcome.folder)
-    arguments = {"backbone": settings.backbone, "num_classes": len(settings.classes)}
+    arguments = {"backbone": MINILM_ID, "num_classes": len(settings.classes)}
     report = export_model(
         module.model,  # type: ignore[arg-type]
-        options.out / "bbc-news-dynmole",
+        options.out / ADAPTER,
         metrics={"test/acc": outcome.accuracy, "test/f1": outcome.macro_f1},
         manifest=json.loads((run_folder / "manifest.json").read_text(encoding="utf-8")),
-        base_model="sentence-transformers/all-MiniLM-L6-v2",
+        base_model=MINILM_ID,
         task="text-classification",
         dataset=f"BBC news, {options.per_class} training articles per class",
         load_code=base_code(type(module), arguments),
@@ -123,10 +131,9 @@ def claim(folder: Path) -> None:
     Raises:
         UserError: If the folder holds something else.
     """
-    from moe_adapt.errors import UserError
-
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "data").is_dir() or not (folder / "seed_0").is_dir():
+    if folder.is_dir():
+        own = {"data", "results.json", ADAPTER, *(path.name for path in folder.glob("seed_*"))}
+        if not own.issuperset(path.name for path in folder.iterdir()):
             raise UserError(
                 f"{folder} holds something else than an earlier demo; give another folder with --out."
             )
@@ -149,4 +156,4 @@ def quiet() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command_line(["demo", *sys.argv[1:]]))

