@@ -23,10 +23,13 @@ from moe_adapt.training.checkpoint import AtomicCheckpointIO
 from moe_adapt.training.cli.predictions import PredictionWriter
 from moe_adapt.training.loggers import RunCSVLogger, run_loggers
 
-__all__ = ["TRAINER", "add_arguments", "callbacks", "loggers", "plugins"]
+__all__ = ["TRAINER", "add_arguments", "callbacks", "limit_epochs", "loggers", "plugins"]
 
 #: Trainer options whose default differs from Lightning's: `AdapterReport` prints a better summary.
 TRAINER = {"enable_model_summary": False}
+
+#: Length of a run that is given none.
+EPOCHS = 3
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:
@@ -34,6 +37,16 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_class_arguments(BestCheckpoint, "best_checkpoint", skip={"dirpath"})
     parser.add_class_arguments(LastCheckpoint, "last_checkpoint", skip={"dirpath"})
     parser.add_class_arguments(RoutingMonitor, "routing")
+
+
+def limit_epochs(trainer: Namespace) -> None:
+    """Give a run that has no length `EPOCHS` epochs; Lightning would give it 1,000.
+
+    Args:
+        trainer: The trainer's options; changed in place.
+    """
+    if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
+        trainer.max_epochs = EPOCHS
 
 
 def callbacks(options: Namespace, command: str) -> list[Callback]:
@@ -46,11 +59,12 @@ def callbacks(options: Namespace, command: str) -> list[Callback]:
     trainer = options.trainer
     found: list[Callback] = []
     if command == "fit":
-        found = [OutputFolderGuard(options.overwrite), AdapterReport(), ManifestCallback(), options.routing]
-        if trainer.enable_checkpointing is not False:
-            found += [options.last_checkpoint, options.best_checkpoint]
+        found = [OutputFolderGuard(options.overwrite), AdapterReport(), ManifestCallback()]
+    found.append(options.routing)  # the next three do nothing but in fit, but own entries in its checkpoints
+    if trainer.enable_checkpointing is not False:
+        found += [options.last_checkpoint, options.best_checkpoint]
     if command == "predict":
-        found = [PredictionWriter(Path(trainer.default_root_dir) / "predictions.jsonl")]
+        found.append(PredictionWriter(Path(trainer.default_root_dir) / "predictions.jsonl"))
     given = trainer.callbacks or []
     own_bar = any(
         isinstance(callback, ProgressBar) for callback in (given if isinstance(given, list) else [given])

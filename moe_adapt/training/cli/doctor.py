@@ -44,7 +44,7 @@ def doctor(argv: Sequence[str]) -> None:
     table.add_section()
     for extra, modules in EXTRAS.items():
         absent = [module for module in modules if find_spec(module) is None]
-        advice = f"pip install 'moe-adapt[{extra}]'" if absent else ""
+        advice = f"pip install 'moe-adapt\\[{extra}]'" if absent else ""
         table.add_row(f"extra {extra}", "absent" if absent else "present", advice)
     table.add_section()
     problem = _peft_problem()

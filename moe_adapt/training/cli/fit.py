@@ -5,13 +5,16 @@ What differs from a plain `LightningCLI`:
 * options are never completed from a prefix, mistakes are one line, configurations have short names;
 * the seed is an integer; a checkpoint's hyper-parameters are never merged over the command line;
 * ``--out`` is the run's folder; ``--resume`` goes on from its last checkpoint; ``--overwrite`` replaces it;
+* without ``max_epochs``, ``max_steps`` or ``max_time`` a run has 3 epochs, not 1,000;
 * ``data.tokenizer`` is ``model.backbone`` unless it is given;
 * ``model.num_classes``, if not given, is asked of the data (after ``prepare_data`` and ``setup("fit")``) and
   saved with the configuration; if given, the data is compared with it when the run starts.
 """
 
 import json
+import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,6 +42,9 @@ from moe_adapt.training.cli.run_folder import (
 )
 
 __all__ = ["RoutedCLI", "SaveRunConfig", "fit", "predict", "test", "validate"]
+
+
+USAGE = "moe-adapt {} [--config NAME_OR_FILE ...] [--out DIR] [--OPTION VALUE ...]"
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -101,10 +107,10 @@ class RoutedCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             trainer_defaults=dict(defaults.TRAINER),
             parser_class=RoutedParser,
-            parser_kwargs={"prog": "moe-adapt"},
+            parser_kwargs={"prog": "moe-adapt", command: {"usage": USAGE.format(command)}},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=[command, *options, f"--custom_modules={json.dumps(self.custom_modules)}"],
+            args=[command, f"--custom_modules={json.dumps(self.custom_modules)}", *options],
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -148,6 +154,11 @@ class RoutedCLI(LightningCLI):
             "data", "model.init_args.num_classes", compute_fn=self.num_classes, apply_on="instantiate"
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, without the parent's warning that the arguments did not come from the process."""
+        self.config = parser.parse_args(args)
+        self.options.custom_modules = self.custom_modules  # a configuration may list but some of them
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: the parent merges a checkpoint's hyper-parameters over the command line."""
 
@@ -181,7 +192,10 @@ class RoutedCLI(LightningCLI):
         self.folder = run_folder(options.out, options.trainer.default_root_dir, name)
         options.trainer.default_root_dir = str(self.folder)
         if self.subcommand == "fit":
+            defaults.limit_epochs(options.trainer)
             start = resume_checkpoint(options.resume, self.folder) or options.ckpt_path
+            if start is not None and options.overwrite:
+                raise UserError("give --resume to continue the run or --overwrite to replace it, not both.")
             first_process = os.environ.get("LOCAL_RANK", "0") == "0"
             if first_process and not options.overwrite and not options.trainer.fast_dev_run:
                 claim_folder(self.folder, None if start is None else Path(start))
@@ -193,13 +207,12 @@ class RoutedCLI(LightningCLI):
         """Make data, model and trainer.
 
         Raises:
-            UserError: If an option's value does not suit its class; jsonargparse's wrapping of it is undone.
+            UserError: If an option's value does not suit its class.
         """
         try:
             super().instantiate_classes()
         except ValueError as error:
-            cause = error.__cause__
-            raise (cause if isinstance(cause, UserError) else error) from None
+            raise unwrapped(error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with our callbacks and loggers beside the user's.
@@ -220,8 +233,11 @@ class RoutedCLI(LightningCLI):
         except (MisconfigurationException, ValueError) as refusal:
             raise UserError(f"the trainer refuses its options: {refusal}") from refusal
 
-    def fit(self, **kwargs: Any) -> None:
+    def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Train."""
+        self.trainer.ckpt_path = (
+            ckpt_path  # not an argument of `fit`: callbacks may ask for it from the start
+        )
         self._run(self.trainer.fit, kwargs)
 
     def validate(self, **kwargs: Any) -> None:
@@ -246,6 +262,13 @@ class RoutedCLI(LightningCLI):
             raise Interrupted(resume_hint(self.folder) if self.subcommand == "fit" else "") from end
 
 
+def unwrapped(error: BaseException) -> BaseException:
+    """Return what a constructor raised: jsonargparse wraps it in one or more ValueErrors of its own."""
+    while type(error) is ValueError and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def tokenizer_or_backbone(model: Namespace | None, data: Namespace | None) -> str | None:
     """Return the data's tokenizer: the one given, else the model's backbone."""
     given = data.get("init_args.tokenizer") if data else None
@@ -263,10 +286,18 @@ def run(command: str, argv: Sequence[str]) -> None:
         UserError: For any mistake in the options or the data.
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are about Lightning's own calls
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(no_advertisement)
     try:
-        RoutedCLI([command, *argv])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="lightning|transformers")
+            RoutedCLI([command, *argv])
     except MisconfigurationException as mistake:
         raise UserError(str(mistake)) from mistake
+
+
+def no_advertisement(record: logging.LogRecord) -> bool:
+    """Return whether a log record is not one of Lightning's tips to install something."""
+    return "Tip: For seamless cloud" not in record.getMessage()
 
 
 fit = partial(run, "fit")

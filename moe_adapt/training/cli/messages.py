@@ -14,7 +14,7 @@ from moe_adapt.errors import did_you_mean
 
 __all__ = ["explain", "options_of"]
 
-KEY = re.compile(r'(?:Parser key|Key) "([^"]+)"')
+KEY = re.compile(r'(?:(?:Parser key|Key) "|^--)([\w.]+?)(?:\.help: |")')
 CLASS = re.compile(r"class_path '([^']+)'")
 UNKNOWN_KEY = re.compile(r"(?:Option|option|Key) '([^']+)'(?: is not (?:accepted|expected))?\s*$")
 EXPECTED = re.compile(r"^Expected an? (.*?)(?:\. Got value: (.*))?$")
@@ -52,10 +52,8 @@ def explain(message: str, options: Iterable[str], classes: Mapping[str, Iterable
             return f"{key}.{name} comes before {key}'s class: name the class in an earlier --config or flag."
         if owners and key:
             accepted = options_of(owners[-1])
-            return (
-                f"{key}: {owners[-1].rsplit('.', 1)[-1]} has no option {name!r}.{suggest(name, accepted)} "
-                f"Its options: {', '.join(accepted)}."
-            )
+            hint = suggest(name, accepted) or f" Its options: {', '.join(accepted)}."
+            return f"{key}: {owners[-1].rsplit('.', 1)[-1]} has no option {name!r}.{hint}"
         return f"unknown key {name!r}.{suggest(name, options)}"
     missing = MISSING.search(leaf[0])
     if missing is not None:
