@@ -43,7 +43,7 @@ def explain(message: str, options: Iterable[str], classes: Mapping[str, Iterable
         return f"unknown option --{name}.{suggest(name, options)}"
     lines = [line for line in message.splitlines() if line.strip() and "NoneType'>" not in line]
     key = ".".join(dict.fromkeys(name for line in lines for name in KEY.findall(line)))
-    leaf = _deepest(lines)
+    leaf = _deepest(lines) or [message]
     unknown = UNKNOWN_KEY.search(leaf[0])
     if unknown is not None:
         owners = CLASS.findall(message)
