@@ -1,0 +1,25 @@
+"""A place to run what the documentation shows."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning  # noqa: F401  so that its loggers exist
+import pytest
+
+from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder; modules imported from it, and what they registered, are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):  # they keep the first test's stream
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    for registry in (AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS):
+        monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
