@@ -132,8 +132,8 @@ def table(name: str, report: dict[str, Any]) -> str:
         "",
         f"{seeds} seed{'s' if seeds > 1 else ''}, test split; mean ± standard deviation over seeds.",
         "",
-        "| " + " | ".join([*heads, "seconds to train"]) + " |",
-        "|---" * (len(heads) + 1) + "|",
+        "| " + " | ".join(heads) + " |",
+        "|---" * len(heads) + "|",
     ]
     for method in labels:
         rows = [row for row in report["rows"] if row["method"] == method]
@@ -141,8 +141,6 @@ def table(name: str, report: dict[str, Any]) -> str:
             cells = [labels[method], f"{rows[0]['trainable_parameters']:,}"]
             for metric in comparison.metrics:
                 cells.append(mean_and_spread([row["metrics"][metric] for row in rows]))
-            seconds = [row["wall_seconds"] for row in rows if "wall_seconds" in row]
-            cells.append(f"{statistics.mean(seconds):.0f}" if seconds else "")
             lines.append("| " + " | ".join(cells) + " |")
     facts = report["manifest"]
     lines += [
