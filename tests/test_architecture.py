@@ -23,17 +23,18 @@ MODULES = sorted(
 )
 
 ROUTING = {"errors", "registry", "experts", "routing"}
-TRAINING = {"__init__", "evaluation", "tuner", *ROUTING}
+TRAINING = {"__init__", "evaluation", "presets", "tuner", *ROUTING}
 #: What a room may import of this package, beside itself.
 MAY_IMPORT = {
     "errors": set(),
     "__init__": {"errors"},
     "registry": {"errors"},
+    "presets": set(),
     "evaluation": {"errors", "registry"},
     "experts": {"errors", "registry"},
     "routing": {"errors", "registry", "experts"},
     "checks": ROUTING,
-    "tuner": {"evaluation", *ROUTING},
+    "tuner": {"evaluation", "presets", *ROUTING},
     "training": TRAINING,
     "hub": {"training", *TRAINING},
     "demo": {"training", "hub", *TRAINING},
@@ -41,7 +42,7 @@ MAY_IMPORT = {
 #: Upward imports inside functions, on purpose: the commands that start what stands above them.
 MAY_CLIMB = {"__init__.py": {"tuner"}, "training/cli/export.py": {"hub"}}
 #: Rooms that need nothing but torch.
-LIGHT = {"__init__", "errors", "registry", "evaluation", "experts", "routing", "checks"}
+LIGHT = {"__init__", "errors", "presets", "registry", "evaluation", "experts", "routing", "checks"}
 HEAVY = {"datasets", "huggingface_hub", "lightning", "matplotlib", "peft", "timm", "transformers"}
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moe_adapt.presets import PRESETS
 from moe_adapt.training.cli import main
 from moe_adapt.training.cli.config_names import config_root, first_line, packaged_configs, resolve_config
 from moe_adapt.tuner import RoutedLoraConfig
-from moe_adapt.tuner.presets import PRESETS
 
 CONFIGS = packaged_configs()
 REPOSITORY = Path(__file__).parents[1]

@@ -122,14 +122,12 @@ def verify(checkpoint: Checkpoint, module: nn.Module, origin: Origin, resuming: 
     if differences:
         raise UserError(
             f"this checkpoint comes from another configuration: {'; '.join(differences)}. Use the "
-            "configuration "
-            "that wrote it, or start a new run."
+            "configuration that wrote it, or start a new run."
         )
     if record["base"] != origin.base:
         raise UserError(
             f"this checkpoint was trained over {record['backbone']!r} (weights {record['base']}), but the "
-            "base at "
-            f"hand is {origin.backbone!r} (weights {origin.base}); use the same base model."
+            f"base at hand is {origin.backbone!r} (weights {origin.base}); use the same base model."
         )
     _verify_tensors(checkpoint["state_dict"], adapter_state(module))
 

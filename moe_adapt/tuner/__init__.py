@@ -1,10 +1,10 @@
 """The PEFT tuner; importing this package registers the adapter type ``ROUTED_LORA``."""
 
+from moe_adapt.presets import PRESETS
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.layer import RoutedLoraLayer
 from moe_adapt.tuner.model import RoutedLoraModel
 from moe_adapt.tuner.peft_plugin import register_method
-from moe_adapt.tuner.presets import PRESETS
 from moe_adapt.tuner.summary import AdapterSummary
 
 __all__ = ["PRESETS", "AdapterSummary", "RoutedLoraConfig", "RoutedLoraLayer", "RoutedLoraModel"]

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from peft import PeftConfig, PeftType
 
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.presets import PRESETS
 from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE
-from moe_adapt.tuner.presets import PRESETS
 from moe_adapt.tuner.targets import option_list
 
 __all__ = ["FORMAT_VERSION", "RoutedLoraConfig"]
@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 class RoutedLoraConfig(PeftConfig):
     """Mixture of LoRA experts with a learned router at every adapted layer.
 
-    Everything left at None takes the value of the method preset (`moe_adapt.tuner.presets`).
+    Everything left at None takes the value of the method preset (`moe_adapt.presets`).
 
     Args:
         method: Preset: lora, soft, top_k, top_p, dynmole.

@@ -274,9 +274,8 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         gates = self.constant_gates(adapter_name)
         if gates is None:
             raise NotImplementedError(
-                f"the adapter {adapter_name!r} cannot be merged: its gates depend on the token, so no single "
-                f"weight "
-                "matrix is equal to it; keep it as an adapter (`moe-adapt export`)."
+                f"the adapter {adapter_name!r} cannot be merged: its gates depend on the token, so no "
+                "single weight matrix is equal to it; keep it as an adapter (`moe-adapt export`)."
             )
         bank = self.bank(adapter_name)
         delta = sum(gate * bank.delta_weight(expert) for expert, gate in enumerate(gates))

@@ -48,6 +48,5 @@ def check_loaded_keys(module: nn.Module, incompatible_keys: Any) -> None:
         if len(keys) < expected.get(adapter, 0):
             raise UserError(
                 f"the file lacks {len(keys)} of the {expected[adapter]} tensors of the adapter {adapter!r}, "
-                f"such as "
-                f"{keys[0]!r}; it is incomplete, or was made for another base model."
+                f"such as {keys[0]!r}; it is incomplete, or was made for another base model."
             )

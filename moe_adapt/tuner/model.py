@@ -130,8 +130,7 @@ class RoutedLoraModel(BaseTuner):
         if adapter_name.isdigit() or "." in adapter_name or adapter_name in parts:
             raise UserError(
                 f"the adapter name {adapter_name!r} would collide with parts of the model's parameter names "
-                f"when it "
-                "is saved; choose a name that is no number, has no dot and is no module name."
+                "when it is saved; choose a name that is no number, has no dot and is no module name."
             )
         hooks = ModelHooks.of(model)
         self.__dict__["hooks"] = hooks
@@ -174,8 +173,7 @@ class RoutedLoraModel(BaseTuner):
         if not is_supported_layer(layer):
             raise UserError(
                 f"the layer {current_key!r} is a {type(layer).__name__}; routed LoRA adapts nn.Linear, "
-                f"GPT-2's Conv1D "
-                "and bitsandbytes linears: leave it out of target_modules."
+                "GPT-2's Conv1D and bitsandbytes linears: leave it out of target_modules."
             )
         wrapped = RoutedLoraLayer(target, current_key, self.hooks.session).train(target.training)
         wrapped.update_layer(adapter_name, spec, peft_config, trainable)

@@ -123,9 +123,8 @@ def _refuse_bypassed(targets: Sequence[str] | str, names: Sequence[str], model_t
             if hit:
                 raise UserError(
                     f"the layer {name!r} of a {model_type} model cannot be adapted: fused kernels read its "
-                    f"weight "
-                    "directly and would skip the experts; remove it from target_modules (in_proj and x_proj "
-                    "work)."
+                    "weight directly and would skip the experts; remove it from target_modules (in_proj and "
+                    "x_proj work)."
                 )
 
 
@@ -170,8 +169,7 @@ def site_value(value: T | Sequence[T] | Mapping[str, T], site: str, depths: int,
         if depth is None or not value:
             raise UserError(
                 f"{field}={list(value)!r} is a list over the depth of the model, but the layer {site!r} is "
-                f"in no "
-                "numbered block; give a number or a mapping of patterns."
+                "in no numbered block; give a number or a mapping of patterns."
             )
         return value[min(depth * len(value) // max(depths, 1), len(value) - 1)]
     return value

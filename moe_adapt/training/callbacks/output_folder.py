@@ -42,9 +42,8 @@ def claim_folder(folder: Path, resume_from: Path | None = None, overwrite: bool 
         return
     if not overwrite:
         raise UserError(
-            f"{folder} already holds a run ({', '.join(path.name for path in used)}); choose another "
-            "folder with "
-            "--out, continue that run with --resume, or replace it with --overwrite."
+            f"{folder} already holds a run ({', '.join(path.name for path in used)}); choose another folder "
+            "with --out, continue that run with --resume, or replace it with --overwrite."
         )
     for path in used:
         if path.is_dir():

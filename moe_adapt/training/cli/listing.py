@@ -39,7 +39,7 @@ def _entries(section: str) -> dict[str, str]:
     if section == "configs":
         return {name: first_line(path) for name, path in packaged_configs().items()}
     if section == "methods":
-        from moe_adapt.tuner.presets import PRESETS
+        from moe_adapt.presets import PRESETS
 
         return {name: _preset(preset) for name, preset in PRESETS.items()}
     import moe_adapt.routing as routing

@@ -193,8 +193,7 @@ def join(
     if room < 1:
         raise UserError(
             f"row {number} has a response of {len(response)} tokens, which leaves no room for a prompt "
-            "within "
-            f"max_length {max_length}: raise max_length or shorten the response."
+            f"within max_length {max_length}: raise max_length or shorten the response."
         )
     if len(prompt) > room:
         prompt = prompt[:1] + prompt[len(prompt) - room + 1 :]

@@ -137,8 +137,7 @@ def check_loaded(name: str, lacking: Iterable[str], head: list[str]) -> None:
     if random:
         raise UserError(
             f"{name!r} does not fit this model: {len(random)} frozen weights are missing from it or have "
-            "another "
-            f"shape ({', '.join(random[:3])}{', ...' if len(random) > 3 else ''})."
+            f"another shape ({', '.join(random[:3])}{', ...' if len(random) > 3 else ''})."
         )
 
 

@@ -155,7 +155,7 @@ class AdaptedModule(L.LightningModule):
             loss = task + self.tuner.aux_loss()
             parts = {f"train/aux/{name}": value for name, value in self.tuner.aux_losses().items()}
         if not torch.isfinite(loss):
-            self._stop_not_finite(batch_idx, {"train/task_loss": task, **parts})
+            self._stop_not_finite(batch_idx, {"train/task_loss": task.detach(), **parts})
         size = next(iter(batch.values())).shape[0]
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         self.log_dict({"train/task_loss": task.detach(), **parts}, batch_size=size)
@@ -165,10 +165,8 @@ class AdaptedModule(L.LightningModule):
         values = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
         raise UserError(
             f"the loss is not finite at step {self.global_step} (epoch {self.current_epoch}, batch "
-            f"{batch_idx}): "
-            f"{values}. The step was not taken and the last checkpoint is kept; lower the learning rate, "
-            "clip "
-            "gradients (trainer.gradient_clip_val) or look at that batch."
+            f"{batch_idx}): {values}. The step was not taken and the last checkpoint is kept; lower the "
+            "learning rate, clip gradients (trainer.gradient_clip_val) or look at that batch."
         )
 
     def on_fit_start(self) -> None:
@@ -196,8 +194,7 @@ class AdaptedModule(L.LightningModule):
             raise UserError(
                 f"{len(uncalled)} adapted layers were not reached by the first training batch "
                 f"({', '.join(uncalled[:5])}{', ...' if len(uncalled) > 5 else ''}): the model bypasses "
-                "them or reads "
-                "their weight directly; leave them out with exclude_modules."
+                "them or reads their weight directly; leave them out with exclude_modules."
             )
 
     def configure_optimizers(self) -> Any:

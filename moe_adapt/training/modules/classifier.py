@@ -59,8 +59,7 @@ class Classifier(AdaptedModule):
             bad = int(wrong[0])
             raise UserError(
                 f"label {bad} is out of range: the model has {self.num_classes} classes, 0 to "
-                f"{self.num_classes - 1}; "
-                "set num_classes to that of the data."
+                f"{self.num_classes - 1}; set num_classes to that of the data."
             )
         return labels
 
