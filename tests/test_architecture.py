@@ -30,7 +30,6 @@ MAY_IMPORT = {
     "__init__": {"errors"},
     "registry": {"errors"},
     "presets": set(),
-    "presets": set(),
     "evaluation": {"errors", "registry"},
     "experts": {"errors", "registry"},
     "routing": {"errors", "registry", "experts"},
