@@ -211,6 +211,10 @@ class RoutedLoraModel(BaseTuner):
         self.hooks.remove()
         return model
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model with its hooks, which PEFT before 0.21 passes by."""
+        return self.model(*args, **kwargs)
+
     @property
     def add_aux_to_loss(self) -> bool:
         """Whether the model adds the auxiliary loss to `output.loss` itself, for `transformers.Trainer`."""

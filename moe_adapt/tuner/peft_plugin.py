@@ -86,7 +86,7 @@ def _registration_error(reason: str) -> UserError:
     return UserError(
         f"the adapter type {PEFT_TYPE} cannot be registered with PEFT {peft.__version__} on Python "
         f"{platform.python_version()} ({reason}); install a PEFT version that moe_adapt supports "
-        f"(>=0.19.1,<0.22)."
+        f"(>=0.20,<0.22)."
     )
 
 
