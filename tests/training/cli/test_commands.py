@@ -188,3 +188,12 @@ def test_main_takes_the_arguments_of_the_process(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["moe-adapt", "--version"])
     assert main() == 0
     assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize("task", ["sequence_classification", "causal_lm", "image_classification"])
+def test_a_data_file_is_named_in_the_configuration_and_not_read_into_it(moe_adapt, tmp_path, task):
+    rows = tmp_path / "rows.json"
+    rows.write_text('[{"text": "a", "label": "b"}]')
+    result = moe_adapt("fit", "--config", f"task/{task}", f"--data.train={rows}", "--print_config")
+    assert result.code == 0
+    assert f"train: {rows}" in result.out
