@@ -197,3 +197,11 @@ def test_a_data_file_is_named_in_the_configuration_and_not_read_into_it(moe_adap
     result = moe_adapt("fit", "--config", f"task/{task}", f"--data.train={rows}", "--print_config")
     assert result.code == 0
     assert f"train: {rows}" in result.out
+
+
+def test_a_custom_module_in_a_folder_that_python_searches(tmp_path, monkeypatch):
+    path = tmp_path / "searched_selector.py"
+    path.write_text("value = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    custom.import_custom_modules([str(path)])
+    assert sys.modules.pop("searched_selector").value == 1
