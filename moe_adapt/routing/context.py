@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_adapt.errors import UserError
 from moe_adapt.routing.records import RoutingRecord
 
 __all__ = ["RouteContext", "RoutingSession", "in_backward"]
@@ -106,18 +107,39 @@ class RouteContext:
         """
         shape = tuple(leading_shape)
         if shape not in self._masks:
-            self._masks[shape] = self._fit_mask(shape)
+            self._masks[shape] = None if self.token_mask is None else _fit(self.token_mask, shape)
         return self._masks[shape]
 
-    def _fit_mask(self, shape: tuple[int, ...]) -> Tensor | None:
-        mask = self.token_mask
-        if mask is None or mask.ndim != 2:
-            return None
-        if len(shape) == 2 and shape[0] == mask.shape[0] and shape[1] <= mask.shape[1]:
-            return mask[:, mask.shape[1] - shape[1] :].reshape(-1)
-        if len(shape) == 1 and shape[0] == mask.numel():
-            return mask.reshape(-1)
+    def flat_input_ids(self, leading_shape: Sequence[int]) -> Tensor:
+        """Return the token ids [N] for an input [*leading_shape, d].
+
+        Raises:
+            UserError: If the model got no `input_ids`, or the input is not one vector per token id.
+        """
+        if not isinstance(self.input_ids, Tensor):
+            raise UserError(
+                f"the router of {self.site[1]!r} needs token ids, but the model was called without "
+                "input_ids; pass them, or take a scorer that looks at the input, such as 'linear'."
+            )
+        ids = _fit(self.input_ids, tuple(leading_shape))
+        if ids is None:
+            raise UserError(
+                f"the router of {self.site[1]!r} needs the id of every token, but its input of shape "
+                f"{[*leading_shape]} does not fit input_ids of shape {[*self.input_ids.shape]}; "
+                "leave the layer out with exclude_modules."
+            )
+        return ids
+
+
+def _fit(table: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """Return the entries [N] of a table [B, S] for an input [*shape, d], or None if it does not fit."""
+    if table.ndim != 2:
         return None
+    if len(shape) == 2 and shape[0] == table.shape[0] and shape[1] <= table.shape[1]:
+        return table[:, table.shape[1] - shape[1] :].reshape(-1)
+    if len(shape) == 1 and shape[0] == table.numel():
+        return table.reshape(-1)
+    return None
 
 
 class RoutingSession:
