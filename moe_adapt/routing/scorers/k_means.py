@@ -77,7 +77,7 @@ class KMeansScorer(Scorer):
     def forward(self, x: Tensor, ctx: RouteContext, bank: ExpertBank) -> Tensor:
         """Return the scaled cosines with the means before this batch, [N, E]."""
         unit = F.normalize(x, dim=-1)
-        means, known = ctx.draw(lambda: self._learn(unit.detach(), ctx), name="k_means").split(
+        means, known = ctx.keep(lambda: self._learn(unit.detach(), ctx), name="k_means").split(
             [unit.shape[-1], 1], dim=-1
         )
         cosine = F.linear(unit, means).masked_fill(known.squeeze(-1) == 0, -1)
