@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import peft
@@ -98,7 +99,12 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[Callable[[], None], Ab
     }
 
 
-def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+def quartiles(values: list[float]) -> tuple[float, float]:
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     steps = variants(args)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in track(range(args.rounds + args.warmup), description="rounds"):
@@ -114,8 +120,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         name: {
             "seconds_median": statistics.median(values),
             "ratio_median": statistics.median(v / b for v, b in zip(values, base, strict=True)),
-            "ratio_min": min(v / b for v, b in zip(values, base, strict=True)),
-            "ratio_max": max(v / b for v, b in zip(values, base, strict=True)),
+            "ratio_quartiles": quartiles([v / b for v, b in zip(values, base, strict=True)]),
         }
         for name, values in seconds.items()
     }
@@ -135,9 +140,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write the result as JSON")
     args = parser.parse_args()
     result = measure(args)
-    table = Table("variant", "median s / step", "ratio to plain LoRA", "range")
+    table = Table("variant", "median s / step", "ratio to plain LoRA", "middle half")
     for name, row in result.items():
-        spread = f"{row['ratio_min']:.2f} to {row['ratio_max']:.2f}"
+        low, high = row["ratio_quartiles"]
+        spread = f"{low:.2f} to {high:.2f}"
         table.add_row(name, f"{row['seconds_median']:.3f}", f"{row['ratio_median']:.3f}", spread)
     Console().print(table)
     if args.out:

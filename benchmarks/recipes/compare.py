@@ -25,6 +25,9 @@ from moe_adapt.training.manifest import collect
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 
+#: What surrounds the results in the project's README.
+START, END = "<!-- results -->", "<!-- end of results -->"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -150,14 +153,43 @@ def table(name: str, report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def step_table(report: dict[str, Any]) -> str:
+    """Return the Markdown table of ``routed_step.json``."""
+    settings, facts = report["settings"], report["manifest"]
+    lines = [
+        "## Time of a training step",
+        "",
+        f"Forward, backward and AdamW on a Llama of SmolLM2-135M's shape, all linear layers adapted, "
+        f"E={settings['experts']}, r={settings['rank']}, {settings['tokens']} tokens, fp32, "
+        f"{facts['cpu_threads']} CPU threads. The variants take turns in one run; the ratio is the median "
+        f"over "
+        f"{settings['rounds']} rounds.",
+        "",
+        "| variant | ratio to plain LoRA of rank E r | middle half of the rounds |",
+        "|---|---|---|",
+    ]
+    for name, row in report["results"].items():
+        low, high = row["ratio_quartiles"]
+        lines.append(f"| {name} | {row['ratio_median']:.2f} | {low:.2f} to {high:.2f} |")
+    return "\n".join(lines)
+
+
 def render() -> None:
-    """Write ``benchmarks/results/README.md`` from the JSON files."""
+    """Write ``benchmarks/results/README.md`` and the results of the README from the JSON files."""
     found = [name for name in COMPARISONS if (RESULTS / f"{name}.json").is_file()]
     tables = [table(name, json.loads((RESULTS / f"{name}.json").read_text())) for name in found]
+    step = RESULTS / "routed_step.json"
+    if step.is_file():
+        tables.append(step_table(json.loads(step.read_text())))
     head = (
         "# Results\n\nRendered by `python benchmarks/recipes/compare.py --render` from the JSON files here."
     )
     (RESULTS / "README.md").write_text("\n\n".join([head, *tables]) + "\n")
+    readme = HERE.parents[1] / "README.md"
+    before, _, rest = readme.read_text().partition(START)
+    after = rest.partition(END)[2]
+    inner = "\n\n".join(text.replace("## ", "**", 1).replace("\n", "**\n", 1) for text in tables)
+    readme.write_text(f"{before}{START}\n\n{inner}\n\n{END}{after}")
 
 
 def main() -> None:
