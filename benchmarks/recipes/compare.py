@@ -58,7 +58,10 @@ COMPARISONS = {
     "clinc150": Comparison("MiniLM on CLINC150, 10 texts per intent", MINILM),
     "banking77": Comparison("MiniLM on Banking77, 10 texts per intent", MINILM),
     "arc_easy": Comparison(
-        "SmolLM2-135M on ARC-Easy", SMOLLM2, metrics=["test/acc", "test/acc_norm"], untrained=True
+        "SmolLM2-135M on ARC-Easy, first 500 test questions",
+        SMOLLM2,
+        metrics=["test/acc", "test/acc_norm"],
+        untrained=True,
     ),
     "tiny_imagenet": Comparison(
         "ViT-S/14 (DINOv2-S fine-tuned for saliency) on 20 Tiny-ImageNet classes", VIT
@@ -133,7 +136,7 @@ def table(name: str, report: dict[str, Any]) -> str:
     lines = [
         f"## {comparison.title}",
         "",
-        f"{seeds} seed{'s' if seeds > 1 else ''}, test split; mean ± standard deviation over seeds.",
+        f"{seeds} seeds, mean ± standard deviation." if seeds > 1 else "1 seed, so no spread is known.",
         "",
         "| " + " | ".join(heads) + " |",
         "|---" * len(heads) + "|",
