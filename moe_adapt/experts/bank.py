@@ -40,7 +40,20 @@ def add_mixture(base: Tensor, x: Tensor, a: Tensor, b: Tensor, gates: Tensor, sc
     tensor([[6., 6.]])
     """
     experts, rank, width = a.shape
-    hidden = F.linear(x, a.reshape(experts * rank, width))
+    return expand(base, F.linear(x, a.reshape(experts * rank, width)), b, gates, scale)
+
+
+def expand(base: Tensor, hidden: Tensor, b: Tensor, gates: Tensor, scale: float) -> Tensor:
+    """Return the base output plus the gated sum of the experts' outputs for their hidden vectors.
+
+    Args:
+        base: Output of the frozen layer, [N, o].
+        hidden: `A_cat x`, [N, E r].
+        b: Up-projections of the experts, [o, E, r].
+        gates: Weight of each expert for each token, [N, E].
+        scale: The LoRA scale `s`.
+    """
+    _, experts, rank = b.shape
     up = b.reshape(b.shape[0], experts * rank)
     if experts == 1:
         return base + F.linear(hidden * gates.to(hidden.dtype), up) * scale
@@ -105,9 +118,31 @@ class ExpertBank:
 
     def __call__(self, x: Tensor, gates: Tensor, base: Tensor) -> Tensor:
         """Return `base` [N, o] plus the mixture of the experts for `x` [N, d] and `gates` [N, E]."""
-        if self.order is not None:
-            gates = gates[:, list(self.order)]
-        return add_mixture(base, x, self.a, self.b, gates, self.scale)
+        return add_mixture(base, x, self.a, self.b, self._stored(gates), self.scale)
+
+    def shrink(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return hidden vectors and router logits from one matrix product.
+
+        A router with its own product reads `x`, and writes its gradient, a second time; for a few rows that
+        costs more than the arithmetic.
+
+        Args:
+            x: Tokens, [N, d].
+            rows: Router rows, [E', d].
+
+        Returns:
+            `A_cat x` [N, E r] and `rows x` [N, E'].
+        """
+        down = self.a.reshape(-1, self.a.shape[-1])
+        hidden, logits = F.linear(x, torch.cat([down, rows])).split([len(down), len(rows)], dim=-1)
+        return hidden, logits
+
+    def expand(self, hidden: Tensor, gates: Tensor, base: Tensor) -> Tensor:
+        """Return `base` [N, o] plus the mixture for the hidden vectors that `shrink` gave."""
+        return expand(base, hidden, self.b, self._stored(gates), self.scale)
+
+    def _stored(self, gates: Tensor) -> Tensor:
+        return gates if self.order is None else gates[:, list(self.order)]
 
     def delta_weight(self, expert: int) -> Tensor:
         """Return `s B_e A_e`, the change of weight that one expert makes, [o, d]."""

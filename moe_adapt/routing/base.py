@@ -71,6 +71,10 @@ class Scorer(nn.Module, ABC):
     #: merged.
     input_independent: bool = False
 
+    #: Name of the tensor `R` [E, d] of a scorer that is `x R^T` and nothing else. The layer may then compute
+    #: logits together with the experts' hidden vectors instead of calling the scorer.
+    rows: str | None = None
+
     @abstractmethod
     def forward(self, x: Tensor, ctx: "RouteContext", bank: "ExpertBank") -> Tensor:
         """Return logits [N, E] for the tokens `x` [N, d]; `x` is fp32 (or fp64)."""

@@ -59,7 +59,14 @@ class Router(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, ctx: RouteContext, bank: ExpertBank, adapter: str, site: str, mask: Tensor | None
+        self,
+        x: Tensor,
+        ctx: RouteContext,
+        bank: ExpertBank,
+        adapter: str,
+        site: str,
+        mask: Tensor | None,
+        scores: Tensor | None = None,
     ) -> RoutingDecision:
         """Route the tokens of one site and leave a record in the context.
 
@@ -70,6 +77,7 @@ class Router(nn.Module):
             adapter: Name of the adapter.
             site: Path of the adapted layer.
             mask: True for real tokens, bool [N]; None if there is no padding.
+            scores: Logits of the scorer, [N, E], if they are known already (`Scorer.rows`).
 
         Returns:
             The decision over the experts of the bank, [N, E]; the record has null experts too.
@@ -78,7 +86,8 @@ class Router(nn.Module):
         key = ctx.enter_site(adapter, site)
         with torch.autocast(device_type=x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            scores = self.scorer(x, ctx, bank)
+            if scores is None:
+                scores = self.scorer(x, ctx, bank)
             logits = Logits(select=scores, weight=scores)
             for modifier in self.modifiers:
                 logits = modifier(logits, x, ctx)

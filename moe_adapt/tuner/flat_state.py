@@ -58,6 +58,11 @@ class FlatRouter:
         """Return the router's tensors by their own names, looked up afresh: loading may replace them."""
         return {name: getattr(layer, container)[self.adapter] for name, container in self.containers.items()}
 
+    def rows(self, layer: nn.Module) -> Tensor | None:
+        """Return the rows [E, d] of a scorer that is one matrix product, or None (`Scorer.rows`)."""
+        name = self.skeleton.scorer.rows
+        return None if name is None else getattr(layer, self.containers[f"scorer.{name}"])[self.adapter]
+
     def __call__(self, layer: nn.Module, *args: Any) -> RoutingDecision:
         """Run the router with the layer's tensors."""
         return functional_call(self.skeleton, self.tensors(layer), args)

@@ -242,11 +242,25 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
     def _add_experts(self, adapter: str, tokens: Tensor, leading: torch.Size, result: Tensor) -> Tensor:
         context = self.session.current(self.training)
         bank = self.bank(adapter, dtype=tokens.dtype if self.base_compute[adapter] else None)
-        decision = self.routers[adapter](
-            self, tokens, context, bank, adapter, self.site, context.flat_mask(leading)
-        )
-        inputs = self.moe_adapt_dropout[adapter](self._cast_input_dtype(tokens, bank.a.dtype))
+        router, dropout = self.routers[adapter], self.moe_adapt_dropout[adapter]
+        place = (adapter, self.site, context.flat_mask(leading))
+        rows = router.rows(self)
+        if rows is not None and self._shares_input(tokens, bank, rows, dropout):
+            hidden, scores = bank.shrink(tokens, rows)
+            decision = router(self, tokens, context, bank, *place, scores)
+            return bank.expand(hidden, decision.gates, result)
+        decision = router(self, tokens, context, bank, *place)
+        inputs = dropout(self._cast_input_dtype(tokens, bank.a.dtype))
         return bank(inputs, decision.gates, result)
+
+    @staticmethod
+    def _shares_input(tokens: Tensor, bank: ExpertBank, rows: Tensor, dropout: nn.Module) -> bool:
+        """Return whether router and experts see the same numbers, so that one product can serve both."""
+        drops = isinstance(dropout, nn.Dropout) and dropout.training
+        same = tokens.dtype == bank.a.dtype == rows.dtype and rows.dtype in (torch.float32, torch.float64)
+        return (
+            same and not drops and bank.num_experts > 1 and not torch.is_autocast_enabled(tokens.device.type)
+        )
 
     def constant_gates(self, adapter_name: str) -> Tensor | None:
         """Return the gates [E] of an adapter if they are the same for every token, else None."""

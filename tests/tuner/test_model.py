@@ -189,3 +189,17 @@ def test_router_stays_fp32_on_a_half_precision_base():
 def test_rank_stabilised_scale():
     model = adapted("lora", r=4, alpha=8, use_rslora=True)
     assert model.base_model.model.model.layers[0].mlp.gate_proj.scales["default"] == 4.0
+
+
+@pytest.mark.parametrize("method", ["top_k", "dynmole", "router_frozen", "adamoe"])
+def test_one_product_for_router_and_experts_changes_nothing(method, monkeypatch):
+    results = []
+    for shared in (True, False):
+        model = adapted(method).train()
+        if not shared:
+            monkeypatch.setattr(RoutedLoraLayer, "_shares_input", lambda *_: False)
+        output = model(**batch())
+        (output.loss + model.base_model.aux_loss()).backward()
+        results.append([output.logits, *(p.grad for p in model.parameters() if p.requires_grad)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

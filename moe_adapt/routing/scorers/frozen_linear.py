@@ -29,6 +29,7 @@ class FrozenLinearScorer(Scorer):
         num_experts: Number of experts, `E`.
     """
 
+    rows = "weight"
     weight: Tensor
 
     def __init__(self, in_features: int, num_experts: int) -> None:

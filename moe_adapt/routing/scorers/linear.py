@@ -26,6 +26,8 @@ class LinearScorer(Scorer):
         num_experts: Number of experts, `E`.
     """
 
+    rows = "weight"
+
     def __init__(self, in_features: int, num_experts: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, in_features))
