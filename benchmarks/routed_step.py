@@ -11,8 +11,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from moe_adapt.experts import bank
 from moe_adapt.experts.reference import loop_mixture
 from moe_adapt.training.manifest import collect
-from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
+from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraLayer, RoutedLoraModel
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -65,7 +65,20 @@ def make_step(model: nn.Module, batch: dict[str, torch.Tensor]) -> Callable[[], 
     return step
 
 
-def variants(args: argparse.Namespace) -> dict[str, tuple[Callable[[], None], AbstractContextManager]]:
+@contextmanager
+def expert_by_expert() -> Iterator[None]:
+    """Compute mixtures with a loop over experts."""
+    apart = staticmethod(lambda *_: False)
+    with (
+        mock.patch.object(bank, "add_mixture", loop_mixture),
+        mock.patch.object(RoutedLoraLayer, "_shares_input", apart),
+    ):
+        yield
+
+
+def variants(
+    args: argparse.Namespace,
+) -> dict[str, tuple[Callable[[], None], Callable[[], AbstractContextManager]]]:
     tokens = torch.randint(0, 49152, (args.batch, args.tokens // args.batch))
     batch = {"input_ids": tokens, "labels": tokens, "attention_mask": torch.ones_like(tokens)}
     alpha = 2.0 * args.rank
@@ -90,12 +103,11 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[Callable[[], None], Ab
         )
         return make_step(peft.get_peft_model(smollm2_shape(args.layers), config).train(), batch)
 
-    loop = mock.patch.object(bank, "add_mixture", loop_mixture)
     return {
-        "plain LoRA": (plain(), nullcontext()),
-        "routed, top-k": (routed("top_k"), nullcontext()),
-        "routed, DynMoLE": (routed("dynmole"), nullcontext()),
-        "routed, per-expert loop": (routed("top_k"), loop),
+        "plain LoRA": (plain(), nullcontext),
+        "routed, top-k": (routed("top_k"), nullcontext),
+        "routed, DynMoLE": (routed("dynmole"), nullcontext),
+        "routed, per-expert loop": (routed("top_k"), expert_by_expert),
     }
 
 
@@ -109,7 +121,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in track(range(args.rounds + args.warmup), description="rounds"):
         for name, (step, context) in steps.items():
-            with context:
+            with context():
                 start = time.perf_counter()
                 step()
                 elapsed = time.perf_counter() - start

@@ -63,6 +63,8 @@ class FlatRouter:
         name = self.skeleton.scorer.rows
         return None if name is None else getattr(layer, self.containers[f"scorer.{name}"])[self.adapter]
 
-    def __call__(self, layer: nn.Module, *args: Any) -> RoutingDecision:
-        """Run the router with the layer's tensors."""
-        return functional_call(self.skeleton, self.tensors(layer), args)
+    def __call__(self, layer: nn.Module, *args: Any, scores: Tensor | None = None) -> RoutingDecision:
+        """Run the router with the layer's tensors; known `scores` [N, E] spare the scorer its own."""
+        if scores is not None and all(name.startswith("scorer.") for name in self.containers):
+            return self.skeleton(*args, scores)
+        return functional_call(self.skeleton, self.tensors(layer), (*args, scores))

@@ -247,7 +247,7 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         rows = router.rows(self)
         if rows is not None and self._shares_input(tokens, bank, rows, dropout):
             hidden, scores = bank.shrink(tokens, rows)
-            decision = router(self, tokens, context, bank, *place, scores)
+            decision = router(self, tokens, context, bank, *place, scores=scores)
             return bank.expand(hidden, decision.gates, result)
         decision = router(self, tokens, context, bank, *place)
         inputs = dropout(self._cast_input_dtype(tokens, bank.a.dtype))
