@@ -47,16 +47,7 @@ def segment_routing_performance(selected: Tensor, window: int, samples: Tensor |
     >>> segment_routing_performance(constant, window=8)
     1.0
     """
-    if window < 1:
-        raise UserError(f"a window has at least one token, got {window}.")
-    tokens, experts = selected.shape
-    if tokens < window:
-        return float("nan")
-    total = torch.zeros(tokens + 1, experts, dtype=torch.int64)
-    torch.cumsum(selected, dim=0, out=total[1:])
-    counts = total[window:] - total[:-window]
-    if samples is not None:
-        counts = counts[samples[window - 1 :] == samples[: tokens - window + 1]]
+    counts = _window_counts(selected, window, samples)
     pairs = torch.bincount(counts.flatten(), minlength=window + 1).to(torch.float64)
     activations = pairs * torch.arange(window + 1)
     if not bool(activations.sum() > 0):
@@ -66,16 +57,24 @@ def segment_routing_performance(selected: Tensor, window: int, samples: Tensor |
     return float((2 * hits / (window * marked + activations.sum())).max())
 
 
-def srp_floor(selected: Tensor) -> float:
-    """Return `2 rho / (1 + rho)`, what SRP is at least, with `rho` the share of experts that a token uses.
+def srp_floor(selected: Tensor, window: int = 1, samples: Tensor | None = None) -> float:
+    """Return `2 rho / (1 + rho)`, what SRP is at least; NaN without windows.
+
+    `rho` is the share of experts that a token uses, averaged over the windows: where the number of experts
+    varies, tokens at the ends of samples are in fewer windows and count less.
 
     Args:
         selected: Selection, bool [N, E].
+        window: Tokens per window, `m`.
+        samples: Sample of each token, [N], each sample's tokens together; None for a single sample.
+
+    Raises:
+        UserError: If the window is empty.
 
     >>> srp_floor(torch.tensor([[True, False, False]]))
     0.5
     """
-    rho = float(selected.to(torch.float64).mean()) if selected.numel() else 0.0
+    rho = float(_window_counts(selected, window, samples).to(torch.float64).mean() / window)
     return 2 * rho / (1 + rho)
 
 
@@ -121,6 +120,20 @@ def cache_hit_rate(selected: Tensor, size: int, policy: CachePolicy = "segment",
         kept = score.topk(min(size, experts), dim=-1).indices
         cached = torch.zeros_like(candidates).scatter(-1, kept, True) & candidates
     return hits / selected.sum(dim=(-2, -1))
+
+
+def _window_counts(selected: Tensor, window: int, samples: Tensor | None) -> Tensor:
+    """Return how often each expert is activated in each window within a sample, [windows, E]."""
+    if window < 1:
+        raise UserError(f"a window has at least one token, got {window}.")
+    tokens = len(selected)
+    if tokens < window:
+        return torch.zeros(0, selected.shape[1], dtype=torch.int64)
+    total = torch.nn.functional.pad(selected.to(torch.int64).cumsum(dim=0), (0, 0, 1, 0))
+    counts = total[window:] - total[:-window]
+    if samples is None:
+        return counts
+    return counts[samples[window - 1 :] == samples[: tokens - window + 1]]
 
 
 def _uses_ahead(selected: Tensor, window: int) -> Tensor:

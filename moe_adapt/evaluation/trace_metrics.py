@@ -36,8 +36,8 @@ def site_metrics(trace: RoutingTrace, site: str, windows: Sequence[int] = (4, 16
 
     Returns:
         ``experts``, ``tokens``, ``load`` and ``importance`` [E], ``k_share`` (share of tokens that use 0, 1,
-        ..., E experts, [E + 1]), the scalars of `SCALARS`, ``srp`` by window, ``srp_floor``, and with groups
-        ``group_load`` [G, E] and ``group_divergence`` [G, G].
+        ..., E experts, [E + 1]), the scalars of `SCALARS`, ``srp`` and ``srp_floor`` by window, and with
+        groups ``group_load`` [G, E] and ``group_divergence`` [G, G].
     """
     record = trace.sites[site]
     selected = record.selected
@@ -56,7 +56,7 @@ def site_metrics(trace: RoutingTrace, site: str, windows: Sequence[int] = (4, 16
         "max_violation": max_violation(load),
         "dead_experts": dead_experts(load),
         "srp": {str(m): _number(segment_routing_performance(selected, m, samples)) for m in windows},
-        "srp_floor": srp_floor(selected),
+        "srp_floor": {str(m): _number(srp_floor(selected, m, samples)) for m in windows},
         "group_js": None,
     }
     groups = trace.token_groups(site)

@@ -48,6 +48,15 @@ def test_srp_is_the_best_threshold_and_above_the_floor(k, experts, tokens, windo
     assert srp_floor(selected) - 1e-9 <= value <= 1
 
 
+@given(st.integers(3, 40), st.integers(1, 5), st.integers(0, 99))
+def test_the_floor_holds_where_the_number_of_experts_varies(tokens, window, seed):
+    generator = torch.Generator().manual_seed(seed)
+    selected = torch.rand(tokens, 6, generator=generator) < torch.rand(tokens, 1, generator=generator)
+    samples = torch.arange(tokens) // 7
+    value = segment_routing_performance(selected, window, samples)
+    assert math.isnan(value) or value >= srp_floor(selected, window, samples) - 1e-9
+
+
 def test_windows_stay_within_samples():
     blocks = torch.eye(2, dtype=torch.bool).repeat_interleave(5, dim=0)
     samples = torch.tensor([0] * 5 + [1] * 5)

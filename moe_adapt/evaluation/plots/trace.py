@@ -68,27 +68,29 @@ def draw_groups(metrics: Mapping[str, Any], path: str | Path, most: int = 4) -> 
         )
         panel.set_yticks(range(len(names)), names, fontsize=7)
         panel.set_xticks(range(one["experts"]))
-        divergence = "" if one["group_js"] is None else f"   mean JS {one['group_js']:.3f} nats"
+        divergence = "" if one["group_js"] is None else f"   mean JS {one['group_js']:.2g} nats"
         panel.set_title(short_site(site) + divergence, fontsize=8)
         figure.colorbar(image, ax=panel)
     panels[-1].set_xlabel("expert")
     figure.savefig(path, dpi=_DPI)
 
 
-def draw_sample(trace: RoutingTrace, path: str | Path, sample: int = 0, most: int = 96) -> None:
+def draw_sample(trace: RoutingTrace, path: str | Path, sample: int | None = None, most: int = 96) -> None:
     """Draw which expert comes first at each site for each token of one sample.
 
     Args:
         trace: The trace; the sites with the most tokens are shown.
         path: The picture.
-        sample: Number of the sample.
+        sample: Number of the sample; None for the first.
         most: How many tokens.
 
     Raises:
         UserError: If matplotlib is not installed.
     """
     full = max(range(len(trace.tables)), key=lambda number: len(trace.tables[number].sample))
-    own = torch.nonzero(trace.tables[full].sample == sample).flatten()[:most]
+    numbers = trace.tables[full].sample
+    sample = int(numbers[0]) if sample is None else sample
+    own = torch.nonzero(numbers == sample).flatten()[:most]
     rows = {name: site.first[own].tolist() for name, site in trace.sites.items() if site.table == full}
     experts = max(trace.sites[name].num_experts for name in rows)
     fitting = [("tab10", 10), ("tab20", 20), ("turbo", experts)]
