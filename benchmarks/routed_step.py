@@ -142,7 +142,8 @@ def main() -> None:
     Console().print(table)
     if args.out:
         settings = {key: value for key, value in vars(args).items() if key != "out"}
-        report = {"manifest": collect(), "settings": settings, "results": result}
+        manifest = collect() | {"command": "routed_step.py --out FILE"}
+        report = {"manifest": manifest, "settings": settings, "results": result}
         args.out.write_text(json.dumps(report, indent=2) + "\n")
 
 

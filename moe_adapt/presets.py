@@ -54,4 +54,50 @@ PRESETS: dict[str, dict[str, Any]] = {
             {"name": "load_balance", "weight": 1e-3, "assignment": "gates", "scope": "global"},
         ],
     },
+    # MoLA (arXiv 2402.08562): more experts in later blocks, on every linear layer; its balance loss is
+    # optional, the weight here is that of top_k.
+    "mola": {
+        **_COMMON,
+        "num_experts": [2, 4, 6, 8],
+        "target_modules": "all-linear",
+        "selector": {"name": "top_k", "k": 2},
+        "aux_losses": [{"name": "load_balance", "weight": 1e-3}],
+    },
+    # LD-MoLE (arXiv 2509.25684) with constant sparsity: sparse gates without a fixed number of experts.
+    "ld_mole": {
+        **_COMMON,
+        "selector": {"name": "sparsegen", "lam": 0.0},
+        "aux_losses": [{"name": "load_balance", "weight": 1.0}],
+    },
+    # AdaMoE (arXiv 2406.13233): as many null experts as true ones; two true experts per token when balanced.
+    "adamoe": {
+        **_COMMON,
+        "selector": {"name": "null_experts", "k": 4, "nulls": 8},
+        "aux_losses": [{"name": "load_balance", "weight": 1e-3}],
+    },
+    # Cosine to a learned direction per expert (arXiv 2604.14419).
+    "cosine": {
+        **_COMMON,
+        "scorer": {"name": "cosine"},
+        "selector": {"name": "top_k", "k": 2},
+        "aux_losses": [{"name": "load_balance", "weight": 1e-3}],
+    },
+    # Cosine to the running mean of each expert's tokens; nothing to train.
+    "k_means": {**_COMMON, "scorer": {"name": "k_means"}, "selector": {"name": "top_k", "k": 2}},
+    # The controls, without which no gain can be credited to routing. All experts, equally.
+    "uniform_dense": {**_COMMON, "scorer": {"name": "uniform"}, "selector": {"name": "dense"}},
+    # Two random experts per token id.
+    "random_fixed": {
+        **_COMMON,
+        "scorer": {"name": "random_fixed", "seed": 0},
+        "selector": {"name": "top_k", "k": 2},
+    },
+    # One expert per token id.
+    "hash": {**_COMMON, "scorer": {"name": "hash"}, "selector": {"name": "top_k", "k": 1}},
+    # A random linear router that stays as it is (SMoE-Dropout, arXiv 2303.01610, with constant k).
+    "router_frozen": {
+        **_COMMON,
+        "scorer": {"name": "frozen_linear"},
+        "selector": {"name": "top_k", "k": 2},
+    },
 }

@@ -184,6 +184,8 @@ def main() -> None:
         for method in options.methods or comparison.methods.values():
             rows.append(run(options.recipe, method, seed, runs))
     RESULTS.mkdir(exist_ok=True)
+    seeds = " ".join(str(seed) for seed in options.seeds)
+    facts["command"] = f"compare.py {options.recipe} --prepared PREPARED --seeds {seeds}"
     report = {"manifest": facts, "rows": rows}
     (RESULTS / f"{options.recipe}.json").write_text(json.dumps(report, indent=2) + "\n")
     render()

@@ -35,7 +35,7 @@ class RoutingStats:
 
 
 def routing_stats(
-    logits: Tensor, gates: Tensor, selected: Tensor, mask: Tensor | None = None
+    logits: Tensor, gates: Tensor, selected: Tensor, mask: Tensor | None = None, nulls: int = 0
 ) -> RoutingStats:
     """Summarise the decisions of one site.
 
@@ -44,6 +44,7 @@ def routing_stats(
         gates: Gates, [N, E].
         selected: Selection, bool [N, E].
         mask: True for real tokens, bool [N].
+        nulls: How many of the columns, the last ones, are null experts: they count in the entropy only.
 
     >>> eye = torch.eye(2)
     >>> routing_stats(logits=eye * 100, gates=eye, selected=eye.bool()).load
@@ -51,11 +52,13 @@ def routing_stats(
     """
     if mask is not None:
         logits, gates, selected = logits[mask], gates[mask], selected[mask]
-    tokens, experts = gates.shape
+    tokens, columns = gates.shape
+    experts = columns - nulls
+    gates, selected = gates[:, :experts], selected[:, :experts]
     per_token = selected.sum(dim=-1)
     load = selected.sum(dim=0).to(torch.float32)
     entropy = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
-    scale = torch.log(torch.tensor(float(experts))).item() if experts > 1 else 1.0
+    scale = torch.log(torch.tensor(float(columns))).item() if columns > 1 else 1.0
     some = max(tokens, 1)
     return RoutingStats(
         load=load / load.sum().clamp(min=1),

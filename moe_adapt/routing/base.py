@@ -87,21 +87,24 @@ class LogitModifier(nn.Module, ABC):
 class Selector(nn.Module, ABC):
     """Turns logits into gates. Selectors have options but no parameters."""
 
+    #: Number of null experts: logits beyond the `E` experts, placed last, that mean "no expert".
+    nulls: int = 0
+
     #: True if a single expert always has the gate 1 (any softmax over its logits): then E = 1 can be merged.
     unit_gate_for_one_expert: bool = True
 
     def check(self, num_experts: int) -> None:
         """Raise `UserError` if the options do not fit a bank of `num_experts` experts."""
         kept = max(getattr(self, "k", 1), getattr(self, "keep_top_k", 0))
-        if num_experts > 1 and kept > num_experts:
+        if num_experts > 1 and kept > num_experts + self.nulls:
             raise UserError(
                 f"the selector {type(self).__name__} keeps {kept} experts per token but a site has only "
-                f"{num_experts}; lower k (or keep_top_k) or raise num_experts."
+                f"{num_experts + self.nulls}; lower k (or keep_top_k) or raise num_experts."
             )
 
     @abstractmethod
     def forward(self, logits: Logits, ctx: "RouteContext") -> RoutingDecision:
-        """Return the decision for logits [N, E]."""
+        """Return the decision for logits [N, E + nulls], with as many columns; null experts get gate zero."""
 
 
 class AuxLoss(nn.Module, ABC):

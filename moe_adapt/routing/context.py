@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_adapt.errors import UserError
 from moe_adapt.routing.records import RoutingRecord
 
 __all__ = ["RouteContext", "RoutingSession", "in_backward"]
@@ -52,9 +53,10 @@ class RouteContext:
         self.aux_scale: Tensor | None = None
         self.aux_computed = False
         self._visits: dict[tuple[str, str], int] = {}
+        self._recomputations: dict[tuple[str, str], int] = {}
         self._recorded_without_grad: set[SiteKey] = set()
         self._recomputed: set[SiteKey] = set()
-        self._draws: dict[Hashable, Tensor] = {}
+        self._kept: dict[Hashable, Tensor] = {}
         self._masks: dict[tuple[int, ...], Tensor | None] = {}
 
     def enter_site(self, adapter: str, site: str) -> SiteKey:
@@ -69,6 +71,7 @@ class RouteContext:
             self.site = (adapter, site, visits)
             return self.site
         self.site = (adapter, site, max(visits - 1, 0))
+        self._recomputations[adapter, site] = self._recomputations.get((adapter, site), 0) + 1
         if self.site in self._recorded_without_grad:
             if visits > 1 or self.site in self._recomputed:
                 raise RuntimeError(
@@ -86,17 +89,45 @@ class RouteContext:
             if not torch.is_grad_enabled():
                 self._recorded_without_grad.add(key)
 
+    def keep(self, compute: Callable[[], Tensor], name: str = "") -> Tensor:
+        """Return a tensor that stays the same when checkpointing runs the site again.
+
+        Args:
+            compute: Gives the tensor.
+            name: Tells several tensors of one site apart.
+
+        Raises:
+            RuntimeError: If the run is the recomputation of an earlier forward.
+        """
+        self._check_own_forward()
+        key = (*self.site, name)
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
+
     def draw(self, sample: Callable[[], Tensor], name: str = "") -> Tensor:
         """Return a random tensor that stays the same when checkpointing runs the site again.
+
+        That run samples too, so that what is drawn later, such as dropout, is the same as well.
 
         Args:
             sample: Draws the tensor.
             name: Tells several draws of one site apart.
+
+        Raises:
+            RuntimeError: If the run is the recomputation of an earlier forward.
         """
-        key = (*self.site, name)
-        if key not in self._draws:
-            self._draws[key] = sample()
-        return self._draws[key]
+        if in_backward():
+            sample()
+        return self.keep(sample, name)
+
+    def _check_own_forward(self) -> None:
+        adapter, site, _ = self.site
+        if self._recomputations.get((adapter, site), 0) > self._visits.get((adapter, site), 0):
+            raise RuntimeError(
+                f"gradient checkpointing recomputed the site {site!r} of an earlier forward, whose draws "
+                "and token ids are gone; call backward() after each forward."
+            )
 
     def flat_mask(self, leading_shape: Sequence[int]) -> Tensor | None:
         """Return the token mask [N] for an input [*leading_shape, d], or None without padding.
@@ -106,18 +137,41 @@ class RouteContext:
         """
         shape = tuple(leading_shape)
         if shape not in self._masks:
-            self._masks[shape] = self._fit_mask(shape)
+            self._masks[shape] = None if self.token_mask is None else _fit(self.token_mask, shape)
         return self._masks[shape]
 
-    def _fit_mask(self, shape: tuple[int, ...]) -> Tensor | None:
-        mask = self.token_mask
-        if mask is None or mask.ndim != 2:
-            return None
-        if len(shape) == 2 and shape[0] == mask.shape[0] and shape[1] <= mask.shape[1]:
-            return mask[:, mask.shape[1] - shape[1] :].reshape(-1)
-        if len(shape) == 1 and shape[0] == mask.numel():
-            return mask.reshape(-1)
+    def flat_input_ids(self, leading_shape: Sequence[int]) -> Tensor:
+        """Return the token ids [N] for an input [*leading_shape, d].
+
+        Raises:
+            UserError: If the model got no `input_ids`, or the input is not one vector per token id.
+            RuntimeError: If the run is the recomputation of an earlier forward.
+        """
+        self._check_own_forward()
+        if not isinstance(self.input_ids, Tensor):
+            raise UserError(
+                f"the router of {self.site[1]!r} needs token ids, but the model was called without "
+                "input_ids; pass them, or take a scorer that looks at the input, such as 'linear'."
+            )
+        ids = _fit(self.input_ids, tuple(leading_shape))
+        if ids is None:
+            raise UserError(
+                f"the router of {self.site[1]!r} needs the id of every token, but its input of shape "
+                f"{[*leading_shape]} does not fit input_ids of shape {[*self.input_ids.shape]}; "
+                "leave the layer out with exclude_modules."
+            )
+        return ids
+
+
+def _fit(table: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """Return the entries [N] of a table [B, S] for an input [*shape, d], or None if it does not fit."""
+    if table.ndim != 2:
         return None
+    if len(shape) == 2 and shape[0] == table.shape[0] and shape[1] <= table.shape[1]:
+        return table[:, table.shape[1] - shape[1] :].reshape(-1)
+    if len(shape) == 1 and shape[0] == table.numel():
+        return table.reshape(-1)
+    return None
 
 
 class RoutingSession:

@@ -20,6 +20,7 @@ class RoutingRecord:
         gates: Gates, [N, E].
         selected: Selection, bool [N, E].
         mask: True for real tokens, bool [N]; None if there is no padding.
+        nulls: How many of the `E` columns, the last ones, are null experts.
     """
 
     site: str
@@ -27,6 +28,7 @@ class RoutingRecord:
     gates: Tensor
     selected: Tensor
     mask: Tensor | None
+    nulls: int = 0
 
 
 class RecordGroup:
@@ -41,6 +43,7 @@ class RecordGroup:
         gates: [L, N, E], no gradient.
         selected: bool [L, N, E].
         mask: bool [N] or None.
+        nulls: How many of the `E` columns, the last ones, are null experts.
     """
 
     def __init__(self, records: list[RoutingRecord]) -> None:
@@ -49,10 +52,11 @@ class RecordGroup:
         self.gates = torch.stack([record.gates for record in records])
         self.selected = torch.stack([record.selected for record in records])
         self.mask = records[0].mask
+        self.nulls = records[0].nulls
 
     @property
     def num_experts(self) -> int:
-        """Experts per site, `E`."""
+        """Columns per site, `E`: experts, and null experts if the selector has any."""
         return self.logits.shape[-1]
 
     @cached_property
@@ -77,7 +81,7 @@ def group_records(records: Iterable[RoutingRecord]) -> list[tuple[RecordGroup, l
     """
     members: dict[tuple, list[tuple[int, RoutingRecord]]] = {}
     for position, record in enumerate(records):
-        key = (record.logits.shape, record.logits.device, id(record.mask))
+        key = (record.logits.shape, record.logits.device, id(record.mask), record.nulls)
         members.setdefault(key, []).append((position, record))
     return [
         (RecordGroup([record for _, record in group]), [position for position, _ in group])

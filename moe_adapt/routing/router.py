@@ -51,6 +51,7 @@ class Router(nn.Module):
         shape = {"in_features": in_features, "num_experts": num_experts}
         built_selector = SELECTORS.build(selector, **shape)
         built_selector.check(num_experts)
+        shape["num_experts"] += built_selector.nulls
         return cls(
             scorer=SCORERS.build(scorer, **shape),
             modifiers=[MODIFIERS.build(spec, **shape) for spec in modifiers],
@@ -69,7 +70,11 @@ class Router(nn.Module):
             adapter: Name of the adapter.
             site: Path of the adapted layer.
             mask: True for real tokens, bool [N]; None if there is no padding.
+
+        Returns:
+            The decision over the experts of the bank, [N, E]; the record has null experts too.
         """
+        nulls = self.selector.nulls
         key = ctx.enter_site(adapter, site)
         with torch.autocast(device_type=x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -92,9 +97,12 @@ class Router(nn.Module):
                     gates=decision.gates.detach(),
                     selected=decision.selected,
                     mask=mask,
+                    nulls=nulls,
                 ),
             )
-        return decision
+        if nulls == 0:
+            return decision
+        return RoutingDecision(*(part[..., :-nulls] for part in decision))
 
     def has_constant_gates(self, num_experts: int) -> bool:
         """Return whether the gates are the same for every token, so that the mixture is one matrix."""

@@ -26,7 +26,8 @@ class RoutedLoraConfig(PeftConfig):
     Everything left at None takes the value of the method preset (`moe_adapt.presets`).
 
     Args:
-        method: Preset: lora, soft, top_k, top_p, dynmole.
+        method: Preset: lora, soft, top_k, top_p, dynmole, mola, ld_mole, adamoe, cosine, k_means, or a
+            control: uniform_dense, random_fixed, hash, router_frozen.
         target_modules: Layers that get experts: list of name endings, regular expression, ffn, attention or
             all-linear. None takes the preset's group or PEFT's LoRA defaults for the architecture.
         exclude_modules: Layers left out: list of name endings or regular expression.

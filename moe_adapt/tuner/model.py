@@ -281,7 +281,9 @@ class RoutedLoraModel(BaseTuner):
                 "no forward was recorded; run one in training mode or inside `with tuner.record():`."
             )
         return {
-            record.site: routing_stats(record.logits, record.gates, record.selected, record.mask)
+            record.site: routing_stats(
+                record.logits, record.gates, record.selected, record.mask, nulls=record.nulls
+            )
             for record in context.records.values()
         }
 

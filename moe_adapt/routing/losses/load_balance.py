@@ -6,7 +6,8 @@ r"""Load-balance loss: `E sum_i f_i pbar_i`, 1 at perfect balance and `E` when o
 * `"gates"`: the token mean of the gates (DynMoLE's released code);
 * `"probs"`: `pbar` itself, the only form with a gradient through both factors.
 
-There is no gradient through counts and gates. Padding is excluded.
+There is no gradient through counts and gates. Padding is excluded. Null experts are interchangeable: each
+gets the mean of their shares.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,14 @@ __all__ = ["LoadBalanceLoss"]
 
 
 def _assignment(group: RecordGroup, kind: str, pbar: Tensor) -> Tensor:
+    share = _share(group, kind, pbar)
+    if group.nulls == 0:
+        return share
+    experts, nulls = share.split([group.num_experts - group.nulls, group.nulls], dim=-1)
+    return torch.cat([experts, nulls.mean(dim=-1, keepdim=True).expand_as(nulls)], dim=-1)
+
+
+def _share(group: RecordGroup, kind: str, pbar: Tensor) -> Tensor:
     if kind == "probs":
         return pbar
     if kind == "gates":

@@ -1,6 +1,19 @@
 """Scorers: a logit per token and expert."""
 
+from moe_adapt.routing.scorers.cosine import CosineScorer
+from moe_adapt.routing.scorers.frozen_linear import FrozenLinearScorer
+from moe_adapt.routing.scorers.hash import HashScorer
+from moe_adapt.routing.scorers.k_means import KMeansScorer
 from moe_adapt.routing.scorers.linear import LinearScorer
+from moe_adapt.routing.scorers.random_fixed import RandomFixedScorer
 from moe_adapt.routing.scorers.uniform import UniformScorer
 
-__all__ = ["LinearScorer", "UniformScorer"]
+__all__ = [
+    "CosineScorer",
+    "FrozenLinearScorer",
+    "HashScorer",
+    "KMeansScorer",
+    "LinearScorer",
+    "RandomFixedScorer",
+    "UniformScorer",
+]

@@ -2,7 +2,16 @@
 
 from moe_adapt.routing.selectors.dense import DenseSelector
 from moe_adapt.routing.selectors.dynmole import DynMoleSelector
+from moe_adapt.routing.selectors.null_experts import NullExpertsSelector
+from moe_adapt.routing.selectors.sparsegen import SparsegenSelector
 from moe_adapt.routing.selectors.top_k import TopKSelector
 from moe_adapt.routing.selectors.top_p import TopPSelector
 
-__all__ = ["DenseSelector", "DynMoleSelector", "TopKSelector", "TopPSelector"]
+__all__ = [
+    "DenseSelector",
+    "DynMoleSelector",
+    "NullExpertsSelector",
+    "SparsegenSelector",
+    "TopKSelector",
+    "TopPSelector",
+]

@@ -51,6 +51,12 @@ def _listed_in(config: Path) -> list[str]:
     return content.get("custom_modules") or []
 
 
+def _other_module(name: str, path: Path) -> bool:
+    """Return whether `name` would import something else than the file at `path`."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and Path(spec.origin or "").resolve() != path.resolve()
+
+
 def import_custom_modules(paths: Iterable[str]) -> None:
     """Import every file under its stem as the module's name; a file that is already imported is left alone.
 
@@ -64,7 +70,7 @@ def import_custom_modules(paths: Iterable[str]) -> None:
         loaded = sys.modules.get(name)
         if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() == path.resolve():
             continue
-        if loaded is not None or importlib.util.find_spec(name) is not None:
+        if loaded is not None or _other_module(name, path):
             raise UserError(
                 f"the custom module {path} hides the module {name!r}: give the file another name."
             )

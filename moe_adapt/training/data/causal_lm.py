@@ -30,7 +30,7 @@ from moe_adapt.training.data.prompts import (
     render,
 )
 from moe_adapt.training.data.rows import Rows
-from moe_adapt.training.data.tables import TableSource, load_table, require_columns, texts_of
+from moe_adapt.training.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
 from moe_adapt.training.data.tokenizer import load_tokenizer
 
 __all__ = ["CausalLMData", "Question", "pack", "right_choice"]
@@ -127,9 +127,9 @@ class CausalLMData(SeededDataModule):
     def __init__(
         self,
         tokenizer: str,
-        train: TableSource | None = None,
-        validation: TableSource | None = None,
-        test: TableSource | None = None,
+        train: SourceOption | None = None,
+        validation: SourceOption | None = None,
+        test: SourceOption | None = None,
         prompt: str | None = None,
         response: str | None = None,
         choices: str | list[str] | None = None,

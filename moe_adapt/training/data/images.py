@@ -15,7 +15,7 @@ from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.training.data.base import Batch, SeededDataModule
 from moe_adapt.training.data.image_sources import ImageArrays, ImageSource, open_images
 from moe_adapt.training.data.rows import Rows
-from moe_adapt.training.data.tables import TableSource
+from moe_adapt.training.data.tables import SourceOption, TableSource
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImageClassificationData", "ImageRows", "choose_classes"]
 
@@ -114,9 +114,9 @@ class ImageClassificationData(SeededDataModule):
 
     def __init__(
         self,
-        train: TableSource | ImageArrays | None = None,
-        validation: TableSource | ImageArrays | None = None,
-        test: TableSource | ImageArrays | None = None,
+        train: SourceOption | None = None,
+        validation: SourceOption | None = None,
+        test: SourceOption | None = None,
         image_column: str = "image",
         label_column: str = "label",
         classes: int | list[str] | None = None,

@@ -19,10 +19,23 @@ from datasets.exceptions import DatasetsError
 
 from moe_adapt.errors import UserError, did_you_mean
 
-__all__ = ["TableSource", "describe", "is_saved_table", "load_table", "require_columns", "texts_of"]
+__all__ = [
+    "SourceOption",
+    "TableSource",
+    "describe",
+    "is_saved_table",
+    "load_table",
+    "require_columns",
+    "texts_of",
+]
 
 #: A file, folder or name on the Hub (see the module's text), rows in memory, or a data set.
 TableSource: TypeAlias = str | list[dict[str, Any]] | Dataset
+
+#: A source as an option: a string, rows, or an object (a `Dataset`, say). Objects are Any because
+#: jsonargparse takes a path for the configuration file of a class that it sees here, and reads the rows into
+#: the configuration.
+SourceOption: TypeAlias = str | list[dict[str, Any]] | Any
 
 _READERS = {
     ".json": "json",

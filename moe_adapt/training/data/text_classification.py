@@ -7,7 +7,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.training.data.base import Batch, SeededDataModule
 from moe_adapt.training.data.labels import encode_labels, infer_class_names
 from moe_adapt.training.data.rows import Rows
-from moe_adapt.training.data.tables import TableSource, load_table, require_columns, texts_of
+from moe_adapt.training.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
 from moe_adapt.training.data.tokenizer import load_tokenizer
 
 __all__ = ["TextClassificationData"]
@@ -47,9 +47,9 @@ class TextClassificationData(SeededDataModule):
     def __init__(
         self,
         tokenizer: str,
-        train: TableSource | None = None,
-        validation: TableSource | None = None,
-        test: TableSource | None = None,
+        train: SourceOption | None = None,
+        validation: SourceOption | None = None,
+        test: SourceOption | None = None,
         text_column: str = "text",
         text_pair_column: str | None = None,
         label_column: str = "label",

@@ -188,3 +188,20 @@ def test_main_takes_the_arguments_of_the_process(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["moe-adapt", "--version"])
     assert main() == 0
     assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize("task", ["sequence_classification", "causal_lm", "image_classification"])
+def test_a_data_file_is_named_in_the_configuration_and_not_read_into_it(moe_adapt, tmp_path, task):
+    rows = tmp_path / "rows.json"
+    rows.write_text('[{"text": "a", "label": "b"}]')
+    result = moe_adapt("fit", "--config", f"task/{task}", f"--data.train={rows}", "--print_config")
+    assert result.code == 0
+    assert f"train: {rows}" in result.out
+
+
+def test_a_custom_module_in_a_folder_that_python_searches(tmp_path, monkeypatch):
+    path = tmp_path / "searched_selector.py"
+    path.write_text("value = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    custom.import_custom_modules([str(path)])
+    assert sys.modules.pop("searched_selector").value == 1
