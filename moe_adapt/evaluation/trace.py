@@ -76,8 +76,9 @@ class SiteTrace:
         table: Which of the trace's token tables lists its tokens.
         packed: The selection as `pack_bits` gives it, uint8 [N, ceil(E / 8)].
         weights: Gates of the selected experts, token by token, float16 [picks].
-        first: The router's first choice (largest logit) for each token, int16 [N].
-        probs: Router probabilities, float16 [N, E], if they were kept.
+        first: The router's first choice (largest logit) for each token, int16 [N]; -1 for a null expert.
+        probs: Router probabilities, float16 [N, E + nulls], if they were kept.
+        nulls: Number of null experts, which are no experts and are in the probabilities only.
     """
 
     num_experts: int
@@ -86,6 +87,7 @@ class SiteTrace:
     weights: Tensor
     first: Tensor
     probs: Tensor | None = None
+    nulls: int = 0
 
     @cached_property
     def selected(self) -> Tensor:
@@ -166,7 +168,7 @@ def _inconsistency(trace: RoutingTrace) -> str:
         shapes = {
             "selection": (site.packed, (tokens, -(-site.num_experts // 8))),
             "first choice": (site.first, (tokens,)),
-            "probabilities": (site.probs, (tokens, site.num_experts)),
+            "probabilities": (site.probs, (tokens, site.num_experts + site.nulls)),
         }
         for what, (tensor, shape) in shapes.items():
             if tensor is not None and tuple(tensor.shape) != shape:

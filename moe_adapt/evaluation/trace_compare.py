@@ -1,7 +1,8 @@
 """Compare two traces of the same tokens: how much routing moved from one checkpoint to another.
 
 The tokens must be the same in the same order; batches and padding may differ. Experts are compared by index.
-A site that has grown is compared over the larger number of experts, the added ones after the old.
+A site that has grown is compared over the larger number of experts, the added ones after the old. Null
+experts count as one choice, "no expert".
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.evaluation.agreement import leak, permuted_overlap, set_overlap, set_stability, top1_agreement
 from moe_adapt.evaluation.balance import expert_load
 from moe_adapt.evaluation.divergence import jensen_shannon
-from moe_adapt.evaluation.trace import RoutingTrace
+from moe_adapt.evaluation.trace import RoutingTrace, SiteTrace
 
 __all__ = ["SiteComparison", "compare_traces"]
 
@@ -76,7 +77,7 @@ def _compare_site(before: RoutingTrace, after: RoutingTrace, site: str) -> SiteC
     first, second = _widen(a.selected, experts), _widen(b.selected, experts)
     js = None
     if a.probs is not None and b.probs is not None and a.tokens:
-        divergence = jensen_shannon(_distribution(a.probs, experts), _distribution(b.probs, experts))
+        divergence = jensen_shannon(_distribution(a, a.probs, experts), _distribution(b, b.probs, experts))
         js = float(divergence.double().mean())
     return SiteComparison(
         top1=top1_agreement(a.first, b.first),
@@ -93,7 +94,11 @@ def _widen(values: Tensor, experts: int) -> Tensor:
     return F.pad(values, (0, experts - values.shape[1]))
 
 
-def _distribution(probs: Tensor, experts: int) -> Tensor:
-    """Return stored probabilities as distributions: rounding to float16 left their sums near one."""
-    wide = _widen(probs.to(torch.float64), experts)
+def _distribution(site: SiteTrace, probs: Tensor, experts: int) -> Tensor:
+    """Return stored probabilities as distributions over the experts and "no expert", [N, experts + 1].
+
+    Rounding to float16 left their sums near one. Null experts are interchangeable.
+    """
+    true, null = probs.to(torch.float64).split([site.num_experts, site.nulls], dim=1)
+    wide = torch.cat([_widen(true, experts), null.sum(dim=1, keepdim=True)], dim=1)
     return wide / wide.sum(dim=-1, keepdim=True)

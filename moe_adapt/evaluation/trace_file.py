@@ -45,7 +45,7 @@ def save_trace(trace: RoutingTrace, path: str | Path) -> Path:
         "format_version": FORMAT_VERSION,
         "tables": len(trace.tables),
         "sites": [
-            {"name": name, "num_experts": site.num_experts, "table": site.table}
+            {"name": name, "num_experts": site.num_experts, "nulls": site.nulls, "table": site.table}
             for name, site in trace.sites.items()
         ],
         "group_names": list(trace.group_names),
@@ -112,6 +112,7 @@ def _build(description: dict[str, Any], tensors: dict[str, Tensor]) -> RoutingTr
         entry["name"]: SiteTrace(
             num_experts=entry["num_experts"],
             table=entry["table"],
+            nulls=entry["nulls"],
             packed=tensors[f"sites.{number}.packed"],
             weights=tensors[f"sites.{number}.weights"],
             first=tensors[f"sites.{number}.first"],

@@ -133,13 +133,17 @@ class TraceRecorder:
         logits, gates, selected = (
             tensor.cpu()[keep] for tensor in (record.logits, record.gates, record.selected)
         )
+        experts = gates.shape[1] - record.nulls
+        gates, selected = gates[:, :experts], selected[:, :experts]
+        first = logits.argmax(dim=-1).to(torch.int16)
         return SiteTrace(
-            num_experts=gates.shape[1],
+            num_experts=experts,
             table=0,
             packed=pack_bits(selected),
             weights=gates[selected].to(torch.float16),
-            first=logits.argmax(dim=-1).to(torch.int16),
+            first=first.masked_fill(first >= experts, -1),
             probs=logits.float().softmax(dim=-1).to(torch.float16) if self.keep_probs else None,
+            nulls=record.nulls,
         )
 
     def trace(self, group_names: Sequence[str] = (), meta: dict[str, Any] | None = None) -> RoutingTrace:
@@ -187,6 +191,7 @@ def _joined(pieces: list[SiteTrace], table: int) -> SiteTrace:
     probs = [piece.probs for piece in pieces if piece.probs is not None]
     return SiteTrace(
         num_experts=pieces[0].num_experts,
+        nulls=pieces[0].nulls,
         table=table,
         packed=torch.cat([piece.packed for piece in pieces]),
         weights=torch.cat([piece.weights for piece in pieces]),
@@ -230,8 +235,9 @@ def router_geometry(tuner: RoutedLoraModel, adapter: str | None = None) -> dict[
             continue
         bank = layer.bank(name)
         rows = layer.routers[name].tensors(layer).get("scorer.weight")
-        if rows is None or tuple(rows.shape) != (bank.num_experts, bank.a.shape[2]):
+        if rows is None or len(rows) < bank.num_experts or rows.shape[1] != bank.a.shape[2]:
             continue
+        rows = rows[: bank.num_experts]  # null experts come after them
         stored = [bank.position(expert) for expert in range(bank.num_experts)]
         down, rows = bank.a.detach()[stored].float(), rows.detach().float()
         found[layer.site] = {"coupling": router_expert_coupling(rows, down)}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation import trace_file
-from moe_adapt.evaluation.trace import TokenTable, pack_bits, unpack_bits
+from moe_adapt.evaluation.trace import RoutingTrace, SiteTrace, TokenTable, pack_bits, unpack_bits
 from moe_adapt.evaluation.trace_compare import compare_traces
 from moe_adapt.evaluation.trace_file import load_trace, save_trace
 from moe_adapt.evaluation.trace_metrics import SCALARS, trace_metrics
@@ -133,6 +133,23 @@ def test_grown_sites_compare_by_index():
     gates = trace(1, experts=7).sites[SITES[0]].gates
     assert grown.leak == pytest.approx(float(gates[:, 5:].sum() / gates.sum()))
     assert grown.leak > 0
+
+
+def test_null_experts_are_one_choice():
+    p = torch.tensor([[0.25, 0.25, 0.5, 0.0]])
+    table = TokenTable(torch.zeros(1).int(), torch.zeros(1).int())
+
+    def routed(probs: torch.Tensor, nulls: int) -> RoutingTrace:
+        nothing = torch.zeros(1, 2, dtype=torch.bool)
+        site = SiteTrace(2, 0, pack_bits(nothing), torch.zeros(0), torch.tensor([-1]), probs, nulls)
+        return RoutingTrace({"a": site}, [table], torch.tensor([1]))
+
+    moved = compare_traces(routed(p, 2), routed(p[:, [0, 1, 3, 2]], 2))["a"]
+    assert (moved.top1, moved.overlap, moved.stability, moved.js) == (1, 1, 1, 0)
+    assert compare_traces(routed(p, 2), routed(p[:, :3], 1))["a"].js == 0
+    metrics = trace_metrics(routed(p, 2))["sites"]["a"]
+    assert metrics["k_share"] == [1, 0, 0]
+    assert metrics["dead_experts"] == 2
 
 
 def test_only_traces_of_the_same_tokens_compare():

@@ -6,6 +6,7 @@ import torch
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.trace_compare import compare_traces
 from moe_adapt.evaluation.trace_metrics import trace_metrics
+from moe_adapt.presets import PRESETS
 from moe_adapt.tuner.tracing import TraceRecorder, router_geometry, sample_hash
 from tests.tuner.tiny import adapted, batch
 
@@ -58,7 +59,24 @@ def test_records_what_the_router_decided():
     assert metrics["entropy"] == pytest.approx(stats.entropy, abs=1e-3)
 
 
-@pytest.mark.parametrize("method", ["top_k", "dynmole"])
+def test_null_experts_are_no_experts():
+    model, one = adapted("adamoe"), batch()
+    trace = recorded(model, [one])
+    with torch.inference_mode(), model.base_model.record():
+        model(**one)
+    metrics = trace_metrics(trace)["sites"]
+    for name, stats in model.base_model.routing_stats().items():
+        assert trace.sites[name].nulls == 8
+        assert trace.sites[name].gates.shape[1] == len(stats.load)
+        assert metrics[name]["mean_k"] == pytest.approx(stats.mean_k)
+        assert metrics[name]["entropy"] == pytest.approx(stats.entropy, abs=1e-3)
+        assert metrics[name]["load"] == pytest.approx(stats.load.tolist())
+    assert any(bool((site.first < 0).any()) for site in trace.sites.values())
+    compared = compare_traces(trace, recorded(model, pieces(one)))
+    assert all(row.stability == row.top1 == 1 for row in compared.values())
+
+
+@pytest.mark.parametrize("method", sorted(PRESETS))
 def test_batches_and_padding_change_nothing(method):
     model = adapted(method)
     whole = {name: tensor for name, tensor in batch().items() if name != "labels"}
@@ -140,4 +158,5 @@ def test_geometry_follows_the_experts():
     found = router_geometry(model.base_model)[Q]
     assert found["coupling"] == pytest.approx(1, abs=1e-5)
     assert math.isfinite(found["row_similarity"])
+    assert router_geometry(adapted("adamoe").base_model).keys() == router_geometry(model.base_model).keys()
     assert router_geometry(adapted("soft", scorer="uniform").base_model) == {}

@@ -76,7 +76,7 @@ def draw_groups(metrics: Mapping[str, Any], path: str | Path, most: int = 4) -> 
 
 
 def draw_sample(trace: RoutingTrace, path: str | Path, sample: int | None = None, most: int = 96) -> None:
-    """Draw which expert comes first at each site for each token of one sample.
+    """Draw which expert comes first at each site for each token of one sample; blank is a null expert.
 
     Args:
         trace: The trace; the sites with the most tokens are shown.
@@ -91,7 +91,8 @@ def draw_sample(trace: RoutingTrace, path: str | Path, sample: int | None = None
     numbers = trace.tables[full].sample
     sample = int(numbers[0]) if sample is None else sample
     own = torch.nonzero(numbers == sample).flatten()[:most]
-    rows = {name: site.first[own].tolist() for name, site in trace.sites.items() if site.table == full}
+    first = {name: site.first[own].float() for name, site in trace.sites.items() if site.table == full}
+    rows = {name: row.masked_fill(row < 0, float("nan")).tolist() for name, row in first.items()}
     experts = max(trace.sites[name].num_experts for name in rows)
     fitting = [("tab10", 10), ("tab20", 20), ("turbo", experts)]
     colours, span = next(pair for pair in fitting if experts <= pair[1])
