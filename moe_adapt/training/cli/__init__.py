@@ -1,4 +1,4 @@
-"""The command line: ``moe-adapt fit | validate | test | predict | export | list | doctor | demo``.
+"""The command line: ``moe-adapt fit | validate | test | predict | export | trace | list | doctor | demo``.
 
 `main` looks the sub-command up in a table and imports only what that one needs, so that ``moe-adapt --help``
 answers at once.

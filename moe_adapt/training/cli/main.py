@@ -52,6 +52,9 @@ COMMANDS = {
     "test": Command("moe_adapt.training.cli.fit:test", "evaluate a run on its test data"),
     "predict": Command("moe_adapt.training.cli.fit:predict", "write a run's predictions"),
     "export": Command("moe_adapt.training.cli.export:export", "write a run's adapter as a PEFT folder"),
+    "trace": Command(
+        "moe_adapt.training.cli.trace:trace", "record how a run routes its data, or compare two records"
+    ),
     "list": Command(
         "moe_adapt.training.cli.listing:show", "list packaged configurations and routing components"
     ),

@@ -1,19 +1,20 @@
-"""Rebuild a run's model from its folder: the class and options in its configuration, plus a checkpoint."""
+"""Rebuild a run's model and data from its folder: the classes and options in its configuration."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning import LightningModule
+from lightning import LightningDataModule, LightningModule
 
-import moe_adapt.training.modules  # noqa: F401  the model classes, for their bare names
+import moe_adapt.training.data
+import moe_adapt.training.modules  # noqa: F401  the classes, for their bare names
 from moe_adapt.errors import UserError
 from moe_adapt.training.checkpoint import checkpoint_path, load_checkpoint
 from moe_adapt.training.cli.custom import import_custom_modules
 from moe_adapt.training.cli.parser import RoutedParser
 from moe_adapt.training.cli.run_folder import CONFIG_FILE
 
-__all__ = ["load_module", "read_run_config"]
+__all__ = ["load_data", "load_module", "read_run_config"]
 
 
 def read_run_config(run: Path) -> dict[str, Any]:
@@ -52,3 +53,21 @@ def load_module(run: str | Path, checkpoint: str | Path = "best") -> LightningMo
     module = parser.instantiate_classes(parser.parse_object({"model": config["model"]})).model
     load_checkpoint(module, path)
     return module.eval()
+
+
+def load_data(run: str | Path) -> LightningDataModule:
+    """Build the run's data module; nothing is read yet.
+
+    Args:
+        run: The run folder.
+
+    Raises:
+        UserError: If the folder is not that of a run with data.
+    """
+    config = read_run_config(Path(run))
+    if not config.get("data"):
+        raise UserError(f"the configuration of {run} names no data.")
+    import_custom_modules(config.get("custom_modules") or [])
+    parser = RoutedParser()
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+    return parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
