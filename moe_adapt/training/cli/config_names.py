@@ -50,5 +50,5 @@ def resolve_config(name: str) -> Path:
     hint = did_you_mean(short, packaged) or (f" Did you mean {leaves[short]!r}?" if short in leaves else "")
     raise UserError(
         f"there is no configuration {name!r}, neither a file nor a packaged one.{hint} "
-        f"Packaged: {', '.join(packaged)}."
+        "`moe-adapt list configs` shows the packaged ones."
     )

@@ -89,7 +89,7 @@ def test_saved_config_runs_again(toy, moe_adapt):
         (["--seed_everything=true"], ["seed_everything: expected int, got 'True'"]),
         (["--seed_everything=x"], ["seed_everything: expected int, got 'x'"]),
         (["stray"], ["unexpected argument 'stray'"]),
-        (["--config", "routed_lora/nope"], ["'routed_lora/nope'", "Packaged: "]),
+        (["--config", "routed_lora/nope"], ["'routed_lora/nope'", "moe-adapt list configs"]),
         (["--resume", "--out", "nowhere"], ["nothing to resume", "nowhere/checkpoints/last.ckpt"]),
         (["--model.fail=init"], ["the toy refuses to be built."]),
         (["--data.classes=0"], ["the toy data is empty."]),
