@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moe_adapt.evaluation.entropy import router_entropy
+
 __all__ = ["RoutingStats", "routing_stats"]
 
 
@@ -57,13 +59,11 @@ def routing_stats(
     gates, selected = gates[:, :experts], selected[:, :experts]
     per_token = selected.sum(dim=-1)
     load = selected.sum(dim=0).to(torch.float32)
-    entropy = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
-    scale = torch.log(torch.tensor(float(columns))).item() if columns > 1 else 1.0
     some = max(tokens, 1)
     return RoutingStats(
         load=load / load.sum().clamp(min=1),
         importance=gates.sum(dim=0) / some,
-        entropy=float(entropy.sum() / some) / scale,
+        entropy=float(router_entropy(logits.softmax(dim=-1)).sum() / some),
         mean_k=float(per_token.sum() / some),
         dense_share=float((per_token == experts).sum() / some),
         tokens=tokens,
