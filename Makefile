@@ -8,12 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
+WORKERS ?= auto
 
 .PHONY: help demo test lint docs clean
 
 help:
 	@echo "make demo   fine-tune a small encoder on news articles, end to end (no network after the set-up)"
-	@echo "make test   run the tests; ARGS='-m slow' runs the slow ones, ARGS=tests/routing one folder"
+	@echo "make test   run the tests; ARGS='-m slow' runs the slow ones, ARGS=tests/routing one folder, WORKERS=0 in one process"
 	@echo "make lint   check style, format and types"
 	@echo "make docs   build the documentation into site/"
 	@echo "make clean  remove .venv, caches and built files (runs/ stays)"
@@ -22,7 +23,7 @@ demo: $(VENV)/.demo
 	$(BIN)/moe-adapt demo $(ARGS)
 
 test: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
