@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "routing": {"errors", "registry", "experts"},
     "checks": ROUTING,
     "tuner": {"evaluation", "presets", *ROUTING},
+    "learners": {"tuner", "evaluation", "presets", *ROUTING},
     "training": TRAINING,
     "hub": {"training", *TRAINING},
     "demo": {"training", "hub", *TRAINING},

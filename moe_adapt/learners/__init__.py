@@ -1,0 +1,1 @@
+"""Continual learners and the heads that they share."""

@@ -1,0 +1,20 @@
+"""Closed-form classification heads: one pass over frozen features, exact whatever the order of the data."""
+
+from moe_adapt.learners.heads.base import HEADS, ClosedFormHead, LinearHead
+from moe_adapt.learners.heads.fecam import FeCamHead
+from moe_adapt.learners.heads.ncm import NearestMeanHead
+from moe_adapt.learners.heads.ranpac import RanPacHead
+from moe_adapt.learners.heads.ridge import RidgeHead, ridge_path_errors
+from moe_adapt.learners.heads.slda import SldaHead
+
+__all__ = [
+    "HEADS",
+    "ClosedFormHead",
+    "FeCamHead",
+    "LinearHead",
+    "NearestMeanHead",
+    "RanPacHead",
+    "RidgeHead",
+    "SldaHead",
+    "ridge_path_errors",
+]
