@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "registry": {"errors"},
     "presets": set(),
     "evaluation": {"errors", "registry"},
+    "updates": {"errors", "registry"},
     "experts": {"errors", "registry"},
     "routing": {"errors", "registry", "experts"},
     "checks": ROUTING,
@@ -43,7 +44,17 @@ MAY_IMPORT = {
 #: Upward imports inside functions, on purpose: the commands that start what stands above them.
 MAY_CLIMB = {"__init__.py": {"tuner"}, "training/cli/export.py": {"hub"}}
 #: Rooms that need nothing but torch.
-LIGHT = {"__init__", "errors", "presets", "registry", "evaluation", "experts", "routing", "checks"}
+LIGHT = {
+    "__init__",
+    "errors",
+    "presets",
+    "registry",
+    "evaluation",
+    "updates",
+    "experts",
+    "routing",
+    "checks",
+}
 HEAVY = {"datasets", "huggingface_hub", "lightning", "matplotlib", "peft", "timm", "transformers"}
 
 
