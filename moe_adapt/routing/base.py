@@ -81,7 +81,10 @@ class Scorer(nn.Module, ABC):
 
 
 class LogitModifier(nn.Module, ABC):
-    """Changes logits between scorer and selector: noise, temperature, a balancing bias, a steering vector."""
+    """Changes logits between scorer and selector: noise, temperature, a balancing bias, a steering vector.
+
+    One that tells groups of experts apart has a buffer `expert_groups`, int [E]: the group (task) of each.
+    """
 
     @abstractmethod
     def forward(self, logits: Logits, x: Tensor, ctx: "RouteContext") -> Logits:

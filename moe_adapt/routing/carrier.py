@@ -19,29 +19,30 @@ import torch
 from torch import Tensor
 
 from moe_adapt.routing.context import RouteContext, SiteKey
+from moe_adapt.routing.records import Point
 
 __all__ = ["carry", "inject"]
 
 
 class _Inject(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, context: RouteContext, key: SiteKey) -> Tensor:
-        ctx.context, ctx.key = context, key
+    def forward(ctx: Any, logits: Tensor, context: RouteContext, key: SiteKey, point: Point) -> Tensor:
+        ctx.context, ctx.key, ctx.point = context, key, point
         return logits.view_as(logits)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
-        extra = ctx.context.aux_gradients.get(ctx.key)
+        extra = ctx.context.aux_gradients.get((ctx.key, ctx.point))
         if extra is None:
-            return grad, None, None
+            return grad, None, None, None
         scale = ctx.context.aux_scale
         if scale is None:
             raise RuntimeError(
                 "aux_loss() was computed for this forward but its value is not part of the loss being "
                 "differentiated; add it: loss = task_loss + tuner.aux_loss()."
             )
-        return grad + scale * extra, None, None
+        return grad + scale * extra, None, None, None
 
 
 class _Carry(torch.autograd.Function):
@@ -56,11 +57,18 @@ class _Carry(torch.autograd.Function):
         return None, None, None
 
 
-def inject(logits: Tensor, context: RouteContext, key: SiteKey) -> Tensor:
-    """Return `logits` unchanged; their backward adds the auxiliary gradient of the site visit `key`."""
+def inject(logits: Tensor, context: RouteContext, key: SiteKey, point: Point = "logits") -> Tensor:
+    """Return `logits` unchanged; their backward adds the auxiliary gradient of the site visit `key`.
+
+    Args:
+        logits: What is marked, [N, E].
+        context: The context of this forward.
+        key: The site visit.
+        point: Where in the router the mark is.
+    """
     if not (torch.is_grad_enabled() and logits.requires_grad):
         return logits
-    return _Inject.apply(logits, context, key)
+    return _Inject.apply(logits, context, key, point)
 
 
 def carry(value: Tensor, context: RouteContext) -> Tensor:

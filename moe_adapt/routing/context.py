@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
-from moe_adapt.routing.records import RoutingRecord
+from moe_adapt.routing.records import Point, RoutingRecord
 
 __all__ = ["RouteContext", "RoutingSession", "in_backward"]
 
@@ -34,6 +34,7 @@ class RouteContext:
         input_ids: Token ids, [B, S], if the model got any.
         training: Whether the model is in training mode.
         recording: Whether sites leave a `RoutingRecord`.
+        progress: Share of the task's optimizer steps that are done.
     """
 
     def __init__(
@@ -42,14 +43,16 @@ class RouteContext:
         input_ids: Tensor | None = None,
         training: bool = False,
         recording: bool = False,
+        progress: float = 1.0,
     ) -> None:
         self.token_mask = token_mask if token_mask is None else token_mask.bool()
         self.input_ids = input_ids
         self.training = training
         self.recording = recording
+        self.progress = progress
         self.site: SiteKey = ("", "", 0)
         self.records: dict[SiteKey, RoutingRecord] = {}
-        self.aux_gradients: dict[SiteKey, Tensor] = {}
+        self.aux_gradients: dict[tuple[SiteKey, Point], Tensor] = {}
         self.aux_scale: Tensor | None = None
         self.aux_computed = False
         self._visits: dict[tuple[str, str], int] = {}
@@ -180,11 +183,13 @@ class RoutingSession:
     Attributes:
         context: The context of the latest forward.
         tracing: Whether to record in evaluation mode too.
+        progress: Share of the task's optimizer steps that are done, for schedules in routers and losses.
     """
 
     def __init__(self) -> None:
         self.context: RouteContext | None = None
         self.tracing = False
+        self.progress = 1.0
 
     def open(self, model: torch.nn.Module, inputs: dict[str, Any]) -> None:
         """Start a forward of `model` with the named `inputs`."""
@@ -196,6 +201,7 @@ class RoutingSession:
             input_ids=inputs.get("input_ids"),
             training=model.training,
             recording=model.training or self.tracing,
+            progress=self.progress,
         )
 
     def current(self, training: bool) -> RouteContext:
@@ -214,8 +220,8 @@ class RoutingSession:
     def __deepcopy__(self, memo: dict) -> "RoutingSession":
         copy = RoutingSession()
         memo[id(self)] = copy
-        copy.tracing = self.tracing
+        copy.tracing, copy.progress = self.tracing, self.progress
         return copy
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"context": None, "tracing": self.tracing}
+        return {"context": None, "tracing": self.tracing, "progress": self.progress}

@@ -3,11 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["RecordGroup", "RoutingRecord", "group_records"]
+__all__ = ["Point", "RecordGroup", "RoutingRecord", "group_records"]
+
+#: Where in a router auxiliary gradients enter: at the scorer's output, or after the modifiers.
+Point = Literal["scores", "logits"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class RoutingRecord:
         selected: Selection, bool [N, E].
         mask: True for real tokens, bool [N]; None if there is no padding.
         nulls: How many of the `E` columns, the last ones, are null experts.
+        scores: What the scorer gave, [N, E], if modifiers changed it since.
+        expert_groups: Group (task) of each expert, int [E], if the router tells groups apart.
     """
 
     site: str
@@ -29,30 +35,43 @@ class RoutingRecord:
     selected: Tensor
     mask: Tensor | None
     nulls: int = 0
+    scores: Tensor | None = None
+    expert_groups: Tensor | None = None
 
 
 class RecordGroup:
     """Records of `L` sites with the same number of tokens and experts, stacked.
 
-    `logits` is a leaf with gradient: auxiliary losses are functions of it, and the gradient found there is
-    handed to each site's router (see `moe_adapt.routing.carrier`).
+    `logits` and `scores` are leaves with gradient: auxiliary losses are functions of them, and the gradient
+    found there is handed to each site's router (see `moe_adapt.routing.carrier`).
 
     Attributes:
         sites: Paths of the `L` sites.
-        logits: [L, N, E].
+        logits: Weight logits, [L, N, E].
+        scores: What the scorers gave, [L, N, E]; the logits themselves where there are no modifiers.
+        expert_groups: Group of each expert of each site, int [E] or None.
+        progress: Share of the task's optimizer steps that are done.
         gates: [L, N, E], no gradient.
         selected: bool [L, N, E].
         mask: bool [N] or None.
         nulls: How many of the `E` columns, the last ones, are null experts.
     """
 
-    def __init__(self, records: list[RoutingRecord]) -> None:
+    def __init__(self, records: list[RoutingRecord], progress: float = 1.0) -> None:
         self.sites = [record.site for record in records]
         self.logits = torch.stack([record.logits for record in records]).requires_grad_()
+        raw = [record.scores for record in records if record.scores is not None]
+        self.scores = torch.stack(raw).requires_grad_() if raw else self.logits
+        self.expert_groups = [record.expert_groups for record in records]
+        self.progress = progress
         self.gates = torch.stack([record.gates for record in records])
         self.selected = torch.stack([record.selected for record in records])
         self.mask = records[0].mask
         self.nulls = records[0].nulls
+
+    def points(self) -> list[Point]:
+        """Return where losses may depend on the routers: `logits`, and `scores` if they differ."""
+        return ["logits"] if self.scores is self.logits else ["logits", "scores"]
 
     @property
     def num_experts(self) -> int:
@@ -73,17 +92,24 @@ class RecordGroup:
         return total / mask.sum().clamp(min=1)
 
 
-def group_records(records: Iterable[RoutingRecord]) -> list[tuple[RecordGroup, list[int]]]:
+def group_records(
+    records: Iterable[RoutingRecord], progress: float = 1.0
+) -> list[tuple[RecordGroup, list[int]]]:
     """Stack records of equal shape and mask.
+
+    Args:
+        records: The records.
+        progress: Share of the task's optimizer steps that are done.
 
     Returns:
         The groups, each with the positions of its members among `records`.
     """
     members: dict[tuple, list[tuple[int, RoutingRecord]]] = {}
     for position, record in enumerate(records):
-        key = (record.logits.shape, record.logits.device, id(record.mask), record.nulls)
+        raw = record.scores is not None
+        key = (record.logits.shape, record.logits.device, id(record.mask), record.nulls, raw)
         members.setdefault(key, []).append((position, record))
     return [
-        (RecordGroup([record for _, record in group]), [position for position, _ in group])
+        (RecordGroup([record for _, record in group], progress), [position for position, _ in group])
         for group in members.values()
     ]

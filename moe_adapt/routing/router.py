@@ -1,6 +1,7 @@
 """The router of a site: scorer, modifiers and selector in a row."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,9 @@ class Router(nn.Module):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             if scores is None:
                 scores = self.scorer(x, ctx, bank)
+            changed = ctx.recording and len(self.modifiers) > 0
+            if changed:
+                scores = inject(scores, ctx, key, "scores")
             logits = Logits(select=scores, weight=scores)
             for modifier in self.modifiers:
                 logits = modifier(logits, x, ctx)
@@ -107,11 +111,19 @@ class Router(nn.Module):
                     selected=decision.selected,
                     mask=mask,
                     nulls=nulls,
+                    scores=scores.detach() if changed else None,
+                    expert_groups=self.expert_groups,
                 ),
             )
         if nulls == 0:
             return decision
         return RoutingDecision(*(part[..., :-nulls] for part in decision))
+
+    @property
+    def expert_groups(self) -> Tensor | None:
+        """Group of each expert, int [E], if a modifier tells groups apart."""
+        found = [modifier.expert_groups for modifier in self.modifiers if hasattr(modifier, "expert_groups")]
+        return cast(Tensor, found[0]) if found else None
 
     def has_constant_gates(self, num_experts: int) -> bool:
         """Return whether the gates are the same for every token, so that the mixture is one matrix."""

@@ -99,14 +99,19 @@ def sum_aux_losses(model: nn.Module, session: RoutingSession) -> tuple[Tensor, d
         if not losses:
             continue
         keys = [key for key in context.records if key[0] == adapter]
-        grouped = group_records(context.records[key] for key in keys)
+        grouped = group_records((context.records[key] for key in keys), context.progress)
         groups = [group for group, _ in grouped]
         with torch.enable_grad(), torch.autocast(device_type=device.type, enabled=False):
             terms = {name: loss.weight * loss(groups) for name, loss in losses}
             value = torch.stack(list(terms.values())).sum()
-            gradients = torch.autograd.grad(value, [group.logits for group in groups])
-        for (_, members), gradient in zip(grouped, gradients, strict=True):
-            context.aux_gradients.update((keys[member], gradient[i]) for i, member in enumerate(members))
+            places = [(group, point) for group in groups for point in group.points()]
+            leaves = [getattr(group, point) for group, point in places]
+            gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+        positions = {id(group): members for group, members in grouped}
+        for (group, point), gradient in zip(places, gradients, strict=True):
+            if gradient is not None:
+                for i, member in enumerate(positions[id(group)]):
+                    context.aux_gradients[keys[member], point] = gradient[i]
         total = total + carry(value, context)
         for name, term in terms.items():
             parts[name] = parts.get(name, 0) + term.detach()

@@ -2,6 +2,7 @@
 
 from moe_adapt.routing.losses.entropy import EntropyLoss
 from moe_adapt.routing.losses.load_balance import LoadBalanceLoss
+from moe_adapt.routing.losses.routing_separation import RoutingSeparationLoss
 from moe_adapt.routing.losses.z_loss import ZLoss
 
-__all__ = ["EntropyLoss", "LoadBalanceLoss", "ZLoss"]
+__all__ = ["EntropyLoss", "LoadBalanceLoss", "RoutingSeparationLoss", "ZLoss"]

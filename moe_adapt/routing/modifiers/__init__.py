@@ -2,5 +2,6 @@
 
 from moe_adapt.routing.modifiers.noise import GaussianNoise
 from moe_adapt.routing.modifiers.temperature import Temperature
+from moe_adapt.routing.modifiers.token_assignment import TokenAssignmentModifier
 
-__all__ = ["GaussianNoise", "Temperature"]
+__all__ = ["GaussianNoise", "Temperature", "TokenAssignmentModifier"]

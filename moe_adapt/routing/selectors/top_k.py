@@ -11,7 +11,7 @@ __all__ = ["TopKSelector"]
 
 @SELECTORS.register("top_k")
 class TopKSelector(Selector):
-    """Keeps the `k` largest select logits per token.
+    """Keeps the `k` largest select logits per token; one of minus infinity is never kept.
 
     Args:
         k: Experts kept per token, `K`. With one expert at a site, that one is kept.
@@ -34,6 +34,7 @@ class TopKSelector(Selector):
         k = min(self.k, logits.select.shape[-1])
         best = logits.select.sort(dim=-1, descending=True, stable=True).indices[..., :k]
         selected = torch.zeros_like(logits.select, dtype=torch.bool).scatter_(-1, best, True)
+        selected &= logits.select > -torch.inf
         if self.renormalize:
             gates = logits.weight.masked_fill(~selected, float("-inf")).softmax(dim=-1)
         else:
