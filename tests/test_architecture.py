@@ -22,18 +22,19 @@ MODULES = sorted(
     if not found.name.startswith("moe_adapt.configs")
 )
 
-ROUTING = {"errors", "registry", "experts", "routing"}
+ROUTING = {"errors", "kernels", "registry", "experts", "routing"}
 TRAINING = {"__init__", "evaluation", "presets", "tuner", *ROUTING}
 #: What a room may import of this package, beside itself.
 MAY_IMPORT = {
     "errors": set(),
+    "kernels": {"errors"},
     "__init__": {"errors"},
     "registry": {"errors"},
     "presets": set(),
     "evaluation": {"errors", "registry"},
     "updates": {"errors", "registry"},
-    "experts": {"errors", "registry"},
-    "routing": {"errors", "registry", "experts"},
+    "experts": {"errors", "kernels", "registry"},
+    "routing": {"errors", "kernels", "registry", "experts"},
     "checks": ROUTING,
     "tuner": {"evaluation", "presets", *ROUTING},
     "learners": {"tuner", "evaluation", "presets", *ROUTING},
@@ -47,6 +48,7 @@ MAY_CLIMB = {"__init__.py": {"tuner"}, "training/cli/export.py": {"hub"}}
 LIGHT = {
     "__init__",
     "errors",
+    "kernels",
     "presets",
     "registry",
     "evaluation",

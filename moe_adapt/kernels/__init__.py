@@ -1,0 +1,9 @@
+"""The batched-LoRA operator: many gated LoRA experts on one linear layer, for training and for serving.
+
+Needs torch alone; Triton is used where it is installed.
+"""
+
+from moe_adapt.kernels import reference, stacked
+from moe_adapt.kernels.operator import routed_lora
+
+__all__ = ["reference", "routed_lora", "stacked"]
