@@ -23,7 +23,9 @@ MODULES = sorted(
 )
 
 ROUTING = {"errors", "kernels", "registry", "experts", "routing"}
-TRAINING = {"__init__", "evaluation", "presets", "tuner", *ROUTING}
+TUNER = {"__init__", "evaluation", "presets", "tuner", *ROUTING}
+LEARNERS = {"backbones", "optim", "streams", "updates", *TUNER}
+TRAINING = {"data", "learners", *LEARNERS}
 #: What a room may import of this package, beside itself.
 MAY_IMPORT = {
     "errors": set(),
@@ -35,10 +37,14 @@ MAY_IMPORT = {
     "updates": {"errors", "registry"},
     "experts": {"errors", "kernels", "registry"},
     "routing": {"errors", "kernels", "registry", "experts"},
-    "checks": ROUTING,
     "tuner": {"evaluation", "presets", *ROUTING},
-    "learners": {"tuner", "evaluation", "presets", *ROUTING},
+    "optim": {"errors"},
+    "data": {"errors"},
+    "backbones": TUNER,
+    "streams": {"errors", "registry", "data"},
+    "learners": LEARNERS,
     "training": TRAINING,
+    "checks": {"training", *TRAINING},
     "hub": {"training", *TRAINING},
     "demo": {"training", "hub", *TRAINING},
 }
@@ -55,7 +61,7 @@ LIGHT = {
     "updates",
     "experts",
     "routing",
-    "checks",
+    "optim",
 }
 HEAVY = {"datasets", "huggingface_hub", "lightning", "matplotlib", "peft", "timm", "transformers"}
 

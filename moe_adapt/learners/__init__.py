@@ -1,1 +1,19 @@
-"""Continual learners and the heads that they share."""
+"""Continual learners: one file each, on one contract."""
+
+from moe_adapt.learners.base import LEARNERS, Learner, Outcome, TaskRun
+from moe_adapt.learners.fine_tuning import FineTuning, Joint
+from moe_adapt.learners.growth import grow_rows, resize_to
+from moe_adapt.learners.heads.trainable import CosineHead, LinearHead
+
+__all__ = [
+    "LEARNERS",
+    "CosineHead",
+    "FineTuning",
+    "Joint",
+    "Learner",
+    "LinearHead",
+    "Outcome",
+    "TaskRun",
+    "grow_rows",
+    "resize_to",
+]

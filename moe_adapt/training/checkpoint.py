@@ -30,6 +30,7 @@ __all__ = [
     "Origin",
     "adapter_state",
     "checkpoint_path",
+    "differences",
     "fill",
     "fingerprint",
     "load_checkpoint",
@@ -116,12 +117,12 @@ def verify(checkpoint: Checkpoint, module: nn.Module, origin: Origin, resuming: 
             f"this checkpoint has format version {record['format_version']}, this moe_adapt reads up to "
             f"{FORMAT_VERSION}: upgrade moe_adapt."
         )
-    differences = _differences(record["identity"], origin.identity)
+    found = differences(record["identity"], origin.identity)
     if resuming:
-        differences += _differences(record["training"], origin.training)
-    if differences:
+        found += differences(record["training"], origin.training)
+    if found:
         raise UserError(
-            f"this checkpoint comes from another configuration: {'; '.join(differences)}. Use the "
+            f"this checkpoint comes from another configuration: {'; '.join(found)}. Use the "
             "configuration that wrote it, or start a new run."
         )
     if record["base"] != origin.base:
@@ -149,11 +150,12 @@ def _verify_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> No
         raise UserError(f"the checkpoint's tensors do not fit the adapter: {'; '.join(problems)}.")
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return where two JSON values differ, as sentences; `path` is what the first level is called."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [
-            d for key in keys for d in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+            d for key in keys for d in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if old == new else [f"{path} was {old!r}, is {new!r}"]
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
+from moe_adapt.data.image_sources import ImageArrays, ImageSource, open_images
+from moe_adapt.data.tables import SourceOption, TableSource
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.training.data.base import Batch, SeededDataModule
-from moe_adapt.training.data.image_sources import ImageArrays, ImageSource, open_images
 from moe_adapt.training.data.rows import Rows
-from moe_adapt.training.data.tables import SourceOption, TableSource
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImageClassificationData", "ImageRows", "choose_classes"]
 

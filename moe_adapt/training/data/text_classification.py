@@ -3,12 +3,12 @@
 import torch
 from datasets import ClassLabel
 
+from moe_adapt.data.labels import encode_labels, infer_class_names
+from moe_adapt.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
+from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.errors import UserError
 from moe_adapt.training.data.base import Batch, SeededDataModule
-from moe_adapt.training.data.labels import encode_labels, infer_class_names
 from moe_adapt.training.data.rows import Rows
-from moe_adapt.training.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
-from moe_adapt.training.data.tokenizer import load_tokenizer
 
 __all__ = ["TextClassificationData"]
 

@@ -17,16 +17,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from moe_adapt.errors import UserError
-from moe_adapt.training import checkpoint as checkpoints
-from moe_adapt.training.modules.backbone import (
+from moe_adapt.backbones.pretrained import (
     Backbone,
     enable_gradient_checkpointing,
     freeze,
     keep_in_float32,
     set_train_mode,
 )
-from moe_adapt.training.optim import Schedule, check_coverage, learning_rate_factor, parameter_groups
+from moe_adapt.errors import UserError
+from moe_adapt.optim import Schedule, check_coverage, parameter_groups, with_schedule
+from moe_adapt.training import checkpoint as checkpoints
 from moe_adapt.training.randomness import run_seed, seed_batch, set_rng_state
 from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
 
@@ -213,18 +213,9 @@ class AdaptedModule(L.LightningModule):
                 "optimizer": optimizer,
                 "lr_scheduler": {"scheduler": scheduler, "monitor": self.monitor[0]},
             }
-        if self.schedule == "constant" and not self.warmup:
-            return optimizer
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise UserError(
-                "a schedule or warm-up needs a known length; set trainer.max_steps or trainer.max_epochs."
-            )
-        steps, warmup = int(total), round(self.warmup * total)
-        factor = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, steps, warmup, self.schedule)
+        return with_schedule(
+            optimizer, self.schedule, self.warmup, lambda: self.trainer.estimated_stepping_batches
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Return the trainable parameters by role: ``router``, ``experts``, ``head``."""

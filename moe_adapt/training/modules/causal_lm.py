@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from moe_adapt.training.modules.backbone import Backbone, Precision, load_pretrained
+from moe_adapt.backbones.pretrained import Backbone, Precision, load_pretrained
 from moe_adapt.training.modules.base import AdaptedModule, Batch
 from moe_adapt.tuner import RoutedLoraConfig
 

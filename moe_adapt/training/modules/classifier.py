@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from moe_adapt.backbones.pretrained import Backbone
 from moe_adapt.errors import UserError
-from moe_adapt.training.modules.backbone import Backbone
 from moe_adapt.training.modules.base import AdaptedModule, Batch
 
 __all__ = ["Classifier"]

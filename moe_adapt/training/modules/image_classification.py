@@ -1,24 +1,18 @@
 """Image classification with a timm or Hugging Face backbone."""
 
-import sys
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import timm
-from timm.models import load_state_dict
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
-from moe_adapt.errors import UserError, did_you_mean
-from moe_adapt.training.modules.backbone import DTYPES, Backbone, Precision, check_loaded, load_pretrained
+from moe_adapt.backbones.image import Library, classifier_paths, timm_model
+from moe_adapt.backbones.pretrained import DTYPES, Backbone, Precision, load_pretrained
+from moe_adapt.errors import UserError
 from moe_adapt.training.modules.base import Batch
 from moe_adapt.training.modules.classifier import Classifier
 from moe_adapt.tuner import RoutedLoraConfig
 
-__all__ = ["ImageClassifier", "Library"]
-
-#: Where the backbone comes from.
-Library = Literal["timm", "transformers"]
+__all__ = ["ImageClassifier"]
 
 
 class ImageClassifier(Classifier):
@@ -100,33 +94,5 @@ def build(
         return load_pretrained(
             AutoModelForImageClassification, backbone, dtype, True, num_labels=num_classes, **options
         )
-    if not timm.is_model(backbone):
-        raise UserError(
-            f"timm has no model {backbone!r}.{did_you_mean(backbone.split('.')[0], timm.list_models())} "
-            "For a Hugging Face model set library to transformers."
-        )
-    model: Any = timm.create_model(
-        backbone, pretrained=pretrained and checkpoint is None, num_classes=num_classes, **options
-    )
-    classifier = model.pretrained_cfg["classifier"]
-    head = [classifier] if isinstance(classifier, str) else list(classifier)
-    if checkpoint is not None:
-        _load_weights(model, Path(checkpoint), head)
-    return Backbone(model.to(DTYPES[dtype]), head)
-
-
-def _load_weights(model: nn.Module, path: Path, head: list[str]) -> None:
-    """Load all but the head from `path`, converted by timm's own filter for the model's family."""
-    if not path.is_file():
-        raise UserError(f"there are no weights at {path}; expected a .safetensors or .pth file.")
-    state = load_state_dict(str(path))
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is not None:
-        state = convert(state, model)
-    own = model.state_dict()
-    fitting = {name: t for name, t in state.items() if name in own and own[name].shape == t.shape}
-    fitting = {
-        name: t for name, t in fitting.items() if not any(name.startswith(f"{path}.") for path in head)
-    }
-    model.load_state_dict(fitting, strict=False)
-    check_loaded(str(path), own.keys() - fitting.keys(), head)
+    model = timm_model(backbone, num_classes, checkpoint, pretrained, options)
+    return Backbone(model.to(DTYPES[dtype]), classifier_paths(model))

@@ -5,21 +5,18 @@ or the mean of the last hidden states over the real tokens, as sentence-transfor
 a linear head.
 """
 
-import json
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from moe_adapt.training.modules.backbone import Backbone, Precision, load_pretrained, optional_file
+from moe_adapt.backbones.pretrained import Backbone, Precision, load_pretrained
+from moe_adapt.backbones.text import Pooling, mean_over_tokens, resolve_pooling
 from moe_adapt.training.modules.base import Batch
 from moe_adapt.training.modules.classifier import Classifier
 from moe_adapt.tuner import RoutedLoraConfig
 
-__all__ = ["PooledClassifier", "Pooling", "SequenceClassifier"]
-
-#: How a text becomes one vector; see `SequenceClassifier`.
-Pooling = Literal["auto", "mean", "model"]
+__all__ = ["PooledClassifier", "SequenceClassifier"]
 
 
 class PooledClassifier(nn.Module):
@@ -40,8 +37,7 @@ class PooledClassifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Tensor:
         """Return logits [B, C] of token ids [B, S] under their mask [B, S]."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return self.classifier((hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1))
+        return self.classifier(mean_over_tokens(hidden, attention_mask))
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Recompute the encoder's activations in the backward pass."""
@@ -106,12 +102,3 @@ def build(backbone: str, num_classes: int, pooling: Pooling, dtype: Precision) -
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
     return loaded
-
-
-def resolve_pooling(backbone: str, pooling: Pooling) -> Literal["mean", "model"]:
-    """Return how `backbone` pools, looking into sentence-transformers' configuration for ``auto``."""
-    if pooling != "auto":
-        return pooling
-    path = optional_file(backbone, "1_Pooling/config.json")
-    mean = path is not None and json.loads(path.read_text()).get("pooling_mode_mean_tokens")
-    return "mean" if mean else "model"

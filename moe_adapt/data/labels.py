@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import ClassLabel, Dataset
 
+from moe_adapt.data.tables import TableSource, describe, require_columns
 from moe_adapt.errors import UserError, did_you_mean
-from moe_adapt.training.data.tables import TableSource, describe, require_columns
 
 __all__ = ["encode_labels", "infer_class_names"]
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from moe_adapt.errors import UserError
-from moe_adapt.training.optim import check_coverage, learning_rate_factor, parameter_groups
+from moe_adapt.optim import check_coverage, learning_rate_factor, parameter_groups
 
 SCHEDULES = ["constant", "cosine", "linear"]
 

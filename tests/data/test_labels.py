@@ -1,8 +1,8 @@
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
+from moe_adapt.data.labels import encode_labels, infer_class_names
 from moe_adapt.errors import UserError
-from moe_adapt.training.data.labels import encode_labels, infer_class_names
 
 
 def table(labels, names=None):

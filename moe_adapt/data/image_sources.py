@@ -16,9 +16,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from moe_adapt.data.labels import encode_labels, infer_class_names
+from moe_adapt.data.tables import TableSource, describe, is_saved_table, load_table, require_columns
 from moe_adapt.errors import UserError
-from moe_adapt.training.data.labels import encode_labels, infer_class_names
-from moe_adapt.training.data.tables import TableSource, describe, is_saved_table, load_table, require_columns
 
 __all__ = [
     "ArrayImages",

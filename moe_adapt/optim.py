@@ -6,7 +6,7 @@ uniform routing that belongs to the auxiliary losses.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 
 from moe_adapt.errors import UserError
 
-__all__ = ["Schedule", "check_coverage", "learning_rate_factor", "parameter_groups"]
+__all__ = ["Schedule", "check_coverage", "learning_rate_factor", "parameter_groups", "with_schedule"]
 
 #: How the learning rate goes on after the warm-up.
 Schedule = Literal["constant", "cosine", "linear"]
@@ -26,9 +26,10 @@ def parameter_groups(
     """Return named optimiser groups; empty ones are left out.
 
     Args:
-        parameters: Trainable parameters by role (``router``, ``experts``, ``head``).
+        parameters: Trainable parameters by role (``router``, ``experts``, ``head``; ``backbone`` if trained
+            whole).
         lr: Learning rate by role.
-        head_weight_decay: Weight decay of the head; the other roles have none.
+        head_weight_decay: Weight decay of head and backbone; routers and experts have none.
 
     >>> weight = nn.Parameter(torch.zeros(2))
     >>> [g] = parameter_groups({"router": [], "head": [weight]}, {"router": 1e-3, "head": 1e-2}, 0.1)
@@ -39,7 +40,7 @@ def parameter_groups(
     for role, members in parameters.items():
         params = list(members)
         if params:
-            decay = head_weight_decay if role == "head" else 0.0
+            decay = head_weight_decay if role in ("head", "backbone") else 0.0
             groups.append({"name": role, "params": params, "lr": lr[role], "weight_decay": decay})
     return groups
 
@@ -74,3 +75,31 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: Schedule)
         return 1.0
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def with_schedule(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, warmup: float, total_steps: Callable[[], float]
+) -> Any:
+    """Return what ``configure_optimizers`` returns: the optimiser, and its schedule if there is one.
+
+    Args:
+        optimizer: The optimiser.
+        schedule: How the learning rate goes on after the warm-up, step by step.
+        warmup: Fraction of all steps over which the learning rate grows linearly.
+        total_steps: Says how many steps there will be; asked only if there is a schedule.
+
+    Raises:
+        UserError: If there is a schedule and the number of steps is unknown.
+    """
+    if schedule == "constant" and not warmup:
+        return optimizer
+    total = total_steps()
+    if total == float("inf"):
+        raise UserError(
+            "a schedule or warm-up needs a known length; set trainer.max_steps or trainer.max_epochs."
+        )
+    steps, rising = int(total), round(warmup * total)
+    factor = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, steps, rising, schedule)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}

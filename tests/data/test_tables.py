@@ -4,8 +4,8 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
+from moe_adapt.data.tables import load_table, require_columns, texts_of
 from moe_adapt.errors import UserError
-from moe_adapt.training.data.tables import load_table, require_columns, texts_of
 
 ROWS = [{"text": "NA", "label": 1}, {"text": "b, c", "label": 0}]
 
@@ -99,7 +99,7 @@ def test_unknown_name_is_one_sentence(monkeypatch):
     def refuse(*args, **kwargs):
         raise ConnectionError("Couldn't reach 'no_such_set' on the Hub")
 
-    monkeypatch.setattr("moe_adapt.training.data.tables.load_dataset", refuse)
+    monkeypatch.setattr("moe_adapt.data.tables.load_dataset", refuse)
     with pytest.raises(UserError, match="'no_such_set' is no file or folder here, and could not be loaded"):
         load_table("no_such_set@train")
 
@@ -111,7 +111,7 @@ def test_hub_name_configuration_and_split(monkeypatch):
         asked.append((*args, kwargs["split"]))
         return Dataset.from_list(ROWS)
 
-    monkeypatch.setattr("moe_adapt.training.data.tables.load_dataset", answer)
+    monkeypatch.setattr("moe_adapt.data.tables.load_dataset", answer)
     load_table("glue:sst2@train[:10%]")
     load_table("org/name", "validation")
     assert asked == [("glue", "sst2", "train[:10%]"), ("org/name", None, "validation")]

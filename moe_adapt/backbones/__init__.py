@@ -1,0 +1,19 @@
+"""Pretrained models: loading them, and turning them into encoders of texts and images."""
+
+from moe_adapt.backbones.holder import Encoder, Pretrained
+from moe_adapt.backbones.image import ImageEncoder, Library
+from moe_adapt.backbones.language import LanguageModel
+from moe_adapt.backbones.pretrained import Backbone, Precision
+from moe_adapt.backbones.text import Pooling, TextEncoder
+
+__all__ = [
+    "Backbone",
+    "Encoder",
+    "ImageEncoder",
+    "LanguageModel",
+    "Library",
+    "Pooling",
+    "Precision",
+    "Pretrained",
+    "TextEncoder",
+]

@@ -1,0 +1,77 @@
+"""What holds a pretrained model for a learner: the model, its name, its adapter.
+
+Everything pretrained is in `Pretrained.model`, so that a checkpoint can leave it out. An `Encoder` turns a
+batch into one vector per sample; learners put heads on these vectors.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any
+
+import peft
+from torch import Tensor, nn
+
+from moe_adapt.backbones.pretrained import enable_gradient_checkpointing
+from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
+
+__all__ = ["Encoder", "Pretrained"]
+
+
+class Pretrained(nn.Module):
+    """A pretrained model, frozen until somebody says otherwise.
+
+    Args:
+        model: The pretrained model.
+        name: Name or folder of it, written into results and adapters.
+
+    Attributes:
+        model: The pretrained model; the PEFT model once `adapt` was called.
+        adapted: Whether the model has an adapter.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.name = name
+        self.adapted = False
+
+    def settings(self) -> dict[str, Any]:
+        """Return what shapes the model beside the pretrained weights, as JSON types."""
+        return {"holder": type(self).__name__}
+
+    def adapt(self, config: RoutedLoraConfig) -> None:
+        """Put an adapter into the model; only its parameters are trainable afterwards."""
+        self.model.name_or_path = self.name  # type: ignore[assignment]
+        self.model = peft.get_peft_model(self.model, copy.deepcopy(config))
+        self.adapted = True
+
+    @property
+    def tuner(self) -> RoutedLoraModel | None:
+        """The tuner, which holds losses and statistics of the routers; None without an adapter."""
+        return self.model.base_model if self.adapted else None  # type: ignore[return-value]
+
+    def recompute_activations(self) -> None:
+        """Save memory in the backward pass (gradient checkpointing); see `enable_gradient_checkpointing`."""
+        enable_gradient_checkpointing(self.model)
+
+
+class Encoder(Pretrained, ABC):
+    """A pretrained model without a head.
+
+    Args:
+        model: The pretrained model.
+        name: Name or folder of it.
+        width: Features per sample, `d`.
+    """
+
+    def __init__(self, model: nn.Module, name: str, width: int) -> None:
+        super().__init__(model, name)
+        self.width = width
+
+    @abstractmethod
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Return features, float32 [B, d], of a batch of samples."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the kind of encoder and its width."""
+        return {**super().settings(), "width": self.width}

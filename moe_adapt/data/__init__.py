@@ -1,0 +1,1 @@
+"""Where rows come from: tables, folders, arrays; their labels; tokenizers."""

@@ -1,0 +1,53 @@
+"""State that grows with the classes: tensors of a module made as large as those that are about to be loaded.
+
+``load_state_dict`` refuses tensors of another shape. Heads, prototypes, covariances and replay buffers grow
+while a learner learns, so a fresh learner has to grow before its state is put back.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["grow_rows", "resize_to"]
+
+
+def resize_to(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give every parameter and buffer of `module` the shape that it has in `state`, without values.
+
+    A buffer registered as None is created. Names that the module lacks are left to `load_state_dict`, which
+    reports them.
+
+    >>> head = nn.Linear(3, 2)
+    >>> resize_to(head, {"weight": torch.zeros(5, 3)})
+    >>> head.weight.shape
+    torch.Size([5, 3])
+    """
+    owners = dict(module.named_modules())
+    for name, value in state.items():
+        path, _, leaf = name.rpartition(".")
+        owner = owners.get(path)
+        if owner is None:
+            continue
+        if leaf in owner._buffers:
+            old = owner._buffers[leaf]
+            if old is None or old.shape != value.shape:
+                owner._buffers[leaf] = torch.empty_like(value, device=None if old is None else old.device)
+        elif owner._parameters.get(leaf) is not None and owner._parameters[leaf].shape != value.shape:
+            parameter = owner._parameters[leaf]
+            assert parameter is not None
+            empty = torch.empty(value.shape, dtype=parameter.dtype, device=parameter.device)
+            owner._parameters[leaf] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+
+def grow_rows(tensor: Tensor, rows: int, fill: float = 0.0) -> Tensor:
+    """Return `tensor` [n, ...] with rows of `fill` appended until it has `rows`; itself if it has as many.
+
+    >>> grow_rows(torch.ones(1, 2), 2)
+    tensor([[1., 1.],
+            [0., 0.]])
+    """
+    missing = rows - tensor.shape[0]
+    if missing <= 0:
+        return tensor
+    return torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), fill)])

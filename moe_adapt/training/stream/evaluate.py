@@ -1,0 +1,89 @@
+"""One evaluation pass over everything seen.
+
+All test samples seen so far go through one loader, ordered by task, with the task of every sample beside it:
+never one loader per task. Counts per task come from one ``bincount``. The prediction of every sample is
+kept, so that other metrics need no second pass.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from moe_adapt.learners import Learner
+from moe_adapt.streams import Batch, TaskStream
+
+__all__ = ["Evaluation", "evaluate", "loader", "move"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass found.
+
+    Attributes:
+        correct: Right answers of each task seen, int64 [t + 1].
+        correct_within: The same with the classes of the sample's own task as the only candidates, int64 [t +
+            1].
+        prediction: Predicted class of every test sample seen, ordered by task, int32 [N].
+        right: Whether it was right, bool [N].
+    """
+
+    correct: np.ndarray
+    correct_within: np.ndarray
+    prediction: np.ndarray
+    right: np.ndarray
+
+
+def loader(data: object, batch_size: int, collate: object, num_workers: int) -> DataLoader:
+    """Return the samples in their order, as batches; making an iterator moves no global random state."""
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(
+        data,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        collate_fn=collate,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        generator=generator,
+    )
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with its tensors on `device`."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }
+
+
+@torch.inference_mode()
+def evaluate(
+    learner: Learner, stream: TaskStream, index: int, batch_size: int, num_workers: int = 0
+) -> Evaluation:
+    """Test `learner` on all tasks up to `index`.
+
+    Args:
+        learner: The learner, after it learned task `index`.
+        stream: The stream.
+        index: The last task seen.
+        batch_size: Samples per forward.
+        num_workers: Worker processes of the loader.
+    """
+    learner.eval()
+    device = learner.device
+    examples, tasks = stream.test_until(index)
+    within = stream.test_classes(index).to(device)
+    of_sample = torch.from_numpy(tasks).to(device)
+    start, found = 0, []
+    for batch in loader(examples, batch_size, stream.collate, num_workers):
+        batch = move(batch, device)
+        stop = start + len(batch["row"])
+        task_ids = of_sample[start:stop]
+        if learner.needs_task_id:
+            batch["task_ids"] = task_ids
+        found.append(learner.evaluate(batch, within[task_ids]))
+        start = stop
+    right, prediction, inside = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+    if stream.scenario == "task":
+        right = inside
+    correct, correct_within = (np.bincount(tasks[flags], minlength=index + 1) for flags in (right, inside))
+    return Evaluation(correct, correct_within, prediction.astype(np.int32), right)

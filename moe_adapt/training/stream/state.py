@@ -1,0 +1,70 @@
+"""The checkpoint at a task boundary: the learner, the result so far, and what both must agree with.
+
+One file, ``last.ckpt``, written beside its name and renamed: never half a file. It holds tensors and plain
+values only, so it is read without unpickling.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from moe_adapt.errors import UserError
+from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
+from moe_adapt.learners import Learner
+from moe_adapt.streams import TaskRecord
+from moe_adapt.training.checkpoint import AtomicCheckpointIO, differences, read_checkpoint
+from moe_adapt.training.stream.result import StreamResult
+
+__all__ = ["FILE", "read_state", "write_state"]
+
+FILE = "last.ckpt"
+FORMAT = "moe_adapt.stream/1"
+
+
+def write_state(folder: Path, learner: Learner, result: StreamResult) -> None:
+    """Write the learner and the result so far.
+
+    Raises:
+        UserError: If the disk refuses; the earlier checkpoint is intact then.
+    """
+    checkpoint = {
+        "format": FORMAT,
+        "history": [asdict(record) for record in learner.history],
+        "state_dict": learner.learner_state(),
+        "result": result.to_dict(),
+    }
+    try:
+        AtomicCheckpointIO().save_checkpoint(checkpoint, folder / FILE)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"the checkpoint could not be written to {folder}: {str(error).splitlines()[0]}. The one before "
+            "is intact; make room and go on with --resume."
+        ) from error
+
+
+def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
+    """Bring a fresh `learner` and `result` to where the checkpoint in `folder` left off.
+
+    Raises:
+        UserError: If there is no checkpoint, or it is of another learner, stream or seed.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(f"nothing to resume: there is no checkpoint {path}.")
+    checkpoint: dict[str, Any] = read_checkpoint(path)
+    if checkpoint.get("format") != FORMAT:
+        raise UserError(f"{path} is no checkpoint of a stream run (format {checkpoint.get('format')!r}).")
+    saved = checkpoint["result"]
+    compared = ("seed", "learner", "stream")
+    changed = [d for key in compared for d in differences(saved["manifest"][key], result.manifest[key], key)]
+    if changed:
+        raise UserError(
+            f"the run in {folder} has another configuration: {'; '.join(changed[:5])}"
+            f"{' and more' if len(changed) > 5 else ''}. Resume with the configuration of the run, or start "
+            "a new one."
+        )
+    records = (TaskRecord(**{**r, "classes": tuple(r["classes"])}) for r in checkpoint["history"])
+    learner.restore(records, checkpoint["state_dict"])
+    result.matrix = AccuracyMatrix(**saved["accuracy_matrix"])
+    result.within = AccuracyMatrix(**saved["accuracy_matrix_within_task"])
+    result.tasks = saved["tasks"]
