@@ -3,15 +3,15 @@
 from moe_adapt.learners.base import LEARNERS, Learner, Outcome, TaskRun
 from moe_adapt.learners.fine_tuning import FineTuning, Joint
 from moe_adapt.learners.growth import grow_rows, resize_to
-from moe_adapt.learners.heads.trainable import CosineHead, LinearHead
+from moe_adapt.learners.heads.trainable import GrowingCosine, GrowingLinear
 
 __all__ = [
     "LEARNERS",
-    "CosineHead",
     "FineTuning",
+    "GrowingCosine",
+    "GrowingLinear",
     "Joint",
     "Learner",
-    "LinearHead",
     "Outcome",
     "TaskRun",
     "grow_rows",

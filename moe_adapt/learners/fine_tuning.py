@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from moe_adapt.backbones import Encoder
 from moe_adapt.errors import UserError
 from moe_adapt.learners.base import LEARNERS, Learner
-from moe_adapt.learners.heads.trainable import LinearHead
+from moe_adapt.learners.heads.trainable import GrowingLinear
 from moe_adapt.streams import Batch, TaskRecord
 from moe_adapt.tuner import RoutedLoraConfig
 
@@ -60,7 +60,7 @@ class FineTuning(Learner):
             backbone.adapt(tuner)
         elif tunes == "full":
             backbone.requires_grad_(True)
-        self.head = LinearHead(backbone.width)
+        self.head = GrowingLinear(backbone.width)
 
     def grow(self, record: TaskRecord) -> None:
         """Add rows for new classes to the head."""

@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 from moe_adapt.learners.growth import grow_rows
 
-__all__ = ["CosineHead", "LinearHead"]
+__all__ = ["GrowingCosine", "GrowingLinear"]
 
 
-class LinearHead(nn.Module):
+class GrowingLinear(nn.Module):
     """A linear classifier, ``z = W f + b``; new rows are zero, so that old predictions do not move by chance.
 
     Args:
@@ -31,7 +31,7 @@ class LinearHead(nn.Module):
         return F.linear(features, self.weight, self.bias)
 
 
-class CosineHead(nn.Module):
+class GrowingCosine(nn.Module):
     """A cosine classifier, ``z_c = scale * cos(f, w_c)``; new rows are normal with standard deviation 0.02.
 
     Args:

@@ -97,7 +97,7 @@ def test_list_shows_every_name(moe_adapt, monkeypatch):
     assert result.code == 0
     for name in [*packaged_configs(), *SELECTORS, "load_balance", "linear", "temperature"]:
         assert name in result.out
-    assert "Keeps the `k` largest select logits per token." in result.out
+    assert "Keeps the `k` largest select logits per token" in result.out
     wrong = moe_adapt("list", "selector")
     assert wrong.code == 2
     assert "there is no section 'selector'" in wrong.err
