@@ -63,7 +63,9 @@ def run(options: argparse.Namespace) -> None:
     from moe_adapt.demo.progress import StepProgress
     from moe_adapt.demo.reload import reload_difference
     from moe_adapt.demo.report import conclusion, results_table, write_results
-    from moe_adapt.hub.export import base_code, export_model
+    from moe_adapt.hub.base_code import BaseCode
+    from moe_adapt.hub.card import About
+    from moe_adapt.hub.export import export_model
 
     claim(options.out)
     rows = load_bbc_news()
@@ -97,17 +99,16 @@ def run(options: argparse.Namespace) -> None:
     console.print(results_table(outcomes, settings), conclusion(outcomes), sep="\n")
 
     run_folder = Path(outcome.folder)
-    arguments = {"backbone": MINILM_ID, "num_classes": len(settings.classes)}
-    report = export_model(
-        module.model,  # type: ignore[arg-type]
-        options.out / ADAPTER,
+    arguments = {"backbone": MINILM_ID, "num_classes": len(settings.classes), "pooling": "mean"}
+    about = About(
         metrics={"test/acc": outcome.accuracy, "test/f1": outcome.macro_f1},
         manifest=json.loads((run_folder / "manifest.json").read_text(encoding="utf-8")),
         base_model=MINILM_ID,
         task="text-classification",
         dataset=f"BBC news, {options.per_class} training articles per class",
-        load_code=base_code(type(module), arguments),
+        load_code=BaseCode.of_module(type(module), arguments),
     )
+    report = export_model(module.model, options.out / ADAPTER, about=about)  # type: ignore[arg-type]
     batch = next(iter(module.trainer.datamodule.test_dataloader()))  # type: ignore[attr-defined]
     difference = reload_difference(module.model, batch, report.folder, settings.backbone)
     results = options.out / "results.json"

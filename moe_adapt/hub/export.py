@@ -1,38 +1,39 @@
 """Write an adapter as a folder that PEFT loads: weights, configuration, model card and manifest.
 
-The folder is written under a temporary name beside the target, opened again and compared with the model in
-memory, and only then renamed, so a target never holds half an export. Nothing is sent anywhere.
+Three forms: the routed adapter as it is (`export_model`), every expert as an ordinary LoRA
+(`export_experts`), and one ordinary LoRA in the place of the mixture (`export_merged`). The last two need
+nothing but PEFT to load, and lose the router. Each is written under a temporary name beside the target,
+opened again and compared with the model in memory, and only then renamed, so a target never holds half an
+export. Nothing is sent anywhere.
 """
 
-import inspect
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor
 
 from moe_adapt.errors import UserError
-from moe_adapt.hub.card import hub_id, make_card
+from moe_adapt.hub.calibration import constant_gates, mean_gates
+from moe_adapt.hub.card import About, hub_id, make_card
+from moe_adapt.hub.folder import folder_size, new_folder, write_json
+from moe_adapt.hub.gap import Gap, measure_gap
 from moe_adapt.hub.load import CONFIG_FILE, check_adapter_folder, compare_tensors, read_tensors
-from moe_adapt.training.checkpoint import checkpoint_path, read_checkpoint
-from moe_adapt.training.cli.runs import load_module, read_run_config
-from moe_adapt.tuner.peft_plugin import PEFT_TYPE
+from moe_adapt.hub.low_rank import LowRank, concatenate, single_expert, truncate
+from moe_adapt.hub.stock import write_stock_lora
+from moe_adapt.tuner.model import adapted_layers
+from moe_adapt.tuner.peft_plugin import PEFT_TYPE, PREFIX
 
-__all__ = ["ExportReport", "base_code", "export_model", "export_run"]
+__all__ = ["EXPORT_FILE", "ExportReport", "export_experts", "export_merged", "export_model"]
 
+EXPORT_FILE = "export.json"
 _CHECK = "export_check"
-
-_TASKS = {
-    "CausalLM": "text-generation",
-    "ImageClassifier": "image-classification",
-    "SequenceClassifier": "text-classification",
-}
+Batches = Iterable[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -44,176 +45,175 @@ class ExportReport:
         tensors: Number of tensors, all of them compared after writing.
         parameters: Number of values in them.
         size: Bytes of the whole folder.
+        record: What ``export.json`` holds.
+        gap: What merging lost, if it was measured.
     """
 
     folder: Path
     tensors: int
     parameters: int
     size: int
+    record: Mapping[str, Any] = field(default_factory=dict)
+    gap: Gap | None = None
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"{self.folder}: {self.tensors} tensors, {self.parameters:,} values, {self.size / 1e6:.2f} MB, "
             "read back and equal"
         )
+        if self.record["form"] != "merged":
+            return text
+        text += f"\n{self.record['word']}, rank {self.record['rank']}"
+        if self.record["largest_error"] > 0:
+            text += f", cut off: {self.record['largest_error']:.3f} of a layer's change at most"
+        return text + ("" if self.gap is None else f"; {self.gap}")
 
 
 def export_model(
-    peft_model: PeftModel,
-    to: str | Path,
-    *,
-    metrics: Mapping[str, float] | None = None,
-    manifest: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    base_model: str | None = None,
-    task: str | None = None,
-    dataset: str | None = None,
-    load_code: str | None = None,
+    peft_model: PeftModel, to: str | Path, *, about: About | None = None, overwrite: bool = False
 ) -> ExportReport:
-    """Write the active adapter of a model.
+    """Write the active adapter of a model, router and all.
 
     Args:
         peft_model: The model, with one active routed-LoRA adapter.
         to: Folder to write.
-        metrics: Results for the card.
-        manifest: The run's manifest, for the card and ``manifest.json``.
+        about: What the card should say beside what the model knows.
         overwrite: Replace an earlier export in `to`.
-        base_model: Id of the base model on the Hub, where the model does not know it.
-        task: Task in the Hub's words, such as text-classification.
-        dataset: What the metrics were measured on.
-        load_code: Python for the card that builds the base model as `base`.
 
     Raises:
         UserError: If the target is in use, the adapter is of another kind, or what was written does not read
             back.
     """
-    target = Path(to)
-    _check_target(target, overwrite)
     adapter = _active_adapter(peft_model)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    work.mkdir()
-    try:
+    with new_folder(Path(to), overwrite) as work:
         _save_adapter(peft_model, adapter, work)
-        config = check_adapter_folder(work)
+        check_adapter_folder(work)
         tensors = _read_back(peft_model, adapter, work)
-        card = make_card(
-            config,
-            tensors,
-            title=target.resolve().name,
-            base_model=base_model or peft_model.peft_config[adapter].base_model_name_or_path,
-            task=task,
-            dataset=dataset,
-            metrics=metrics,
-            manifest=manifest,
-            load_code=load_code,
-        )
-        card.save(work / "README.md")
-        if manifest:
-            _write_json(work / "manifest.json", manifest)
-        _move_into_place(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return ExportReport(
-        folder=target,
-        tensors=len(tensors),
-        parameters=sum(tensor.numel() for tensor in tensors.values()),
-        size=sum(file.stat().st_size for file in target.iterdir()),
-    )
+        record = {"form": "adapter", "word": "lossless"}
+        _describe(peft_model, adapter, work, Path(to), record, about or About())
+    return _report(Path(to), tensors.values(), record)
 
 
-def export_run(
-    run: str | Path, to: str | Path, *, checkpoint: str = "best", overwrite: bool = False
+def export_experts(
+    peft_model: PeftModel, to: str | Path, *, about: About | None = None, overwrite: bool = False
 ) -> ExportReport:
-    """Write the adapter of a run folder.
+    """Write every expert of the active adapter as an ordinary LoRA in ``experts/<index>``.
+
+    The first expert of every layer goes to ``experts/0`` and so on; a layer with fewer experts is left out of
+    the later ones. Modules trained whole, such as a head, are in every folder.
 
     Args:
-        run: Folder that ``moe-adapt fit`` wrote.
-        to: Folder to write.
-        checkpoint: ``best``, ``last`` or the path of a checkpoint.
-        overwrite: Replace an earlier export in `to`.
+        peft_model: See `export_model`.
+        to: See `export_model`.
+        about: See `export_model`.
+        overwrite: See `export_model`.
 
     Raises:
-        UserError: If the run cannot be rebuilt, trained no adapter, or `to` is in use.
+        UserError: See `export_model`.
     """
-    _check_target(Path(to), overwrite)
-    run = Path(run)
-    config = read_run_config(run)
-    module = load_module(run, checkpoint)
-    if not isinstance(module.model, PeftModel):
-        raise UserError(f"the run {run} trained a head only; an export needs a run with a tuner.")
-    manifest = _read_manifest(run)
-    chosen = checkpoint_path(run, checkpoint)
-    return export_model(
-        module.model,
-        to,
-        metrics=_checkpoint_metrics(chosen, manifest),
-        manifest=manifest,
-        overwrite=overwrite,
-        task=_TASKS.get(type(module).__name__),
-        dataset=_dataset_name(config),
-        load_code=base_code(type(module), config["model"].get("init_args") or {}),
-    )
+    adapter = _active_adapter(peft_model)
+    banks = {layer.site: layer.bank(adapter) for layer in _layers(peft_model, adapter)}
+    count = max(bank.num_experts for bank in banks.values())
+    head, settings = _head(peft_model, adapter), _settings(peft_model, adapter)
+    with new_folder(Path(to), overwrite) as work:
+        written: list[Tensor] = []
+        for expert in range(count):
+            folder = work / "experts" / str(expert)
+            folder.mkdir(parents=True)
+            sites = {
+                site: single_expert(bank, expert) for site, bank in banks.items() if expert < bank.num_experts
+            }
+            write_stock_lora(folder, sites, head, **settings)
+            written += read_tensors(folder).values()
+        names = [f"experts/{expert}" for expert in range(count)]
+        record = {"form": "experts", "word": "lossy", "experts": names}
+        _describe(peft_model, adapter, work, Path(to), record, about or About())
+    return _report(Path(to), written, record)
 
 
-def base_code(module_class: type, arguments: Mapping[str, Any]) -> str:
-    """Return Python that builds the base model of a training module, without paths of this machine.
+def export_merged(
+    peft_model: PeftModel,
+    to: str | Path,
+    *,
+    calibration: Batches | None = None,
+    gap_batches: Batches | None = None,
+    run: Callable[[Any], Tensor] | None = None,
+    max_rank: int | None = None,
+    data_names: tuple[str | None, str | None] = (None, None),
+    about: About | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write one ordinary LoRA in the place of the active adapter's mixture.
+
+    Constant gates give an exact result. Otherwise every gate is replaced by its mean over the calibration
+    data, and what that loses is measured on `gap_batches`.
 
     Args:
-        module_class: A class with the class method `base_model`.
-        arguments: Arguments of its constructor; those that `base_model` knows are written out.
+        peft_model: See `export_model`.
+        to: See `export_model`.
+        calibration: Batches to average gates over; needed unless they are constant.
+        gap_batches: Batches to measure the gap on, best other rows than those of the calibration; None
+            leaves it out.
+        run: Returns the logits of a batch; None calls the model with the batch's entries but the labels.
+        max_rank: Layers of a larger rank are cut to this one; None keeps every layer exact.
+        data_names: What the calibration and the gap's rows are called in the card.
+        about: See `export_model`.
+        overwrite: See `export_model`.
+
+    Raises:
+        UserError: See `export_model`; also without calibration data where it is needed.
     """
-    known = inspect.signature(module_class.base_model).parameters  # type: ignore[attr-defined]
-    written = []
-    for name, parameter in known.items():
-        value = arguments.get(name, parameter.default)
-        if value is parameter.empty or value == parameter.default:
-            continue
-        if isinstance(value, str) and Path(value).exists():
-            value = f"PATH_OF/{Path(value).name}"
-        written.append(f"{name}={value!r}")
-    name = module_class.__name__
-    return f"from moe_adapt.training.modules import {name}\n\nbase = {name}.base_model({', '.join(written)})"
+    if max_rank is not None and max_rank < 1:
+        raise UserError(f"max_rank must be at least 1, got {max_rank}.")
+    adapter = _active_adapter(peft_model)
+    tuner: Any = peft_model.base_model
+    run = run or (lambda batch: _logits(peft_model, batch))
+    with new_folder(Path(to), overwrite) as work, _evaluation_mode(peft_model):
+        record: dict[str, Any] = {"form": "merged", "gates": "constant", "calibration": None}
+        gates = constant_gates(tuner, adapter)
+        if gates is None:
+            if calibration is None:
+                raise UserError(
+                    "the gates of this adapter depend on the token, so merging it needs calibration data to "
+                    "average them over; give calibration batches, or export another form."
+                )
+            found = mean_gates(tuner, adapter, calibration, run)
+            gates = {site: value.mean for site, value in found.items()}
+            tokens = max(value.tokens for value in found.values())
+            record |= {"gates": "calibrated", "calibration": {"tokens": tokens, "data": data_names[0]}}
+            record["gate_std"] = {site: value.std.tolist() for site, value in found.items()}
+        record["mean_gates"] = {site: value.tolist() for site, value in gates.items()}
+        merged, record["errors"] = _merge(peft_model, adapter, gates, max_rank)
+        record["rank"] = max(lora.rank for lora in merged.values())
+        record["largest_error"] = max(record["errors"].values())
+        exact = record["gates"] == "constant" and record["largest_error"] == 0
+        record["word"] = "lossless" if exact else "lossy"
+        gap = None if gap_batches is None else measure_gap(tuner, merged, gap_batches, run)
+        record |= {"gap": None if gap is None else gap.to_dict(), "gap_data": data_names[1]}
+        write_stock_lora(work, merged, _head(peft_model, adapter), **_settings(peft_model, adapter))
+        tensors = read_tensors(work)
+        _describe(peft_model, adapter, work, Path(to), record, about or About())
+    return _report(Path(to), tensors.values(), record, gap)
 
 
-def _read_manifest(run: Path) -> dict[str, Any]:
-    path = run / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _merge(
+    model: PeftModel, adapter: str, gates: Mapping[str, Tensor], max_rank: int | None
+) -> tuple[dict[str, LowRank], dict[str, float]]:
+    """Return the LoRA of each layer, and how much of it the truncation cost."""
+    merged, errors = {}, {}
+    for layer in _layers(model, adapter):
+        lora = concatenate(layer.bank(adapter), gates[layer.site])
+        merged[layer.site], errors[layer.site] = truncate(lora, lora.rank if max_rank is None else max_rank)
+    return merged, errors
 
 
-def _checkpoint_metrics(path: Path, manifest: Mapping[str, Any]) -> dict[str, float]:
-    """Return what was measured on exactly this checkpoint: the monitored value, or the run's final ones."""
-    checkpoint = read_checkpoint(path)
-    for state in checkpoint.get("callbacks", {}).values():
-        if state.get("monitor") and Path(state.get("best_model_path") or "").name == path.name:
-            return {state["monitor"]: float(state["best_model_score"])}
-    if checkpoint.get("global_step") != manifest.get("steps"):
-        return {}
-    final = manifest.get("metrics", {})
-    return {name: value for name, value in final.items() if name.startswith(("val/", "test/"))}
+def _layers(model: PeftModel, adapter: str) -> list[Any]:
+    return [layer for layer in adapted_layers(model) if adapter in layer.specs]
 
 
-def _dataset_name(config: Mapping[str, Any]) -> str | None:
-    source = ((config.get("data") or {}).get("init_args") or {}).get("train")
-    if not isinstance(source, str):
-        return None
-    path = Path(source)
-    return path.resolve().parent.name if path.is_file() else path.name if path.exists() else source
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise UserError(f"the export target {target} is a file; give a folder.")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(
-            f"the export target {target} is not empty; give another folder, or overwrite=True (--overwrite)."
-        )
-    if not (target / CONFIG_FILE).is_file():
-        raise UserError(
-            f"{target} holds other files than an adapter and is not overwritten; give another folder."
-        )
+def _logits(model: PeftModel, batch: Mapping[str, Tensor]) -> Tensor:
+    output = model(**{name: value for name, value in batch.items() if name != "labels"})
+    return output if isinstance(output, Tensor) else output.logits
 
 
 def _active_adapter(model: PeftModel) -> str:
@@ -230,6 +230,45 @@ def _active_adapter(model: PeftModel) -> str:
     return name
 
 
+def _state(model: PeftModel, adapter: str) -> dict[str, Tensor]:
+    return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+
+
+def _head(model: PeftModel, adapter: str) -> dict[str, Tensor]:
+    """Return the tensors of modules that were trained whole."""
+    return {name: tensor for name, tensor in _state(model, adapter).items() if PREFIX not in name}
+
+
+def _settings(model: PeftModel, adapter: str) -> dict[str, Any]:
+    """Return what an ordinary LoRA's configuration takes over."""
+    config = model.peft_config[adapter]
+    return {
+        "task_type": config.task_type,
+        "modules_to_save": getattr(config, "modules_to_save", None),
+        "base_model_name_or_path": hub_id(config.base_model_name_or_path),
+    }
+
+
+def _describe(
+    model: PeftModel, adapter: str, work: Path, target: Path, record: dict[str, Any], about: About
+) -> None:
+    """Write card, manifest and ``export.json``."""
+    config = model.peft_config[adapter].to_dict()
+    card = make_card(config, _state(model, adapter), record, about, target.resolve().name)
+    card.save(work / "README.md")
+    if about.manifest:
+        write_json(work / "manifest.json", about.manifest)
+    record["bytes"] = folder_size(work)
+    write_json(work / EXPORT_FILE, record)
+
+
+def _report(
+    folder: Path, tensors: Iterable[Tensor], record: Mapping[str, Any], gap: Gap | None = None
+) -> ExportReport:
+    counts = [tensor.numel() for tensor in tensors]
+    return ExportReport(folder, len(counts), sum(counts), folder_size(folder), record, gap)
+
+
 def _save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
     model.save_pretrained(str(folder), selected_adapters=[adapter], save_embedding_layers=False)
     if (folder / adapter).is_dir():  # PEFT puts every adapter but "default" into a folder of its name
@@ -238,14 +277,10 @@ def _save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
         (folder / adapter).rmdir()
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = hub_id(config.get("base_model_name_or_path"))
-    _write_json(folder / CONFIG_FILE, config)
+    write_json(folder / CONFIG_FILE, config)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _read_back(model: PeftModel, adapter: str, folder: Path) -> dict[str, torch.Tensor]:
+def _read_back(model: PeftModel, adapter: str, folder: Path) -> dict[str, Tensor]:
     """Compare the file with the adapter, and with a second adapter that PEFT builds from the folder alone."""
     compare_tensors(model, adapter, folder)
     with _unchanged(model):
@@ -260,19 +295,25 @@ def _read_back(model: PeftModel, adapter: str, folder: Path) -> dict[str, torch.
 @contextmanager
 def _unchanged(model: PeftModel) -> Iterator[None]:
     """Restore what loading an adapter changes in passing: random state, modes, trainability."""
-    modes = {name: module.training for name, module in model.named_modules()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _modes_kept(model):
         yield
-    for name, module in model.named_modules():
-        module.training = modes[name]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trainable[name])
 
 
-def _move_into_place(work: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.is_dir():
-        target.rename(old)
-    work.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+@contextmanager
+def _evaluation_mode(model: PeftModel) -> Iterator[None]:
+    with _modes_kept(model):
+        model.eval()
+        yield
+
+
+@contextmanager
+def _modes_kept(model: PeftModel) -> Iterator[None]:
+    modes = {name: module.training for name, module in model.named_modules()}
+    try:
+        yield
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes[name]

@@ -7,50 +7,16 @@ import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from moe_adapt.errors import UserError
-from moe_adapt.hub.export import base_code, export_model
+from moe_adapt.hub.base_code import BaseCode
+from moe_adapt.hub.card import About
+from moe_adapt.hub.export import export_model
 from moe_adapt.hub.load import check_adapter_folder, load_adapter
 from moe_adapt.tuner import RoutedLoraConfig
 from moe_adapt.tuner.config import FORMAT_VERSION
-
-IDS = torch.arange(12).reshape(2, 6)
-
-
-def build_base(hidden=16):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=hidden,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def build_model(adapter_name="default", **options):
-    settings = {
-        "method": "dynmole",
-        "num_experts": 3,
-        "r": 2,
-        "alpha": 4,
-        "task_type": "CAUSAL_LM",
-        **options,
-    }
-    model = get_peft_model(build_base(), RoutedLoraConfig(**settings), adapter_name=adapter_name)
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "moe_adapt_" in name:
-            parameter.data.normal_(generator=generator)
-    return model.eval()
-
-
-def logits(model):
-    with torch.inference_mode():
-        return model(input_ids=IDS).logits
+from tests.hub.tiny import build_base, build_model, logits
 
 
 @pytest.fixture
@@ -73,6 +39,7 @@ def test_folder_and_report(exported):
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "export.json",
     ]
     assert not list(folder.parent.glob(".*"))
 
@@ -131,11 +98,13 @@ def test_card(tmp_path):
     folder = export_model(
         build_model(),
         tmp_path / "adapter",
-        metrics={"test/acc": 0.875},
-        manifest={"command": "moe-adapt fit", "seed": 0, "versions": {"torch": "2"}},
-        base_model="someone/tiny-llama",
-        task="text-generation",
-        dataset="stories",
+        about=About(
+            metrics={"test/acc": 0.875},
+            manifest={"command": "moe-adapt fit", "seed": 0, "versions": {"torch": "2"}},
+            base_model="someone/tiny-llama",
+            task="text-generation",
+            dataset="stories",
+        ),
     ).folder
     card = ModelCard.load(folder / "README.md")
     data = card.data.to_dict()
@@ -231,5 +200,6 @@ def test_base_code_hides_folders(tmp_path):
         def base_model(cls, backbone, num_classes, pooling="auto"):
             raise NotImplementedError
 
-    code = base_code(Module, {"backbone": str(tmp_path), "num_classes": 5, "pooling": "auto", "lr": 1.0})
+    arguments = {"backbone": str(tmp_path), "num_classes": 5, "pooling": "auto", "lr": 1.0}
+    code = BaseCode.of_module(Module, arguments).ours
     assert code.endswith(f"base = Module.base_model(backbone='PATH_OF/{tmp_path.name}', num_classes=5)")

@@ -1,6 +1,7 @@
 """From the command line's run folder to an adapter folder."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -10,8 +11,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from moe_adapt.errors import UserError
-from moe_adapt.hub.export import export_run
 from moe_adapt.hub.load import load_adapter
+from moe_adapt.hub.run import export_run
 from moe_adapt.training.cli import main
 from moe_adapt.training.cli.runs import load_module
 from moe_adapt.training.modules import SequenceClassifier
@@ -110,3 +111,37 @@ print(model(input_ids=ids, attention_mask=torch.ones_like(ids)).flatten().tolist
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match="not the folder of a run"):
         export_run(tmp_path, tmp_path / "adapter")
+
+
+def test_the_cards_code_opens_the_other_forms_without_this_package(run, tmp_path, capsys):
+    script = "import sys\n"
+    for form in ("experts", "merged"):
+        assert main(["export", str(run), "--to", str(tmp_path / form), "--form", form]) == 0
+        card = (tmp_path / form / "README.md").read_text()
+        (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        code = code.replace("PATH_OF/mini-bert", str(run.parent / "mini-bert"))
+        script += code.replace("PATH_OR_ID_OF_THIS_ADAPTER", str(tmp_path / form))
+        script += "ids = torch.arange(6, 26).reshape(2, 10)\n"
+        script += (
+            "print(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).flatten().tolist())\n"
+        )
+    script += "assert not any(name.startswith('moe_adapt') for name in sys.modules)\n"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    first_expert, merged = (torch.tensor(json.loads(line)) for line in result.stdout.splitlines()[-2:])
+    assert torch.isfinite(first_expert).all()
+    routed = logits(load_module(run).model).flatten()
+    assert (merged - routed).abs().max() < 0.5  # barely trained: the routers are nearly uniform
+    record = json.loads((tmp_path / "merged" / "export.json").read_text())
+    assert f"accuracy {record['gap']['accuracy_routed']:.4f} routed" in capsys.readouterr().out
+    assert record["calibration"]["data"] == "train"
+
+
+def test_rows_that_a_run_does_not_have(run, tmp_path, capsys):
+    words = ["export", str(run), "--to", str(tmp_path / "merged"), "--form", "merged", "--gap", "test"]
+    assert main(words) == 2
+    assert "no test rows" in capsys.readouterr().err
+    assert main([*words[:-1], "tset"]) == 2
+    with pytest.raises(UserError, match="no form 'mergd'"):
+        export_run(run, tmp_path / "merged", form="mergd")
+    assert list(tmp_path.iterdir()) == []

@@ -118,12 +118,14 @@ def test_doctor_reports_versions_and_faults(moe_adapt, monkeypatch):
 
 
 def test_export_passes_its_arguments_on(moe_adapt, monkeypatch):
-    import moe_adapt.hub.export as hub
+    import moe_adapt.hub.run as hub
 
     calls = []
     monkeypatch.setattr(hub, "export_run", lambda run, to, **options: calls.append((run, to, options)))
     assert moe_adapt("export", "run", "--to", "there", "--checkpoint", "last", "--overwrite").code == 0
-    assert calls == [(Path("run"), Path("there"), {"checkpoint": "last", "overwrite": True})]
+    run, target, options = calls[0]
+    assert (run, target) == (Path("run"), Path("there"))
+    assert options["checkpoint"] == "last" and options["overwrite"] and options["form"] == "adapter"
     missing = moe_adapt("export", "run")
     assert missing.code == 2
     assert "--to" in missing.err

@@ -1,0 +1,126 @@
+"""Write and check a folder that holds one ordinary LoRA, which PEFT opens without this package."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from moe_adapt.errors import UserError
+from moe_adapt.hub.load import WEIGHTS_FILE, read_tensors
+from moe_adapt.hub.low_rank import LowRank
+
+__all__ = ["check_stock_lora", "write_stock_lora"]
+
+_ROOT = "base_model.model."
+
+
+def write_stock_lora(
+    folder: Path,
+    sites: Mapping[str, LowRank],
+    head: Mapping[str, Tensor] | None = None,
+    **settings: Any,
+) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` of one LoRA, and open them again.
+
+    Args:
+        folder: An existing folder.
+        sites: The LoRA of each layer, by its path in the base model.
+        head: Tensors of modules that were trained whole, under the names that PEFT saves them by.
+        settings: More fields of `peft.LoraConfig`: ``task_type``, ``modules_to_save``,
+            ``base_model_name_or_path``.
+
+    Raises:
+        UserError: If what was written does not read back.
+    """
+    ranks = {path: lora.rank for path, lora in sites.items()}
+    alphas = {path: lora.scale * lora.rank for path, lora in sites.items()}
+    rank, alpha = _commonest(ranks), _commonest(alphas)
+    config = LoraConfig(
+        r=int(rank),
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT only divides it by r
+        target_modules=sorted(sites),
+        rank_pattern={path: value for path, value in ranks.items() if value != rank},
+        alpha_pattern={path: value for path, value in alphas.items() if value != alpha},
+        inference_mode=True,
+        **settings,
+    )
+    config.target_modules = sorted(sites)  # PEFT makes it a set, in whose order it would be saved
+    config.save_pretrained(str(folder))
+    tensors = dict(head or {})
+    for path, lora in sites.items():
+        tensors[f"{_ROOT}{path}.lora_A.weight"] = lora.a.contiguous()
+        tensors[f"{_ROOT}{path}.lora_B.weight"] = lora.b.contiguous()
+    save_file(
+        {name: tensors[name].detach().cpu().clone() for name in sorted(tensors)},
+        folder / WEIGHTS_FILE,
+        {"format": "pt"},
+    )
+    check_stock_lora(folder, sites)
+
+
+def _commonest(values: Mapping[str, float]) -> float:
+    return Counter(values.values()).most_common(1)[0][0]
+
+
+def check_stock_lora(folder: Path, sites: Mapping[str, LowRank]) -> None:
+    """Let PEFT open the folder on a hollow base of the right shapes, and compare every tensor and scale.
+
+    Args:
+        folder: The adapter's folder.
+        sites: The LoRA that each layer must have.
+
+    Raises:
+        UserError: If a tensor or a scale is not what it should be.
+    """
+    stored = read_tensors(folder)
+    config = PeftConfig.from_pretrained(str(folder))
+    config.task_type = None  # a task's model class asks for methods that the hollow base has not
+    base = _hollow_base(sites, {name: tensor for name, tensor in stored.items() if ".lora_" not in name})
+    model = PeftModel.from_pretrained(base, str(folder), config=config)
+    live = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wrong = [
+        name
+        for name in live.keys() | stored.keys()
+        if name not in live or name not in stored or not torch.equal(live[name].cpu(), stored[name])
+    ]
+    for path, lora in sites.items():
+        layer: Any = model.get_submodule(_ROOT + path)
+        pair = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        scale = layer.scaling["default"]
+        same = torch.equal(pair[0].cpu(), lora.a) and torch.equal(pair[1].cpu(), lora.b)
+        if not same or abs(scale - lora.scale) > 1e-6 * abs(lora.scale):
+            wrong.append(path)
+    if wrong:
+        raise UserError(
+            f"PEFT does not read {folder} back as it was written ({len(wrong)} differences, such as "
+            f"{sorted(wrong)[0]!r}); this is a fault of the export: please report it."
+        )
+
+
+def _hollow_base(sites: Mapping[str, LowRank], head: Mapping[str, Tensor]) -> nn.Module:
+    """Return modules at the right paths; the weights of the layers take no memory."""
+    root = nn.Module()
+    for path, lora in sites.items():
+        inputs, outputs = lora.a.shape[1], lora.b.shape[0]
+        layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+        layer.weight = nn.Parameter(torch.zeros((), dtype=lora.a.dtype).expand(outputs, inputs))
+        parent, _, name = path.rpartition(".")
+        setattr(_descend(root, parent), name, layer)
+    for name, tensor in head.items():
+        parent, _, leaf = name.removeprefix(_ROOT).rpartition(".")
+        _descend(root, parent).register_parameter(leaf, nn.Parameter(tensor.clone(), requires_grad=False))
+    return root
+
+
+def _descend(root: nn.Module, path: str) -> nn.Module:
+    module = root
+    for part in filter(None, path.split(".")):
+        if not hasattr(module, part):
+            setattr(module, part, nn.Module())
+        module = getattr(module, part)
+    return module
