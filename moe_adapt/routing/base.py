@@ -17,7 +17,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.registry import Registry
 
 if TYPE_CHECKING:
-    from moe_adapt.experts import ExpertBank
+    from moe_adapt.experts import ExpertBank, PoolEdit
     from moe_adapt.routing.context import RouteContext
     from moe_adapt.routing.records import RecordGroup
 
@@ -89,6 +89,12 @@ class LogitModifier(nn.Module, ABC):
     @abstractmethod
     def forward(self, logits: Logits, x: Tensor, ctx: "RouteContext") -> Logits:
         """Return the changed logits; `x` [N, d] are the tokens."""
+
+    def edited(self, edit: "PoolEdit") -> None:
+        """Adjust own tensors to an edit of the pool, after every slice was carried over by `edit.rows`.
+
+        Tensors whose shape depends on `num_experts` are carried over by themselves.
+        """
 
 
 class Selector(nn.Module, ABC):

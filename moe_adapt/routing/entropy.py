@@ -46,8 +46,10 @@ def tsallis_entropy(probs: Tensor, q: float, normalize: bool = True) -> Tensor:
     num_experts = probs.shape[-1]
     if num_experts == 1:
         return torch.zeros_like(probs[..., 0])
+    some = probs > 0
+    safe = probs.masked_fill(~some, 1)  # a probability of exactly zero has entropy and gradient zero
     if q == 1:
-        entropy = torch.special.entr(probs).sum(dim=-1)
+        entropy = -(probs * safe.log()).sum(dim=-1)
     else:
-        entropy = (1 - probs.pow(q).sum(dim=-1)) / (q - 1)
+        entropy = (1 - (safe.pow(q) * some).sum(dim=-1)) / (q - 1)
     return entropy / max_tsallis_entropy(num_experts, q) if normalize else entropy

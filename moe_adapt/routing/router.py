@@ -97,7 +97,7 @@ class Router(nn.Module):
                 logits = modifier(logits, x, ctx)
             if ctx.recording:
                 marked = inject(logits.weight, ctx, key)
-                logits = Logits(
+                logits = logits._replace(
                     select=marked if logits.select is logits.weight else logits.select, weight=marked
                 )
             decision = self.selector(logits, ctx)

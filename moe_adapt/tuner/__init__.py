@@ -5,8 +5,26 @@ from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.layer import RoutedLoraLayer
 from moe_adapt.tuner.model import RoutedLoraModel
 from moe_adapt.tuner.peft_plugin import register_method
+from moe_adapt.tuner.pool import (
+    add_experts,
+    duplicate_experts,
+    freeze_experts,
+    merge_experts,
+    prune_experts,
+)
 from moe_adapt.tuner.summary import AdapterSummary
 
-__all__ = ["PRESETS", "AdapterSummary", "RoutedLoraConfig", "RoutedLoraLayer", "RoutedLoraModel"]
+__all__ = [
+    "PRESETS",
+    "AdapterSummary",
+    "RoutedLoraConfig",
+    "RoutedLoraLayer",
+    "RoutedLoraModel",
+    "add_experts",
+    "duplicate_experts",
+    "freeze_experts",
+    "merge_experts",
+    "prune_experts",
+]
 
 register_method(RoutedLoraConfig, RoutedLoraModel)

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -37,6 +37,7 @@ class SiteSpec:
         alpha: Numerator of the scale.
         frozen: Number of frozen experts; they are stored before the trainable ones.
         order: Router index of each stored expert; None if experts are stored in the router's order.
+        uids: Name of each expert in the router's order; None if they are called by their numbers.
     """
 
     num_experts: int
@@ -44,6 +45,12 @@ class SiteSpec:
     alpha: float
     frozen: int = 0
     order: list[int] | None = None
+    uids: list[str] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the experts in the router's order."""
+        return [str(number) for number in range(self.num_experts)] if self.uids is None else self.uids
 
     def scale(self, use_rslora: bool) -> float:
         """Return the LoRA scale `s`."""
@@ -193,25 +200,56 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         for expert in experts:
             if not 0 <= expert < spec.num_experts:
                 raise UserError(f"{self.site} has experts 0 to {spec.num_experts - 1}, not {expert}.")
-        stored = list(range(spec.num_experts)) if spec.order is None else list(spec.order)
-        frozen = stored[: spec.frozen]
-        newly = [expert for expert in stored[spec.frozen :] if expert in set(experts)]
-        live = [expert for expert in stored[spec.frozen :] if expert not in set(experts)]
-        if not newly:
+        frozen = self.frozen_experts(adapter_name)
+        if set(experts) <= frozen:
             return
+        a, b = self.factors(adapter_name)
+        self.set_experts(
+            adapter_name, a, b, frozen | set(experts), self.moe_adapt_A[adapter_name].requires_grad
+        )
+
+    def frozen_experts(self, adapter_name: str) -> set[int]:
+        """Return the router indices of the frozen experts."""
+        spec = self.specs[adapter_name]
+        return set((spec.order or range(spec.num_experts))[: spec.frozen])
+
+    def factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """Return detached factors [E, r, d] and [o, E, r] of an adapter's experts in the router's order."""
         bank = self.bank(adapter_name)
-        a, b = bank.a.detach(), bank.b.detach()
-        rows = [stored.index(expert) for expert in frozen + newly]
-        trainable = self.moe_adapt_A[adapter_name].requires_grad
-        self.moe_adapt_A_frozen[adapter_name] = a[rows].clone()
-        self.moe_adapt_B_frozen[adapter_name] = b[:, rows].clone()
-        del self.moe_adapt_A[adapter_name], self.moe_adapt_B[adapter_name]
+        stored = [bank.position(expert) for expert in range(bank.num_experts)]
+        return bank.a.detach()[stored], bank.b.detach()[:, stored]
+
+    def set_experts(
+        self, adapter_name: str, a: Tensor, b: Tensor, frozen: Collection[int], trainable: bool = True
+    ) -> None:
+        """Replace an adapter's experts by others, of any number and rank; the scale `s` stays.
+
+        Args:
+            adapter_name: Name of the adapter.
+            a: Down-projections in the router's order, [E, r, d].
+            b: Up-projections in the router's order, [o, E, r].
+            frozen: Router indices of the experts to store as frozen.
+            trainable: Whether the others get gradients.
+        """
+        spec = self.specs[adapter_name]
+        held = [expert for expert in range(len(a)) if expert in frozen]
+        live = [expert for expert in range(len(a)) if expert not in frozen]
+        for container in (
+            self.moe_adapt_A,
+            self.moe_adapt_B,
+            self.moe_adapt_A_frozen,
+            self.moe_adapt_B_frozen,
+        ):
+            if adapter_name in container:
+                del container[adapter_name]
+        if held:
+            self.moe_adapt_A_frozen[adapter_name] = a[held].clone()
+            self.moe_adapt_B_frozen[adapter_name] = b[:, held].clone()
         if live:
-            rows = [stored.index(expert) for expert in live]
-            self.moe_adapt_A[adapter_name] = nn.Parameter(a[rows].clone(), requires_grad=trainable)
-            self.moe_adapt_B[adapter_name] = nn.Parameter(b[:, rows].clone(), requires_grad=trainable)
-        order = frozen + newly + live
-        spec.frozen = len(frozen) + len(newly)
+            self.moe_adapt_A[adapter_name] = nn.Parameter(a[live].clone(), requires_grad=trainable)
+            self.moe_adapt_B[adapter_name] = nn.Parameter(b[:, live].clone(), requires_grad=trainable)
+        order = held + live
+        spec.num_experts, spec.r, spec.frozen = len(a), a.shape[1], len(held)
         spec.order = None if order == sorted(order) else order
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

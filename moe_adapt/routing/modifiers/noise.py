@@ -39,4 +39,4 @@ class GaussianNoise(LogitModifier):
             return logits
         noise = self.std * ctx.draw(lambda: torch.randn_like(logits.select), name="gaussian_noise")
         weight = logits.weight if self.select_only else logits.weight + noise
-        return Logits(select=logits.select + noise, weight=weight)
+        return logits._replace(select=logits.select + noise, weight=weight)

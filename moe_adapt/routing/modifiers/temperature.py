@@ -28,4 +28,6 @@ class Temperature(LogitModifier):
 
     def forward(self, logits: Logits, x: Tensor, ctx: RouteContext) -> Logits:
         """Return the scaled logits."""
-        return Logits(select=logits.select / self.temperature, weight=logits.weight / self.temperature)
+        return logits._replace(
+            select=logits.select / self.temperature, weight=logits.weight / self.temperature
+        )
