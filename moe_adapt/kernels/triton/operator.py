@@ -1,0 +1,179 @@
+"""The Triton path as two `torch.library` operators, one forward and one backward.
+
+PyTorch sees each as one node: `torch.compile` captures it without looking inside, `opcheck` verifies it, and
+neither changes or returns its inputs. (`triton_op` would let the compiler look inside, but does not compile
+under the interpreter.) Autocast does not reach custom operators; who calls them casts.
+
+The operators take checked input. Kernels are imported at the first launch, so that this module needs no
+triton.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_adapt.kernels.triton.tiles import DECODE_TOKENS
+
+__all__ = ["backward", "forward"]
+
+
+def _prepared(matrix: Tensor) -> Tensor:
+    """Return a matrix whose columns lie side by side, or all in one place (an expanded gradient)."""
+    return matrix if matrix.stride(1) in (0, 1) else matrix.contiguous()
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _upcast(dtype: torch.dtype) -> bool:
+    from moe_adapt.kernels.triton.support import interpreted
+
+    return dtype == torch.bfloat16 and interpreted()
+
+
+@lru_cache(maxsize=256)
+def _flags(trainable: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Return the flags on a device; kept, because a graph that is being captured cannot copy them."""
+    return torch.tensor(trainable, device=device)
+
+
+def _result(x: Tensor, base: Tensor | None, b: Tensor) -> Tensor:
+    dtype = x.dtype if base is None else torch.promote_types(base.dtype, x.dtype)
+    return torch.empty(x.shape[0], b.shape[0], dtype=dtype, device=x.device)
+
+
+def _hidden(x: Tensor, a: Tensor, save: bool) -> Tensor:
+    return torch.empty(
+        x.shape[0] if save else 0, a.shape[0] * a.shape[1], dtype=torch.float32, device=x.device
+    )
+
+
+@torch.library.custom_op("moe_adapt::triton_forward", mutates_args=())
+def forward(
+    x: Tensor, base: Tensor | None, a: Tensor, b: Tensor, gates: Tensor, index: Tensor | None, scale: float,
+    trainable: list[bool] | None, save: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return `y` [N, o] and, if it is to be saved for the backward pass, `h` in fp32 [N, R] (else empty).
+
+    Args:
+        x: Tokens, [N, d].
+        base: Output of the frozen layer, [N, o]; None adds nothing.
+        a: Down-projections, [E, r, d], in the dtype of `x`.
+        b: Up-projections, [o, E, r], in the dtype of `x`.
+        gates: Gates [N, E], or weights [N, K] if there is an index.
+        index: Expert of each weight, int32 [N, K]; -1 for none.
+        scale: The LoRA scale `s`.
+        trainable: Which experts get a weight gradient in the backward pass; None means all.
+        save: Whether there will be a backward pass.
+    """
+    from moe_adapt.kernels.triton.decode import decode
+    from moe_adapt.kernels.triton.expand import expand
+    from moe_adapt.kernels.triton.shrink import shrink
+
+    y, hidden = _result(x, base, b), _hidden(x, a, save)
+    if not len(x):
+        return y, hidden
+    upcast = _upcast(x.dtype)
+    x, base = _prepared(x), None if base is None else _prepared(base)
+    a, b, gates = a.contiguous(), b.contiguous(), gates.contiguous()
+    index = None if index is None else index.contiguous()
+    with _on(x.device):
+        if index is not None and not save and len(x) <= DECODE_TOKENS:
+            decode(x, a, b, gates, index, scale, base, y)
+        else:
+            z, _ = shrink(x, a, a.shape[2], a.shape[1], gates, index, scale, hidden, upcast)
+            expand(z, b, 1, base, y, upcast)
+    return y, hidden
+
+
+@forward.register_fake
+def _forward_fake(x, base, a, b, gates, index, scale, trainable, save):
+    return _result(x, base, b), _hidden(x, a, save)
+
+
+@torch.library.custom_op("moe_adapt::triton_backward", mutates_args=())
+def backward(
+    dy: Tensor, x: Tensor, a: Tensor, b: Tensor, gates: Tensor, index: Tensor | None, hidden: Tensor,
+    scale: float, trainable: list[bool] | None, wanted: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of `x`, `a`, `b` and `gates`; one that is not wanted is an empty tensor.
+
+    Args:
+        dy: Gradient of `y` in the dtype of `x`, [N, o].
+        x: Tokens, [N, d].
+        a: Down-projections, [E, r, d].
+        b: Up-projections, [o, E, r].
+        gates: Gates [N, E], or weights [N, K].
+        index: Expert of each weight; None for dense gates.
+        hidden: `h` as saved by `forward`, [N, R].
+        scale: The LoRA scale `s`.
+        trainable: Which experts get a weight gradient; None means all.
+        wanted: Which of the four gradients to compute.
+    """
+    from moe_adapt.kernels.triton.expand import expand
+    from moe_adapt.kernels.triton.gradient import weight_gradient
+    from moe_adapt.kernels.triton.shrink import shrink
+
+    want_x, want_a, want_b, want_gates = wanted
+    dx, da, db, dgates = _gradients(x, a, b, gates, wanted)
+    if not len(x):
+        return dx, da.zero_(), db.zero_(), dgates
+    upcast, rank = _upcast(x.dtype), a.shape[1]
+    x, dy, a, b, gates = _prepared(x), _prepared(dy), a.contiguous(), b.contiguous(), gates.contiguous()
+    index = None if index is None else index.contiguous()
+    flags = None if trainable is None else _flags(tuple(trainable), x.device)
+    with _on(x.device):
+        z, dh = shrink(
+            dy, b, 1, rank, gates, index, scale, hidden, upcast, backward=True,
+            dgates=dgates if want_gates else None,
+        )  # fmt: skip
+        if want_x:
+            expand(dh, a, a.shape[2], None, dx, upcast)
+        if want_a:
+            weight_gradient(dh, x, rank, True, da, flags, upcast)
+        if want_b:
+            weight_gradient(z, dy, rank, False, db, flags, upcast)
+    return dx, da, db, dgates
+
+
+def _gradients(
+    x: Tensor, a: Tensor, b: Tensor, gates: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dx, da, db, dgates = (
+        torch.empty(tensor.shape if want else (0,), dtype=tensor.dtype, device=x.device)
+        for tensor, want in zip((x, a, b, gates), wanted, strict=True)
+    )
+    return dx, da, db, dgates
+
+
+@backward.register_fake
+def _backward_fake(dy, x, a, b, gates, index, hidden, scale, trainable, wanted):
+    return _gradients(x, a, b, gates, wanted)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, base, a, b, gates, index, scale, trainable, _ = inputs
+    ctx.save_for_backward(x, a, b, gates, index, output[1])
+    ctx.set_materialize_grads(False)
+    ctx.scale, ctx.trainable = scale, trainable
+    ctx.base_dtype = None if base is None else base.dtype
+
+
+def _differentiate(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 9
+    x, a, b, gates, index, hidden = ctx.saved_tensors
+    needs_x, needs_base, *needs_rest = ctx.needs_input_grad[:5]
+    wanted = [needs_x, *needs_rest]
+    found: list[Tensor | None] = [None] * 4
+    if any(wanted):
+        gradients = backward(dy.to(x.dtype), x, a, b, gates, index, hidden, ctx.scale, ctx.trainable, wanted)
+        found = [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
+    return found[0], dy.to(ctx.base_dtype) if needs_base else None, *found[1:], None, None, None, None
+
+
+forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -1,0 +1,60 @@
+"""The operator as PyTorch sees it: `opcheck`, `torch.compile`, autocast."""
+
+import pytest
+import torch
+
+from moe_adapt.kernels import routed_lora
+from moe_adapt.kernels.triton import operator
+from tests.kernels.triton.setting import DEVICE, INTERPRETED, MARKS, drawn, outcome
+
+pytestmark = MARKS
+
+BACKENDS = ["aot_eager"] if INTERPRETED else ["aot_eager", "inductor"]
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_opcheck(k):
+    (base, x, a, b, gates), options = drawn((5, 16, 24, 3, 2), torch.float32, k)
+    index = options.get("index")
+    torch.library.opcheck(operator.forward, (x, base, a, b, gates, index, 1.5, [True, False, True], True))
+    torch.library.opcheck(operator.forward, (x, None, a, b, gates, index, 1.5, None, True))
+    args = [tensor.detach() for tensor in (x, a, b, gates)]
+    dy, hidden = torch.randn(5, 24, device=DEVICE), torch.randn(5, 6, device=DEVICE)
+    torch.library.opcheck(
+        operator.backward, (dy, *args, index, hidden, 1.5, [True, False, True], [True, True, False, True])
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("k", [None, 2])
+def test_compiles_without_a_break(backend, k):
+    torch._dynamo.reset()
+    tensors, options = drawn((5, 16, 24, 3, 2), torch.float32, k)
+    name = "gates" if k is None else "weight"
+
+    def run(base, x, a, b, weights, index=None):
+        return routed_lora(x * 2, base, a, b, 1.5, impl="triton", index=index, **{name: weights}) * 3
+
+    compiled = torch.compile(run, fullgraph=True, backend=backend, dynamic=True)
+    for tokens in (5, 4):
+        leaves = [tensors[0][:tokens], tensors[1][:tokens], *tensors[2:4], tensors[4][:tokens]]
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        index = {name: value[:tokens] for name, value in options.items()}
+        results = []
+        for function in (run, compiled):
+            y = function(*leaves, **index)
+            results.append([y, *torch.autograd.grad(y.sum(), leaves)])
+        for mine, other in zip(*results, strict=True):
+            torch.testing.assert_close(mine, other)
+
+
+def test_autocast_reaches_the_experts():
+    tensors, options = drawn((6, 16, 24, 3, 2), torch.float32, 2)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        y, *found = outcome(tensors, "triton", **options)
+    exact, *truth = outcome(tensors, "triton", **options)
+    assert y.dtype == torch.float32
+    assert not torch.equal(y, exact)
+    for mine, other in zip((y, *found), (exact, *truth), strict=True):
+        assert mine.dtype == other.dtype
+        torch.testing.assert_close(mine, other, rtol=0.05, atol=0.05 * other.abs().max().item())

@@ -1,0 +1,26 @@
+"""Runs the suite in Triton's interpreter, which has to be chosen before the kernels are defined."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("module", sorted(path.name for path in (HERE / "suite").glob("test_*.py")))
+def test_in_the_interpreter(module):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--confcutdir={HERE}"]
+    run = subprocess.run(
+        [*command, HERE / "suite" / module],
+        cwd=Path(__file__).parents[3],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout and "skipped" not in run.stdout, run.stdout
