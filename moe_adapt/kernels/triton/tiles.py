@@ -5,9 +5,10 @@ experts, `experts = ranks // r` each, so that a program sees every hidden value 
 gate gradient; the columns that are left over are masked. `ranks` is a power of two and at least 16, which
 is what the matrix units take; a rank of 3 or 24 costs masked columns, not another code path.
 
-All tiles stay under `SHARED` bytes of shared memory, which every GPU from compute capability 8.0 on has twice
-(once on 8.6 and 8.9). The numbers are starting points from roofline arithmetic and have not been tuned on a
-GPU; `forced` is the way in for a tuner and for tests.
+All tiles stay under `SHARED` bytes of shared memory, which every GPU from compute capability 8.0 on has. Full
+precision does not run on the matrix units; its tiles are smaller, so that registers suffice. The numbers are
+starting points from roofline arithmetic and have not been tuned on a GPU; `forced` is the way in for a tuner
+and for tests.
 """
 
 import math
@@ -120,8 +121,9 @@ def shrink_tiles(tokens: int, length: int, experts: int, rank: int, itemsize: in
         sms: Multiprocessors of the device.
     """
     ranks = power_of_two(max(experts * rank if experts * rank <= MAX_RANK else MAX_RANK, rank))
-    rows = power_of_two(tokens, high=128 if tokens >= 8192 and ranks <= 128 else 64)
-    features = power_of_two(length, high=(64 if ranks > 128 else 128) * 2 // max(itemsize, 2))
+    high = 128 if tokens >= 8192 and ranks <= 128 else 64
+    rows = power_of_two(tokens, high=high if itemsize < 4 else 32)
+    features = power_of_two(length, high=32 if itemsize == 4 else 64 if ranks > 128 else 128)
     programs = math.ceil(tokens / rows) * math.ceil(experts / (ranks // rank))
     splits = min(2 * sms // max(programs, 1), 8, length // (4 * features))
     return _chosen(
@@ -145,10 +147,10 @@ def expand_tiles(tokens: int, width: int, columns: int, itemsize: int) -> Tiles:
         columns: Columns of the rank dimension `R`.
         itemsize: Bytes of one number.
     """
-    rows = power_of_two(tokens, high=128 if tokens >= 8192 else 64)
+    rows = power_of_two(tokens, high=128 if tokens >= 8192 and itemsize < 4 else 64)
     features = power_of_two(width, high=128 if itemsize < 4 else 64)
-    ranks = power_of_two(columns, high=64)
-    warps = 8 if rows * features > 64 * 128 else 4
+    ranks = power_of_two(columns, high=32 if itemsize == 4 else 64)
+    warps = 8 if rows * features > 64 * 128 or itemsize == 4 else 4
     return _chosen(
         Tiles(
             rows=rows,
@@ -174,7 +176,7 @@ def gradient_tiles(tokens: int, width: int, experts: int, rank: int, itemsize: i
     """
     ranks = power_of_two(max(min(experts * rank, 128), rank))
     features = power_of_two(width, high=128 if ranks <= 128 and itemsize < 4 else 64)
-    rows = power_of_two(tokens, high=64 * 2 // max(itemsize, 2))
+    rows = power_of_two(tokens, high=16 if itemsize == 4 else 64)
     programs = math.ceil(width / features) * math.ceil(experts / (ranks // rank))
     splits = min(math.ceil(sms / programs), 8, tokens // (4 * rows))
     return _chosen(
