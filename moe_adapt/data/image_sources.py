@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import datasets
@@ -17,16 +18,19 @@ from PIL import Image, UnidentifiedImageError
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from moe_adapt.data.labels import encode_labels, infer_class_names
+from moe_adapt.data.libraries import LIBRARIES, library_dataset
 from moe_adapt.data.tables import TableSource, describe, is_saved_table, load_table, require_columns
-from moe_adapt.errors import UserError
+from moe_adapt.errors import UserError, did_you_mean
 
 __all__ = [
     "ArrayImages",
+    "BitImages",
     "FolderImages",
     "ImageArrays",
     "ImageSource",
     "PackedImages",
     "TableImages",
+    "choose_classes",
     "open_images",
 ]
 
@@ -91,6 +95,38 @@ def decode(data: bytes | Path, name: str) -> torch.Tensor:
             return pil_to_tensor(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise UserError(f"{name} cannot be read as an image: remove or replace it.") from error
+
+
+class DatasetImages(ImageSource):
+    """A map-style data set of (image, label), such as those of torchvision and timm.
+
+    Labels come from ``targets`` or ``labels``; without either every item is read once. Names come from
+    ``classes``.
+
+    Args:
+        dataset: The data set, without a transform or with one that keeps images uint8.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        known = getattr(dataset, "targets", getattr(dataset, "labels", None))
+        labels = np.asarray([int(dataset[i][1]) for i in range(len(dataset))] if known is None else known)
+        names = [str(name) for name in getattr(dataset, "classes", None) or numbered(labels)]
+        super().__init__(labels, names, f"the data set {type(dataset).__name__}")
+        self.dataset = dataset
+
+    def read(self, row: int) -> torch.Tensor:
+        """Return one image, uint8 [3,H,W]."""
+        image = self.dataset[row][0]
+        if isinstance(image, Image.Image):
+            return pil_to_tensor(image.convert("RGB"))
+        pixels = torch.as_tensor(np.asarray(image))
+        if pixels.dtype != torch.uint8 or pixels.ndim not in (2, 3):
+            raise UserError(
+                f"image {row} is {pixels.dtype} of shape {tuple(pixels.shape)}: expected a PIL image or "
+                "uint8 [H,W], [C,H,W]; take the transform out of the data set."
+            )
+        pixels = pixels if pixels.ndim == 3 else pixels[None]
+        return pixels if pixels.shape[0] == 3 else pixels[:1].expand(3, -1, -1).contiguous()
 
 
 class FolderImages(ImageSource):
@@ -163,6 +199,34 @@ class PackedImages(ImageSource):
         return decode(data, f"image {row} of {self.where}")
 
 
+class BitImages(ImageSource):
+    """Black-and-white images, eight pixels per byte; a set bit is white.
+
+    Args:
+        bits: Packed pixels as `numpy.packbits` writes them, uint8 [N, ceil(H W / 8)].
+        shape: Height and width.
+        labels: Class numbers [N].
+        class_names: Names of the classes [C].
+        where: How messages call the source.
+    """
+
+    def __init__(
+        self, bits: np.ndarray, shape: np.ndarray, labels: np.ndarray, class_names: Sequence[str], where: str
+    ) -> None:
+        super().__init__(labels, class_names, where)
+        self.bits = bits
+        self.height, self.width = map(int, shape)
+        if bits.shape != (len(self.labels), -(-self.height * self.width // 8)):
+            raise UserError(f"{where}: bits of the shape {bits.shape} do not hold images of {tuple(shape)}.")
+
+    def read(self, row: int) -> torch.Tensor:
+        """Return one image, uint8 [3,H,W]."""
+        pixels = np.unpackbits(self.bits[row])[: self.height * self.width]
+        return (
+            torch.from_numpy(255 * pixels.reshape(1, self.height, self.width)).expand(3, -1, -1).contiguous()
+        )
+
+
 class TableImages(ImageSource):
     """A table with an image column (the ``Image`` feature, file paths, or encoded bytes)."""
 
@@ -197,10 +261,14 @@ def _open_npz(path: Path) -> ImageSource:
     if {"jpeg", "offset", "label"} <= arrays.keys():
         names = names or numbered(arrays["label"])
         return PackedImages(arrays["jpeg"], arrays["offset"], arrays["label"], names, str(path))
+    if {"bits", "shape", "label"} <= arrays.keys():
+        names = names or numbered(arrays["label"])
+        return BitImages(arrays["bits"], arrays["shape"], arrays["label"], names, str(path))
     if {"images", "label"} <= arrays.keys():
         return ArrayImages(ImageArrays(arrays["images"], arrays["label"], names), str(path))
     raise UserError(
-        f"{path} has the arrays {', '.join(arrays)}: expected images and label, or jpeg, offset and label."
+        f"{path} has the arrays {', '.join(arrays)}: expected images and label, or jpeg, offset and label, "
+        "or bits, shape and label."
     )
 
 
@@ -210,8 +278,9 @@ def open_images(
     """Open a source of images.
 
     Args:
-        source: A folder of class folders, an ``.npz`` file, arrays, or a table with an image column.
-        split: The split to take if a table has several.
+        source: A folder of class folders, an ``.npz`` file, arrays, a table with an image column, a data set
+            of torchvision or timm (``torchvision:CIFAR100@FOLDER``), or any map-style one of (image, label).
+        split: The split to take if a source has several.
         image_column: Column of the image in a table.
         label_column: Column of the label in a table.
 
@@ -220,9 +289,34 @@ def open_images(
     """
     if isinstance(source, ImageArrays):
         return ArrayImages(source)
+    if isinstance(source, str) and source.partition(":")[0] in LIBRARIES:
+        source = library_dataset(source, split)
+    if isinstance(source, torch.utils.data.Dataset) and not isinstance(source, datasets.Dataset):
+        return DatasetImages(source)
     path = Path(source).expanduser() if isinstance(source, str) else None
     if path is not None and path.suffix == ".npz":
         return _open_npz(path)
     if path is not None and path.is_dir() and not is_saved_table(path):
         return FolderImages(path)
     return TableImages(source, split, image_column, label_column)
+
+
+def choose_classes(names: list[str], classes: int | list[str] | None) -> list[str]:
+    """Return the chosen class names: all, the first n, or those listed.
+
+    Raises:
+        UserError: If there are fewer than n, or a listed one does not exist.
+
+    >>> choose_classes(["ant", "bee", "cat"], 2)
+    ['ant', 'bee']
+    """
+    if classes is None:
+        return names
+    if isinstance(classes, int):
+        if not 1 <= classes <= len(names):
+            raise UserError(f"classes must be from 1 to {len(names)}, the number of classes, got {classes}.")
+        return names[:classes]
+    for name in classes:
+        if name not in names:
+            raise UserError(f"there is no class {name!r}.{did_you_mean(name, names)}")
+    return list(classes)

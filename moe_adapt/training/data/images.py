@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from moe_adapt.data.image_sources import ImageArrays, ImageSource, open_images
+from moe_adapt.data.image_sources import ImageArrays, ImageSource, choose_classes, open_images
 from moe_adapt.data.tables import SourceOption, TableSource
+from moe_adapt.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_transforms, seeded_transform
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.training.data.base import Batch, SeededDataModule
 from moe_adapt.training.data.rows import Rows
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImageClassificationData", "ImageRows", "choose_classes"]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+__all__ = ["ImageClassificationData", "ImageRows"]
 
 _SPLIT_FOLDERS = {"train": ["train"], "validation": ["val", "validation", "valid"], "test": ["test"]}
 
@@ -49,33 +47,8 @@ class ImageRows(Rows):
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
         """Return the transformed image [3,S,S] and its class number."""
         image = self.source.read(self.items[row])
-        before = torch.default_generator.get_state()
-        draw = np.random.SeedSequence([self.seed, self.epoch, row]).generate_state(1, np.uint64)[0]
-        torch.default_generator.manual_seed(int(draw >> np.uint64(1)))
-        pixels = self.transform(image)
-        torch.default_generator.set_state(before)
+        pixels = seeded_transform(self.transform, image, self.seed, self.epoch, row)
         return pixels, int(self.strata[row])
-
-
-def choose_classes(names: list[str], classes: int | list[str] | None) -> list[str]:
-    """Return the chosen class names: all, the first n, or those listed.
-
-    Raises:
-        UserError: If there are fewer than n, or a listed one does not exist.
-
-    >>> choose_classes(["ant", "bee", "cat"], 2)
-    ['ant', 'bee']
-    """
-    if classes is None:
-        return names
-    if isinstance(classes, int):
-        if not 1 <= classes <= len(names):
-            raise UserError(f"classes must be from 1 to {len(names)}, the number of classes, got {classes}.")
-        return names[:classes]
-    for name in classes:
-        if name not in names:
-            raise UserError(f"there is no class {name!r}.{did_you_mean(name, names)}")
-    return list(classes)
 
 
 class ImageClassificationData(SeededDataModule):
@@ -137,20 +110,13 @@ class ImageClassificationData(SeededDataModule):
         super().__init__(sources, validation_fraction, batch_size, max_train_rows, False, num_workers, seed)
         if rows_per_class is not None and rows_per_class < 1:
             raise UserError(f"rows_per_class must be at least 1, got {rows_per_class}.")
-        if not 0 < crop_fraction <= 1 or not 0 < crop_scale <= 1:
-            raise UserError(
-                f"crop_fraction and crop_scale must be in (0, 1], got {crop_fraction} and {crop_scale}."
-            )
         self.image_column = image_column
         self.label_column = label_column
         self.classes = classes
         self.rows_per_class = rows_per_class
         self.class_names: list[str] = []
-        finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
-        resize = v2.Resize(round(image_size / crop_fraction), antialias=True)
-        self.plain = v2.Compose([resize, v2.CenterCrop(image_size), *finish])
-        crop = v2.RandomResizedCrop(image_size, scale=(crop_scale, 1.0), antialias=True)
-        self.augmented = v2.Compose([crop, v2.RandomHorizontalFlip(), *finish]) if augment else self.plain
+        self.plain, augmented = image_transforms(image_size, crop_fraction, mean, std, crop_scale)
+        self.augmented = augmented if augment else self.plain
 
     @property
     def num_classes(self) -> int:

@@ -1,0 +1,225 @@
+"""From labelled rows to a stream of tasks.
+
+* **Class-incremental**: ``B0 Inc-N`` has N new classes per task, ``B-M Inc-N`` M first and then N each; what
+  is left makes one last smaller task, so that no class is dropped.
+* **Domain-incremental**: a task is one domain; classes come back.
+* **Blurry**: class-incremental, but a share of every class's training rows is spread over all tasks.
+
+The order of the classes is that of the source, a list, or ``numpy.random.RandomState(seed).permutation(C)``,
+with seed 1993 in most of the literature (iCaRL's tradition; other generators give other orders under the
+same seed). Classes are then numbered by their first appearance in the stream.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.streams.base import Scenario, TaskStream
+from moe_adapt.streams.collate import Batch, collate
+
+__all__ = ["Labelled", "arrange", "class_order", "incremental_stream", "task_sizes"]
+
+
+class Labelled(NamedTuple):
+    """One split of a data set.
+
+    Attributes:
+        inputs: A map-style data set; an item is a dict of inputs.
+        labels: Class number of every row in the source's numbering, [N].
+        domains: Domain of every row, [N]; None without domains.
+    """
+
+    inputs: Any
+    labels: np.ndarray
+    domains: np.ndarray | None = None
+
+
+def class_order(num_classes: int, seed: int | None) -> np.ndarray:
+    """Return an order of the classes: that of the source for None, else the literature's for `seed`.
+
+    >>> class_order(100, 1993)[:5].tolist()
+    [68, 56, 78, 8, 23]
+    """
+    if seed is None:
+        return np.arange(num_classes)
+    return np.random.RandomState(seed).permutation(num_classes)
+
+
+def task_sizes(num_classes: int, increment: int, first: int = 0) -> list[int]:
+    """Return how many classes each task has: `first` (if not 0), then `increment` each, then what is left.
+
+    Raises:
+        UserError: If the numbers do not make a stream.
+
+    >>> task_sizes(10, 3)
+    [3, 3, 3, 1]
+    >>> task_sizes(10, 2, first=5)
+    [5, 2, 2, 1]
+    """
+    if not 1 <= increment <= num_classes or not 0 <= first <= num_classes:
+        raise UserError(
+            f"increment must be from 1 to the number of classes and first from 0 to it, got increment "
+            f"{increment} and first {first} for {num_classes} classes."
+        )
+    sizes = [first] if first else []
+    while sum(sizes) < num_classes:
+        sizes.append(min(increment, num_classes - sum(sizes)))
+    return sizes
+
+
+def incremental_stream(
+    train: Labelled, test: Labelled, class_names: Sequence[str], **split: Any
+) -> TaskStream:
+    """Return the stream that `arrange` describes; the arguments are the same."""
+    return TaskStream(**arrange(train, test, class_names, **split))
+
+
+def arrange(
+    train: Labelled,
+    test: Labelled,
+    class_names: Sequence[str],
+    scenario: Scenario = "class",
+    increment: int | None = None,
+    first: int = 0,
+    order: Sequence[str] | None = None,
+    order_seed: int | None = 1993,
+    blur: float = 0.1,
+    seed: int = 0,
+    collate: Callable[[Any], Batch] = collate,
+    origin: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Split labelled rows into tasks; return the arguments of `TaskStream`.
+
+    Args:
+        train: The training rows of all tasks.
+        test: The test rows of all tasks.
+        class_names: Names of the classes, in the source's numbering.
+        scenario: ``class``, ``task``, ``domain`` or ``blurry``.
+        increment: New classes per task; not for ``domain``.
+        first: Classes of the first task; 0 for as many as `increment`.
+        order: Names of all classes in the order in which they come (of the domains, for ``domain``); None
+            uses `order_seed`.
+        order_seed: Seed of the order of the classes; None for that of the source.
+        blur: Share of a class's training rows that is spread over all tasks, for ``blurry``.
+        seed: Decides which rows are spread.
+        collate: Makes a batch of a list of samples.
+        origin: Where the data comes from, as JSON types.
+
+    Raises:
+        UserError: If the numbers or names do not make a stream, or a class lacks training or test rows.
+    """
+    names = list(class_names)
+    for what, split in (("training", train), ("test", test)):
+        _check_labels(np.asarray(split.labels), names, what)
+    described = {
+        **(origin or {}),
+        "increment": increment,
+        "first": first,
+        "order_seed": None if order is not None else order_seed,
+        **({"blur": blur, "seed": seed} if scenario == "blurry" else {}),
+    }
+    if scenario == "domain":
+        rows, task_names = _domains(train, test, order)
+        arrangement = class_order(len(names), None)
+    elif scenario in ("class", "task", "blurry"):
+        if increment is None:
+            raise UserError(
+                f"a {scenario}-incremental stream needs the number of new classes: set increment."
+            )
+        arrangement = (
+            class_order(len(names), order_seed) if order is None else _by_name(order, names, "class")
+        )
+        sizes = task_sizes(len(names), increment, first)
+        task_of_class = np.empty(len(names), dtype=np.int64)
+        task_of_class[arrangement] = np.repeat(np.arange(len(sizes)), sizes)
+        tasks = task_of_class[np.asarray(train.labels)]
+        if scenario == "blurry":
+            tasks = _blurred(tasks, len(sizes), blur, seed)
+        rows = [_rows_of(tasks, len(sizes)), _rows_of(task_of_class[np.asarray(test.labels)], len(sizes))]
+        task_names = None
+    else:
+        raise UserError(f"rows with labels make no stream of the scenario {scenario!r}.")
+    number = _by_appearance(np.asarray(train.labels), rows[0], arrangement)
+    return {
+        "scenario": scenario,
+        "train": train.inputs,
+        "test": test.inputs,
+        "train_rows": rows[0],
+        "test_rows": rows[1],
+        "train_labels": number[np.asarray(train.labels)],
+        "test_labels": number[np.asarray(test.labels)],
+        "class_names": [names[c] for c in np.argsort(number)],
+        "task_names": task_names,
+        "collate": collate,
+        "origin": described,
+    }
+
+
+def _check_labels(labels: np.ndarray, names: list[str], what: str) -> None:
+    if len(labels) == 0:
+        raise UserError(f"there are no {what} rows.")
+    if labels.min() < 0 or labels.max() >= len(names):
+        wrong = int(np.flatnonzero((labels < 0) | (labels >= len(names)))[0])
+        raise UserError(
+            f"{what} row {wrong} has the label {labels[wrong]}, outside 0..{len(names) - 1} for {len(names)} "
+            "classes."
+        )
+    missing = np.setdiff1d(np.arange(len(names)), labels)
+    if len(missing):
+        raise UserError(
+            f"{len(missing)} of {len(names)} classes have no {what} row ({names[missing[0]]!r} first): leave "
+            "them out of the classes, or add rows."
+        )
+
+
+def _by_name(order: Sequence[str], names: list[str], what: str) -> np.ndarray:
+    for name in order:
+        if name not in names:
+            raise UserError(
+                f"order names the {what} {name!r}, which does not exist.{did_you_mean(name, names)}"
+            )
+    if sorted(order) != sorted(names):
+        raise UserError(f"order must name all {len(names)} {what} names once, but has {len(order)}.")
+    number = {name: index for index, name in enumerate(names)}
+    return np.array([number[name] for name in order])
+
+
+def _domains(
+    train: Labelled, test: Labelled, order: Sequence[str] | None
+) -> tuple[list[list[np.ndarray]], list[str]]:
+    if train.domains is None or test.domains is None:
+        raise UserError("a domain-incremental stream needs the domain of every row, of training and test.")
+    found = sorted(set(train.domains.tolist()))
+    extra = set(test.domains.tolist()) ^ set(found)
+    if extra:
+        raise UserError(f"the domain {sorted(extra)[0]!r} has no training rows or no test rows.")
+    if order is not None:
+        found = [found[index] for index in _by_name(list(order), [str(name) for name in found], "domain")]
+    return [[np.flatnonzero(split.domains == name) for name in found] for split in (train, test)], [
+        str(name) for name in found
+    ]
+
+
+def _blurred(tasks: np.ndarray, count: int, blur: float, seed: int) -> np.ndarray:
+    if not 0 <= blur < 1:
+        raise UserError(f"blur is a share of rows in [0, 1), got {blur}.")
+    rng = np.random.default_rng(seed)
+    moved = rng.random(len(tasks)) < blur
+    return np.where(moved, rng.integers(count, size=len(tasks)), tasks)
+
+
+def _rows_of(tasks: np.ndarray, count: int) -> list[np.ndarray]:
+    return [np.flatnonzero(tasks == task) for task in range(count)]
+
+
+def _by_appearance(labels: np.ndarray, rows: list[np.ndarray], arrangement: np.ndarray) -> np.ndarray:
+    """Return the new number of every class [C]: by first task, within a task by `arrangement`."""
+    rank = np.argsort(arrangement)
+    first = np.full(len(arrangement), len(rows))
+    for task in range(len(rows) - 1, -1, -1):
+        first[labels[rows[task]]] = task
+    number = np.empty(len(arrangement), dtype=np.int64)
+    number[np.lexsort((rank, first))] = np.arange(len(arrangement))
+    return number
