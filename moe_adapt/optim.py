@@ -14,10 +14,22 @@ from torch import nn
 
 from moe_adapt.errors import UserError
 
-__all__ = ["Schedule", "check_coverage", "learning_rate_factor", "parameter_groups", "with_schedule"]
+__all__ = [
+    "Schedule",
+    "check_coverage",
+    "learning_rate_factor",
+    "momentum_sgd",
+    "parameter_groups",
+    "with_schedule",
+]
 
 #: How the learning rate goes on after the warm-up.
 Schedule = Literal["constant", "cosine", "linear"]
+
+
+def momentum_sgd(params: Any) -> torch.optim.Optimizer:
+    """Return SGD with momentum 0.9 over groups that carry their own learning rate and weight decay."""
+    return torch.optim.SGD(params, momentum=0.9)
 
 
 def parameter_groups(

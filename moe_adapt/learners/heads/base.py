@@ -121,6 +121,14 @@ class ClosedFormHead(nn.Module, ABC):
         self.counts[: other.num_classes] += other.counts
         self._solution = None
 
+    def end_task(self, features: Tensor, labels: Tensor) -> None:
+        """Choose what depends on a task as a whole; nothing unless a subclass says more.
+
+        Args:
+            features: All features of the task, [n, d].
+            labels: Class indices, [n].
+        """
+
     @abstractmethod
     def accumulate(self, features: Tensor, labels: Tensor) -> None:
         """Add a checked batch of float64 features [B, d]; `counts` are still those before the batch."""
