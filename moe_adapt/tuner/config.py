@@ -41,6 +41,9 @@ class RoutedLoraConfig(PeftConfig):
         modifiers: Logit modifiers, in order: short names or mappings.
         selector: Short name of the selector, or mapping of name and options.
         aux_losses: Auxiliary losses: mappings of name, weight and options.
+        experts_from: Stock LoRA adapters to use as frozen experts, so that only the router is trained:
+            folders or names on the Hub (OWNER/NAME, OWNER/NAME/SUBFOLDER, with @REVISION), or a mapping of
+            names of experts to them. Layers, ranks and scales are theirs.
         compute_dtype: Dtype of the experts' matrix products: adapter (that of the expert weights, as PEFT's
             LoRA) or base (that of the layer's input; faster on half-precision bases).
         modules_to_save: Modules trained and saved whole beside the experts, such as a classification head.
@@ -66,6 +69,7 @@ class RoutedLoraConfig(PeftConfig):
     modifiers: list[str | dict[str, Any]] | None = None
     selector: str | dict[str, Any] | None = None
     aux_losses: list[str | dict[str, Any]] | None = None
+    experts_from: list[str] | dict[str, str] | None = None
     compute_dtype: Literal["adapter", "base"] = "adapter"
     modules_to_save: list[str] | None = None
     layers_to_transform: list[int] | int | None = None
@@ -82,6 +86,7 @@ class RoutedLoraConfig(PeftConfig):
                 f"unknown method {self.method!r}.{did_you_mean(self.method, PRESETS)} "
                 f"Known: {', '.join(PRESETS)}."
             )
+        self._check_experts_from()
         for name, value in PRESETS[self.method].items():
             if getattr(self, name) is None:
                 setattr(self, name, copy.deepcopy(value))
@@ -97,6 +102,16 @@ class RoutedLoraConfig(PeftConfig):
         self._check_expressions()
         self._check_numbers()
         self._check_components()
+
+    def _check_experts_from(self) -> None:
+        if not self.experts_from or self.sites is not None:
+            return
+        for name in ("target_modules", "num_experts", "r", "alpha"):
+            if getattr(self, name) is not None:
+                raise UserError(
+                    f"{name} and experts_from exclude each other: layers, number, ranks and scales of the "
+                    "experts are those of the adapters."
+                )
 
     def _check_expressions(self) -> None:
         for name in ("target_modules", "exclude_modules"):

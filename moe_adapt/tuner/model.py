@@ -19,7 +19,8 @@ from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import ROUTER_PREFIX
 from moe_adapt.tuner.layer import RoutedLoraLayer, SiteSpec
 from moe_adapt.tuner.loading import check_loaded_keys, is_adapter_key
-from moe_adapt.tuner.peft_plugin import PREFIX, BaseTuner, BaseTunerLayer, is_supported_layer
+from moe_adapt.tuner.peft_plugin import PREFIX, BaseTuner, BaseTunerLayer, is_supported_layer, layer_shape
+from moe_adapt.tuner.stock_lora import SiteExperts, collect_sites, read_lora
 from moe_adapt.tuner.summary import AdapterSummary
 from moe_adapt.tuner.targets import resolve_targets, site_depth, site_value
 
@@ -143,13 +144,22 @@ class RoutedLoraModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Create an adapter's layers (see PEFT); resolves per-site values into the saved configuration."""
+        self._stock_experts: dict[str, SiteExperts] = {}
         self._num_depths = 1 + max(
             (depth for name, _ in model.named_modules() if (depth := site_depth(name)) is not None), default=0
         )
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for layer in adapted_layers(model):
+            if layer.site in self._stock_experts:
+                experts = self._stock_experts[layer.site]
+                layer.moe_adapt_A_frozen[adapter_name].copy_(experts.a)
+                layer.moe_adapt_B_frozen[adapter_name].copy_(experts.b)
+        self._stock_experts = {}
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         assert isinstance(peft_config, RoutedLoraConfig)
+        if peft_config.experts_from and peft_config.sites is None:
+            self._stock_experts = stock_experts(peft_config, self.model)
         peft_config.target_modules = resolve_targets(
             peft_config.target_modules,
             self.model,
@@ -324,6 +334,27 @@ class RoutedLoraModel(BaseTuner):
             trainable={name: _count(parameters) for name, parameters in groups.items()},
             total=sum(parameter.numel() for parameter in self.parameters()),
         )
+
+
+def stock_experts(config: RoutedLoraConfig, model: nn.Module) -> dict[str, SiteExperts]:
+    """Read the adapters of `config.experts_from` and write their layers into the configuration."""
+    named = config.experts_from
+    pairs = named.items() if isinstance(named, dict) else [(None, source) for source in named or []]
+    shapes = {
+        name.removesuffix(".base_layer"): layer_shape(module)
+        for name, module in model.named_modules()
+        if is_supported_layer(module)
+    }
+    sites = collect_sites(
+        [read_lora(source, uid) for uid, source in pairs], shapes, getattr(model, "name_or_path", None)
+    )
+    config.target_modules = "|".join(re.escape(site) for site in sites)
+    config.sites = {}
+    for site, experts in sites.items():
+        count, rank, _ = experts.a.shape
+        alpha = experts.scale * rank ** (0.5 if config.use_rslora else 1)
+        config.sites[site] = SiteSpec(count, rank, alpha, frozen=count, uids=experts.uids).to_dict()
+    return sites
 
 
 def _count(parameters: Iterable[tuple[str, nn.Parameter]]) -> int:
