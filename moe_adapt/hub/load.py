@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
+from moe_adapt.hub.remote import fetch_folder, looks_like_repository
 from moe_adapt.tuner.config import FORMAT_VERSION
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE, PREFIX
 
@@ -101,19 +102,29 @@ def read_tensors(folder: Path, names_only: bool = False) -> dict[str, Tensor]:
 
 
 def load_adapter(
-    base: nn.Module, path: str | Path, adapter_name: str = "default", is_trainable: bool = False
+    base: nn.Module,
+    path: str | Path,
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> PeftModel:
-    """Put the adapter in a folder on a base model, and check that every tensor arrived.
+    """Put the adapter in a folder or repository on a base model, and check that every tensor arrived.
 
     Args:
         base: The model that the adapter was trained on.
-        path: Adapter folder.
+        path: Adapter folder, or ``user/name`` on the Hub.
         adapter_name: Name under which to load it.
         is_trainable: Whether to go on training it.
+        revision: Branch, tag or commit of the repository.
+        token: Access token for a private repository; None takes the one of ``hf auth login``.
 
     Raises:
-        UserError: If the folder is not sound (`check_adapter_folder`) or does not fit the base.
+        UserError: If the repository cannot be fetched, the folder is not sound (`check_adapter_folder`) or
+            does not fit the base.
     """
+    if looks_like_repository(str(path)):
+        path = fetch_folder(str(path), revision, token)
     check_adapter_folder(path)
     try:
         model = PeftModel.from_pretrained(base, path, adapter_name=adapter_name, is_trainable=is_trainable)

@@ -16,34 +16,11 @@ from moe_adapt.hub.run import export_run
 from moe_adapt.training.cli import main
 from moe_adapt.training.cli.runs import load_module
 from moe_adapt.training.modules import SequenceClassifier
-from tests.training.tiny import tiny_bert
 
 BATCH = {
     "input_ids": torch.arange(6, 26).reshape(2, 10),
     "attention_mask": torch.ones(2, 10, dtype=torch.long),
 }
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    backbone = tiny_bert(folder / "mini-bert")
-    data = folder / "greetings" / "train.jsonl"
-    data.parent.mkdir()
-    rows = [{"text": f"{word} number {i}", "label": word} for i in range(10) for word in ("hello", "goodbye")]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["fit", "--model=SequenceClassifier", f"--model.backbone={backbone}", "--model.pooling=mean"]
-    words += [
-        "--model.tuner.method=top_k",
-        "--model.tuner.num_experts=3",
-        "--model.tuner.r=2",
-        "--model.lr=0.01",
-    ]
-    words += ["--model.tuner.target_modules=ffn", "--data=TextClassificationData", f"--data.train={data}"]
-    words += ["--data.validation_fraction=0.2", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"]
-    words += [f"--out={folder / 'run'}", "--seed_everything=7"]
-    assert main(words) == 0
-    return folder / "run"
 
 
 def logits(model):
@@ -145,3 +122,18 @@ def test_rows_that_a_run_does_not_have(run, tmp_path, capsys):
     with pytest.raises(UserError, match="no form 'mergd'"):
         export_run(run, tmp_path / "merged", form="mergd")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_pushes_to_the_hub(run, hub, capsys):
+    assert main(["export", str(run), "--to", "hf://me/greetings", "--private"]) == 0
+    assert "pushed: http://127.0.0.1" in capsys.readouterr().out
+    assert hub.repositories["me/greetings"].private
+    base = SequenceClassifier.base_model(str(run.parent / "mini-bert"), num_classes=2, pooling="mean")
+    assert torch.equal(logits(load_adapter(base, "me/greetings")), logits(load_module(run).model))
+    hub.fail["/commit/"] = 500
+    assert main(["export", str(run), "--to", "hf://me/greetings", "--license", "mit"]) == 2
+    complaint = capsys.readouterr().err
+    assert "can be pushed again" in complaint
+    assert len(complaint.splitlines()) == 1
+    assert "license: mit" in (run / "export" / "greetings" / "README.md").read_text()
+    assert main(["export", str(run), "--to", "here", "--private"]) == 2

@@ -1,8 +1,9 @@
-"""``moe-adapt export RUN --to DIR``: write a run's adapter as a folder that PEFT loads."""
+"""``moe-adapt export RUN --to DIR``: write a run's adapter for PEFT; ``--to hf://user/name`` pushes it."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_adapt.errors import UserError
 from moe_adapt.training.cli.arguments import CommandParser
 
 __all__ = ["export"]
@@ -20,13 +21,19 @@ def export(argv: Sequence[str]) -> None:
         UserError: For a mistake in the arguments, a folder that is no run, or a target that is in use.
     """
     options = _parser().parse(argv)
+    online = options.to.startswith("hf://")
+    if options.private and not online:
+        raise UserError("--private is for a repository on the Hub (--to hf://user/name).")
 
-    from moe_adapt.hub.run import export_run  # the training stack: not before the arguments are right
+    from moe_adapt.hub.remote import push_folder, repository  # not before the arguments are right
+    from moe_adapt.hub.run import export_run
 
+    name = repository(options.to) if online else None
+    folder = Path(options.to) if name is None else options.run / "export" / name.partition("/")[2]
     print(
         export_run(
             options.run,
-            options.to,
+            folder,
             form=options.form,
             checkpoint=options.checkpoint,
             calibration=options.calibration,
@@ -34,15 +41,22 @@ def export(argv: Sequence[str]) -> None:
             batches=options.batches,
             max_rank=options.max_rank,
             license=options.license,
-            overwrite=options.overwrite,
+            overwrite=options.overwrite or online,
         )
     )
+    if name is not None:
+        print(f"pushed: {push_folder(folder, name, private=options.private)}")
 
 
 def _parser() -> CommandParser:
     parser = CommandParser("export", "Write a run's adapter as a PEFT folder with a model card.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="DIR|hf://user/name",
+        help="folder to write, or repository on the Hugging Face Hub (the folder is then RUN/export/name)",
+    )
     parser.add_argument(
         "--form",
         choices=("adapter", "experts", "merged"),
@@ -74,5 +88,6 @@ def _parser() -> CommandParser:
         "--max_rank", type=int, metavar="R", help="merged: cut layers of a larger rank to R (default: exact)"
     )
     parser.add_argument("--license", metavar="ID", help="licence to name in the card, such as apache-2.0")
+    parser.add_argument("--private", action="store_true", help="make a new repository on the Hub private")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
     return parser
