@@ -9,26 +9,27 @@ is the median over rounds of the ratio to PEFT's LoRA of rank `E r`.
 
 import argparse
 import json
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import peft
 import torch
+from kernels.rivals import register_rivals
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moe_adapt.experts import bank
-from moe_adapt.experts.reference import loop_mixture
+from moe_adapt.kernels.dispatch import KERNEL_VARIABLE
 from moe_adapt.training.manifest import collect
-from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraLayer, RoutedLoraModel
+from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -65,15 +66,9 @@ def make_step(model: nn.Module, batch: dict[str, torch.Tensor]) -> Callable[[], 
     return step
 
 
-@contextmanager
-def expert_by_expert() -> Iterator[None]:
+def expert_by_expert() -> AbstractContextManager:
     """Compute mixtures with a loop over experts."""
-    apart = staticmethod(lambda *_: False)
-    with (
-        mock.patch.object(bank, "add_mixture", loop_mixture),
-        mock.patch.object(RoutedLoraLayer, "_shares_input", apart),
-    ):
-        yield
+    return mock.patch.dict(os.environ, {KERNEL_VARIABLE: "expert_loop"})
 
 
 def variants(
@@ -117,6 +112,7 @@ def quartiles(values: list[float]) -> tuple[float, float]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    register_rivals()
     steps = variants(args)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in track(range(args.rounds + args.warmup), description="rounds"):

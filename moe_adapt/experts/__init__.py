@@ -1,6 +1,6 @@
 """Banks of experts: the stacked LoRA factors of one site, the mixture that they compute, edits of a pool."""
 
-from moe_adapt.experts.bank import ExpertBank, add_mixture
+from moe_adapt.experts.bank import ExpertBank
 from moe_adapt.experts.edit_bank import EditedFactors, MergeMethod, edit_factors, pad_rank
 from moe_adapt.experts.low_rank import concatenate, inner_product, truncate
 from moe_adapt.experts.pool_edit import PoolEdit
@@ -10,7 +10,6 @@ __all__ = [
     "ExpertBank",
     "MergeMethod",
     "PoolEdit",
-    "add_mixture",
     "concatenate",
     "edit_factors",
     "inner_product",

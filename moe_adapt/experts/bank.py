@@ -1,67 +1,16 @@
-r"""A bank of LoRA experts and its mixture, computed with two matrix products whatever the routing rule.
-
-A routed mixture of `E` experts of rank `r` is one LoRA of rank `R = E r` whose hidden vector is scaled per
-token:
-
-$$y = W x + s \sum_e g_e B_e A_e x = W x + s\, B_{cat}\big((g \otimes 1_r) \odot (A_{cat} x)\big)$$
-
-with `A` stacked as [E, r, d] and `B` as [o, E, r], so that `A_cat` [R, d] and `B_cat` [o, R] are views. The
-scale is folded into the gates, except for `E = 1`, which keeps the order of operations of PEFT's LoRA and is
-bit-equal to it.
-"""
+"""A bank of LoRA experts: the stacked factors of one site. `moe_adapt.kernels` computes the mixture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ExpertBank", "add_mixture"]
+from moe_adapt.kernels import routed_lora, stacked
+from moe_adapt.kernels.dispatch import choose
+from moe_adapt.kernels.problem import Problem
 
-
-def add_mixture(base: Tensor, x: Tensor, a: Tensor, b: Tensor, gates: Tensor, scale: float) -> Tensor:
-    """Return the base output plus the gated sum of the experts' outputs.
-
-    Args:
-        base: Output of the frozen layer, [N, o].
-        x: Input of the layer, [N, d], in the dtype in which the experts compute.
-        a: Down-projections of the experts, [E, r, d].
-        b: Up-projections of the experts, [o, E, r].
-        gates: Weight of each expert for each token, [N, E]; zero where an expert is not selected. A row of
-            zeros gives exactly the base output.
-        scale: The LoRA scale `s`.
-
-    Returns:
-        The sum, [N, o], in the wider of the dtypes of `base` and of the experts' output.
-
-    >>> x, a, b = torch.ones(1, 2), torch.ones(3, 1, 2), torch.ones(2, 3, 1)
-    >>> add_mixture(torch.zeros(1, 2), x, a, b, torch.tensor([[1.0, 0.5, 0.0]]), scale=2.0)
-    tensor([[6., 6.]])
-    """
-    experts, rank, width = a.shape
-    return expand(base, F.linear(x, a.reshape(experts * rank, width)), b, gates, scale)
-
-
-def expand(base: Tensor, hidden: Tensor, b: Tensor, gates: Tensor, scale: float) -> Tensor:
-    """Return the base output plus the gated sum of the experts' outputs for their hidden vectors.
-
-    Args:
-        base: Output of the frozen layer, [N, o].
-        hidden: `A_cat x`, [N, E r].
-        b: Up-projections of the experts, [o, E, r].
-        gates: Weight of each expert for each token, [N, E].
-        scale: The LoRA scale `s`.
-    """
-    _, experts, rank = b.shape
-    up = b.reshape(b.shape[0], experts * rank)
-    if experts == 1:
-        return base + F.linear(hidden * gates.to(hidden.dtype), up) * scale
-    weights = (gates * scale).to(hidden.dtype)
-    hidden = (hidden.view(-1, experts, rank) * weights.unsqueeze(-1)).view(-1, experts * rank)
-    if base.dtype == hidden.dtype:
-        return torch.addmm(base, hidden, up.t())
-    return base + F.linear(hidden, up)
+__all__ = ["ExpertBank"]
 
 
 @dataclass(frozen=True)
@@ -77,12 +26,14 @@ class ExpertBank:
         scale: The LoRA scale `s`.
         order: `order[i]` is the router's index of the expert stored at position `i`; None if the orders
             agree.
+        frozen: How many experts, the first ones in storage order, are not trained.
     """
 
     a: Tensor
     b: Tensor
     scale: float
     order: tuple[int, ...] | None = None
+    frozen: int = 0
 
     @classmethod
     def from_blocks(
@@ -91,6 +42,7 @@ class ExpertBank:
         scale: float,
         order: tuple[int, ...] | None = None,
         dtype: torch.dtype | None = None,
+        frozen: int = 0,
     ) -> "ExpertBank":
         """Build a bank from blocks of experts, frozen ones first.
 
@@ -99,13 +51,14 @@ class ExpertBank:
             scale: The LoRA scale `s`.
             order: Router index of each stored expert.
             dtype: What to compute in; None keeps the dtype of the factors.
+            frozen: How many of the experts are not trained.
         """
         downs, ups = zip(*blocks, strict=True)
         a = downs[0] if len(blocks) == 1 else torch.cat(downs, dim=0)
         b = ups[0] if len(blocks) == 1 else torch.cat(ups, dim=1)
         if dtype is not None:
             a, b = a.to(dtype), b.to(dtype)
-        return cls(a=a, b=b, scale=scale, order=order)
+        return cls(a=a, b=b, scale=scale, order=order, frozen=frozen)
 
     @property
     def num_experts(self) -> int:
@@ -116,33 +69,72 @@ class ExpertBank:
         """Return where the expert with the router's index `expert` is stored."""
         return expert if self.order is None else self.order.index(expert)
 
-    def __call__(self, x: Tensor, gates: Tensor, base: Tensor) -> Tensor:
-        """Return `base` [N, o] plus the mixture of the experts for `x` [N, d] and `gates` [N, E]."""
-        return add_mixture(base, x, self.a, self.b, self._stored(gates), self.scale)
+    @property
+    def trainable(self) -> tuple[bool, ...] | None:
+        """Whether each expert is trained, in storage order; None if all are."""
+        if self.frozen == 0:
+            return None
+        return (False,) * self.frozen + (True,) * (self.num_experts - self.frozen)
+
+    def __call__(self, x: Tensor, gates: Tensor, base: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return `base` [N, o] plus the mixture of the experts for `x` [N, d] and `gates` [N, E].
+
+        Args:
+            x: Tokens, [N, d].
+            gates: Weight of each expert, [N, E].
+            base: Output of the frozen layer, [N, o].
+            index: Where gates may be other than zero, int [N, K], if the router says so.
+        """
+        gates, index = self._stored(gates, index)
+        return routed_lora(
+            x, base, self.a, self.b, self.scale, gates=gates, index=index, trainable=self.trainable
+        )
+
+    def stacks(self, x: Tensor, slots: int | None) -> bool:
+        """Return whether the mixture of `x` [N, d] is computed in the stacked form: `shrink` and `expand`.
+
+        Args:
+            x: Tokens.
+            slots: The most experts per token; None if any number may have a gate.
+        """
+        experts, rank, features = self.a.shape
+        problem = Problem(
+            len(x),
+            features,
+            len(self.b),
+            experts,
+            rank,
+            slots,
+            self.a.dtype,
+            x.device.type,
+            torch.is_grad_enabled(),
+        )
+        return choose(problem) == "stacked"
 
     def shrink(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return hidden vectors and router logits from one matrix product.
-
-        A router with its own product reads `x`, and writes its gradient, a second time; for a few rows that
-        costs more than the arithmetic.
+        """Return hidden vectors `A_cat x` [N, E r] and router logits `rows x` [N, E'] from one product.
 
         Args:
             x: Tokens, [N, d].
             rows: Router rows, [E', d].
-
-        Returns:
-            `A_cat x` [N, E r] and `rows x` [N, E'].
         """
-        down = self.a.reshape(-1, self.a.shape[-1])
-        hidden, logits = F.linear(x, torch.cat([down, rows])).split([len(down), len(rows)], dim=-1)
+        hidden, logits = stacked.shrink(x, self.a, rows, self.trainable)
+        assert logits is not None
         return hidden, logits
 
     def expand(self, hidden: Tensor, gates: Tensor, base: Tensor) -> Tensor:
         """Return `base` [N, o] plus the mixture for the hidden vectors that `shrink` gave."""
-        return expand(base, hidden, self.b, self._stored(gates), self.scale)
+        gates, _ = self._stored(gates, None)
+        return stacked.expand(base, hidden, self.b, gates, self.scale, self.trainable)
 
-    def _stored(self, gates: Tensor) -> Tensor:
-        return gates if self.order is None else gates[:, list(self.order)]
+    def _stored(self, gates: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return gates and index in storage order."""
+        if self.order is None:
+            return gates, index
+        if index is not None:
+            positions = [self.order.index(expert) for expert in range(self.num_experts)]
+            index = torch.tensor([*positions, -1], device=index.device)[index.long()]
+        return gates[:, list(self.order)], index
 
     def delta_weight(self, expert: int) -> Tensor:
         """Return `s B_e A_e`, the change of weight that one expert makes, [o, d]."""

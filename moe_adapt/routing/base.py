@@ -53,10 +53,12 @@ class RoutingDecision(NamedTuple):
     Attributes:
         gates: Weight of each expert, [N, E]; zero where not selected. Rows need not sum to one.
         selected: Whether the expert is selected, bool [N, E].
+        slots: The selected experts, int [N, K], where every token has the same number of them.
     """
 
     gates: Tensor
     selected: Tensor
+    slots: Tensor | None = None
 
 
 class Scorer(nn.Module, ABC):
@@ -114,6 +116,10 @@ class Selector(nn.Module, ABC):
                 f"the selector {type(self).__name__} keeps {kept} experts per token but a site has only "
                 f"{num_experts + self.nulls}; lower k (or keep_top_k) or raise num_experts."
             )
+
+    def slots(self, num_experts: int) -> int | None:
+        """Return how many experts each token gets, if decisions say which (`RoutingDecision.slots`)."""
+        return None
 
     @abstractmethod
     def forward(self, logits: Logits, ctx: "RouteContext") -> RoutingDecision:

@@ -117,7 +117,7 @@ class Router(nn.Module):
             )
         if nulls == 0:
             return decision
-        return RoutingDecision(*(part[..., :-nulls] for part in decision))
+        return RoutingDecision(decision.gates[..., :-nulls], decision.selected[..., :-nulls])
 
     @property
     def expert_groups(self) -> Tensor | None:

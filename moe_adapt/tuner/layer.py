@@ -181,9 +181,13 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
             blocks.append((self.moe_adapt_A_frozen[adapter_name], self.moe_adapt_B_frozen[adapter_name]))
         if adapter_name in self.moe_adapt_A:
             blocks.append((self.moe_adapt_A[adapter_name], self.moe_adapt_B[adapter_name]))
-        order = self.specs[adapter_name].order
+        spec = self.specs[adapter_name]
         return ExpertBank.from_blocks(
-            blocks, self.scales[adapter_name], order=None if order is None else tuple(order), dtype=dtype
+            blocks,
+            self.scales[adapter_name],
+            order=None if spec.order is None else tuple(spec.order),
+            dtype=dtype,
+            frozen=spec.frozen,
         )
 
     def freeze_experts(self, adapter_name: str, experts: Sequence[int]) -> None:
@@ -283,13 +287,18 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         router, dropout = self.routers[adapter], self.moe_adapt_dropout[adapter]
         place = (adapter, self.site, context.flat_mask(leading))
         rows = router.rows(self)
-        if rows is not None and self._shares_input(tokens, bank, rows, dropout):
+        slots = router.skeleton.selector.slots(bank.num_experts)
+        if (
+            rows is not None
+            and self._shares_input(tokens, bank, rows, dropout)
+            and bank.stacks(tokens, slots)
+        ):
             hidden, scores = bank.shrink(tokens, rows)
             decision = router(self, tokens, context, bank, *place, scores=scores)
             return bank.expand(hidden, decision.gates, result)
         decision = router(self, tokens, context, bank, *place)
         inputs = dropout(self._cast_input_dtype(tokens, bank.a.dtype))
-        return bank(inputs, decision.gates, result)
+        return bank(inputs, decision.gates, result, decision.slots)
 
     @staticmethod
     def _shares_input(tokens: Tensor, bank: ExpertBank, rows: Tensor, dropout: nn.Module) -> bool:

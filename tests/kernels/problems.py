@@ -39,4 +39,4 @@ def gradients(result, tensors, dy=None):
     """Return the gradients of `tensors` for the output gradient `dy` (a fixed ramp by default)."""
     if dy is None:
         dy = torch.linspace(0.5, 1.5, result.numel(), dtype=torch.float64).to(result.dtype).view_as(result)
-    return torch.autograd.grad(result, tensors, dy, materialize_grads=True)
+    return torch.autograd.grad(result, tensors, dy, materialize_grads=True, retain_graph=True)

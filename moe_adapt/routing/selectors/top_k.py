@@ -29,9 +29,13 @@ class TopKSelector(Selector):
         self.k = k
         self.renormalize = renormalize
 
+    def slots(self, num_experts: int) -> int:
+        """Return `k`, or the number of experts if that is less."""
+        return min(self.k, num_experts)
+
     def forward(self, logits: Logits, ctx: RouteContext) -> RoutingDecision:
         """Return gates that are zero outside the `k` best, [N, E]."""
-        k = min(self.k, logits.select.shape[-1])
+        k = self.slots(logits.select.shape[-1])
         best = logits.select.sort(dim=-1, descending=True, stable=True).indices[..., :k]
         selected = torch.zeros_like(logits.select, dtype=torch.bool).scatter_(-1, best, True)
         selected &= logits.select > -torch.inf
@@ -39,4 +43,4 @@ class TopKSelector(Selector):
             gates = logits.weight.masked_fill(~selected, float("-inf")).softmax(dim=-1)
         else:
             gates = logits.weight.softmax(dim=-1) * selected
-        return RoutingDecision(gates=gates, selected=selected)
+        return RoutingDecision(gates=gates, selected=selected, slots=best)
