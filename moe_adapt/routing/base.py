@@ -53,12 +53,10 @@ class RoutingDecision(NamedTuple):
     Attributes:
         gates: Weight of each expert, [N, E]; zero where not selected. Rows need not sum to one.
         selected: Whether the expert is selected, bool [N, E].
-        slots: The selected experts, int [N, K], where every token has the same number of them.
     """
 
     gates: Tensor
     selected: Tensor
-    slots: Tensor | None = None
 
 
 class Scorer(nn.Module, ABC):
@@ -118,7 +116,7 @@ class Selector(nn.Module, ABC):
             )
 
     def slots(self, num_experts: int) -> int | None:
-        """Return how many experts each token gets, if decisions say which (`RoutingDecision.slots`)."""
+        """Return the most experts that a token can get, `K`; None if that may be any number."""
         return None
 
     @abstractmethod

@@ -117,7 +117,7 @@ class Router(nn.Module):
             )
         if nulls == 0:
             return decision
-        return RoutingDecision(decision.gates[..., :-nulls], decision.selected[..., :-nulls])
+        return RoutingDecision(*(part[..., :-nulls] for part in decision))
 
     @property
     def expert_groups(self) -> Tensor | None:

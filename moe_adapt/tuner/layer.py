@@ -288,17 +288,15 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         place = (adapter, self.site, context.flat_mask(leading))
         rows = router.rows(self)
         slots = router.skeleton.selector.slots(bank.num_experts)
-        if (
-            rows is not None
-            and self._shares_input(tokens, bank, rows, dropout)
-            and bank.stacks(tokens, slots)
-        ):
+        stacks = bank.stacks(tokens, slots)
+        if stacks and rows is not None and self._shares_input(tokens, bank, rows, dropout):
             hidden, scores = bank.shrink(tokens, rows)
             decision = router(self, tokens, context, bank, *place, scores=scores)
             return bank.expand(hidden, decision.gates, result)
         decision = router(self, tokens, context, bank, *place)
         inputs = dropout(self._cast_input_dtype(tokens, bank.a.dtype))
-        return bank(inputs, decision.gates, result, decision.slots)
+        index = None if stacks or slots is None else decision.selected.float().topk(slots).indices
+        return bank(inputs, decision.gates, result, index)
 
     @staticmethod
     def _shares_input(tokens: Tensor, bank: ExpertBank, rows: Tensor, dropout: nn.Module) -> bool:

@@ -43,4 +43,4 @@ class TopKSelector(Selector):
             gates = logits.weight.masked_fill(~selected, float("-inf")).softmax(dim=-1)
         else:
             gates = logits.weight.softmax(dim=-1) * selected
-        return RoutingDecision(gates=gates, selected=selected, slots=best)
+        return RoutingDecision(gates=gates, selected=selected)
