@@ -3,6 +3,7 @@
 from moe_adapt.presets import PRESETS
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.layer import RoutedLoraLayer
+from moe_adapt.tuner.mixed_lora import MixedLoraBatches
 from moe_adapt.tuner.model import RoutedLoraModel
 from moe_adapt.tuner.peft_plugin import register_method
 from moe_adapt.tuner.pool import (
@@ -17,6 +18,7 @@ from moe_adapt.tuner.summary import AdapterSummary
 __all__ = [
     "PRESETS",
     "AdapterSummary",
+    "MixedLoraBatches",
     "RoutedLoraConfig",
     "RoutedLoraLayer",
     "RoutedLoraModel",

@@ -16,6 +16,7 @@ from moe_adapt.routing import Router
 from moe_adapt.routing.context import RoutingSession
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import FlatRouter
+from moe_adapt.tuner.mixed_batch import add_mixed_experts
 from moe_adapt.tuner.peft_plugin import (
     BaseTunerLayer,
     BufferDict,
@@ -258,10 +259,9 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base output plus the mixtures of the active adapters, in the base output's dtype."""
-        if kwargs.pop("adapter_names", None) is not None:
-            raise UserError(
-                "routed LoRA does not mix adapters within a batch; drop the argument adapter_names."
-            )
+        names = kwargs.pop("adapter_names", None)
+        if names is not None and self.merged:
+            raise UserError("adapter_names does not go with merged adapters; unmerge them first.")
         self.was_called = True
         if self.disable_adapters:
             if self.merged:
@@ -270,6 +270,8 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         result = self.base_layer(x, *args, **kwargs)
         if self.merged:
             return result
+        if names is not None:
+            return add_mixed_experts(self, x, result, names)
         dtype, shape = result.dtype, result.shape
         active = [name for name in self.active_adapters if name in self.specs]
         if not active:

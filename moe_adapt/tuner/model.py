@@ -3,7 +3,8 @@
 import copy
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import ROUTER_PREFIX
 from moe_adapt.tuner.layer import RoutedLoraLayer, SiteSpec
 from moe_adapt.tuner.loading import check_loaded_keys, is_adapter_key
+from moe_adapt.tuner.mixed_batch import naming_adapters
 from moe_adapt.tuner.peft_plugin import PREFIX, BaseTuner, BaseTunerLayer, is_supported_layer, layer_shape
 from moe_adapt.tuner.stock_lora import SiteExperts, collect_sites, read_lora
 from moe_adapt.tuner.summary import AdapterSummary
@@ -229,6 +231,12 @@ class RoutedLoraModel(BaseTuner):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with its hooks, which PEFT before 0.21 passes by."""
         return self.model(*args, **kwargs)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        names, beams = kwargs.get("adapter_names"), kwargs.get("num_beams") or 1
+        with naming_adapters(self.model, RoutedLoraLayer, names, self.peft_config, beams):
+            yield
 
     @property
     def add_aux_to_loss(self) -> bool:

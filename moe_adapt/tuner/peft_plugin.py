@@ -12,8 +12,10 @@ import peft
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.peft_types import register_peft_method
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +25,7 @@ from moe_adapt.errors import UserError
 __all__ = [
     "PEFT_TYPE",
     "PREFIX",
+    "AuxiliaryTrainingWrapper",
     "BaseTuner",
     "BaseTunerLayer",
     "BufferDict",
@@ -31,6 +34,7 @@ __all__ = [
     "is_quantized",
     "is_supported_layer",
     "layer_shape",
+    "linear_lora_layers",
     "register_method",
 ]
 
@@ -113,3 +117,12 @@ def layer_shape(layer: nn.Module) -> tuple[int, int]:
     if isinstance(layer, Conv1D):
         return layer.weight.shape[0], layer.nf
     return layer.in_features, layer.out_features  # type: ignore[return-value]
+
+
+def linear_lora_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers of PEFT's own LoRA that adapt a supported layer, by path."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and is_supported_layer(module.get_base_layer())
+    }
