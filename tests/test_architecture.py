@@ -63,7 +63,7 @@ LIGHT = {
     "routing",
     "optim",
 }
-HEAVY = {"datasets", "huggingface_hub", "lightning", "matplotlib", "peft", "timm", "transformers"}
+HEAVY = {"datasets", "huggingface_hub", "lightning", "matplotlib", "peft", "river", "timm", "transformers"}
 
 
 def room(path: Path) -> str:

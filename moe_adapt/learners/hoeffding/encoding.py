@@ -1,0 +1,173 @@
+"""From River's dictionaries to arrays, for streams whose features and values appear and vanish.
+
+Columns are append-only: what a column means never changes, so statistics and weights keep their places. New
+names of one row are added as they come or, on demand, in a canonical order, so that the order of keys in a
+dictionary does not matter.
+A feature is nominal if it is declared so or if its first value is not a number, and stays what it is. None,
+NaN and absence mean missing.
+"""
+
+import math
+from array import array
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Number
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from moe_adapt.errors import UserError
+
+__all__ = ["FeatureTable", "Row", "ordered"]
+
+
+@dataclass(slots=True)
+class Row:
+    """One row in array form.
+
+    Attributes:
+        numbers: Values of the numeric columns [F], NaN where missing.
+        codes: Value numbers of the nominal columns [G], -1 where missing, -2 for a value not seen in
+            training.
+        complete: Whether nothing is missing.
+    """
+
+    numbers: np.ndarray
+    codes: list[int]
+    complete: bool
+
+
+def _canonical(name: Hashable) -> tuple[str, str]:
+    return type(name).__name__, str(name)
+
+
+def ordered(known: dict[Hashable, int]) -> dict[Hashable, int]:
+    """Return a table of names sorted by name; names of several types by type first."""
+    try:
+        return dict(sorted(known.items(), key=lambda pair: pair[0]))  # type: ignore[arg-type, return-value]
+    except TypeError:
+        return dict(sorted(known.items(), key=lambda pair: _canonical(pair[0])))
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, Number) and value != value)
+
+
+class FeatureTable:
+    """The columns known so far.
+
+    Args:
+        nominal: Names of features that are nominal although their values are numbers.
+        canonical: Add the new names of a row in an order of their own.
+    """
+
+    def __init__(self, nominal: Iterable[Hashable] = (), canonical: bool = False) -> None:
+        self.declared = frozenset(nominal)
+        self.canonical = canonical
+        self.numeric: dict[Hashable, int] = {}
+        self.nominal: dict[Hashable, int] = {}
+        self.values: list[dict[Hashable, int]] = []
+        self._get_numbers = self._get_codes = None
+
+    @property
+    def n_values(self) -> int:
+        """The most values of a nominal column."""
+        return max((len(known) for known in self.values), default=0)
+
+    def read(self, x: Mapping[Hashable, Any]) -> Row:
+        """Return a row without learning from it: unknown features are ignored.
+
+        Args:
+            x: Values by feature name.
+
+        Raises:
+            UserError: If a numeric feature holds text or infinity.
+        """
+        try:
+            numbers = array("d", self._get_numbers(x)) if self._get_numbers else array("d")
+            codes: list[int] = (
+                [known[value] for known, value in zip(self.values, self._get_codes(x), strict=True)]
+                if self._get_codes
+                else []
+            )
+        except (KeyError, TypeError, ValueError):
+            return self._read_slowly(x)
+        row = np.frombuffer(numbers) if numbers else np.empty(0)
+        if not math.isfinite(row.sum()):
+            return self._read_slowly(x)
+        return Row(row, codes, True)
+
+    def learn(self, x: Mapping[Hashable, Any]) -> Row:
+        """Return a row after adding the features and values that are new.
+
+        Raises:
+            UserError: If a numeric feature holds text or infinity; nothing is added then.
+        """
+        if len(x) == len(self.numeric) + len(self.nominal):
+            row = self.read(x)
+            if row.complete:
+                return row
+        self._read_slowly(x)  # raises before anything is added
+        fresh = [name for name in x if name not in self.numeric and name not in self.nominal]
+        for name in sorted(fresh, key=_canonical) if self.canonical else fresh:
+            value = x[name]
+            if _missing(value):
+                continue
+            if name in self.declared or not isinstance(value, Number):
+                self.nominal[name] = len(self.nominal)
+                self.values.append({})
+            else:
+                _number(name, value)
+                self.numeric[name] = len(self.numeric)
+        for name, column in self.nominal.items():
+            value = x.get(name)
+            if not _missing(value):
+                known = self.values[column]
+                known.setdefault(value, len(known))
+        self._refresh()
+        return self.read(x)
+
+    def _refresh(self) -> None:
+        self._get_numbers = _getter(list(self.numeric))
+        self._get_codes = _getter(list(self.nominal))
+
+    def _read_slowly(self, x: Mapping[Hashable, Any]) -> Row:
+        numbers = np.full(len(self.numeric), np.nan)
+        for name, column in self.numeric.items():
+            value = x.get(name)
+            if not _missing(value):
+                numbers[column] = _number(name, value)
+        codes = []
+        for name, column in self.nominal.items():
+            value = x.get(name)
+            codes.append(-1 if _missing(value) else self.values[column].get(value, -2))
+        complete = not np.isnan(numbers).any() and all(code >= 0 for code in codes)
+        return Row(numbers, codes, complete)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_get")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._refresh()
+
+
+def _getter(names: list[Hashable]) -> Any:
+    if not names:
+        return None
+    if len(names) == 1:
+        name = names[0]
+        return lambda x: (x[name],)
+    return itemgetter(*names)
+
+
+def _number(name: Hashable, value: Any) -> float:
+    if isinstance(value, str) or not isinstance(value, (Number, np.generic)):
+        raise UserError(
+            f"the feature {name!r} was numeric and now holds {value!r}; convert it, or declare it nominal."
+        )
+    number = float(value)  # type: ignore[arg-type]
+    if math.isinf(number):
+        raise UserError(f"the feature {name!r} is infinite; clip it, or leave it out where it is unknown.")
+    return number

@@ -1,0 +1,1 @@
+"""Comparisons on drift streams: recipes, cells that resume, summaries, the report."""
