@@ -21,7 +21,7 @@ from moe_adapt.data.tables import SourceOption, TableSource, load_table, require
 from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.training.data.base import Batch, SeededDataModule
-from moe_adapt.training.data.prompts import (
+from moe_adapt.data.prompts import (
     IGNORED,
     Example,
     chat_texts,

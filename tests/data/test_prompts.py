@@ -6,7 +6,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from moe_adapt.errors import UserError
-from moe_adapt.training.data.prompts import (
+from moe_adapt.data.prompts import (
     IGNORED,
     chat_texts,
     check_template,

@@ -1,0 +1,319 @@
+r"""SAME: a fixed pool of shared experts, stabilised against router drift and expert drift.
+
+After every optimiser step the update of the routers' rows passes through a rule (`moe_adapt.updates.router`), that
+of the experts through a preconditioner made of old inputs (`moe_adapt.updates.preconditioner`), and experts that
+earlier tasks need and this one does not are frozen for the task (`moe_adapt.updates.freezing`). Routing is per
+token; nothing is known about tasks at test time.
+
+The router rule is the point. ``paper`` is the published one, which protects nothing by construction; ``strict``
+protects the old signal space at the price of plasticity; ``guard`` keeps the selection of retained inputs. Only the
+last two may claim preservation. What the released code does differently (statistics of one batch, routing by the
+batch's mean, a second router that knows task prototypes) is not here.
+
+The cost of statistics is one product `X^T X` per distinct input and step; `observe_rows` bounds the rows of a step
+that it is made of. An eigendecomposition per layer is made once per task, under ``paper`` every `refresh_every`
+steps.
+
+Reference:
+    Xie et al., "SAME: Stabilized Mixture-of-Experts for Multimodal Continual Instruction Tuning", arXiv 2602.01990;
+    a clean-room implementation of its equations.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from moe_adapt.backbones.instructions import InstructionModel
+from moe_adapt.errors import UserError
+from moe_adapt.learners.base import LEARNERS, TaskRun
+from moe_adapt.learners.instructions.base import InstructionLearner
+from moe_adapt.learners.instructions.observing import GramCache, Sight, watch_layers
+from moe_adapt.registry import Spec
+from moe_adapt.streams import Task
+from moe_adapt.tuner import RoutedLoraConfig
+from moe_adapt.tuner.layer import RoutedLoraLayer
+from moe_adapt.updates import (
+    ROUTER_UPDATES,
+    DownPreconditioner,
+    ExpertUsage,
+    FreezeExperts,
+    GuardUpdate,
+    InputMoment,
+    PlainUpdate,
+    RouterUpdate,
+    UpdateHook,
+    UpdateTransform,
+    UpPreconditioner,
+)
+from moe_adapt.updates.preconditioner import degradation, product_update
+
+__all__ = ["SAME", "SiteState"]
+
+ADAPTER = "default"
+#: What of the experts is preconditioned.
+Precondition = Literal["none", "down", "both"]
+
+
+class SiteState(nn.Module):
+    """Statistics and transforms of one adapted layer.
+
+    Args:
+        layer: The layer.
+        rule: The router rule.
+        precondition: What of the experts is preconditioned.
+        c: Regulariser of the preconditioner in units of the mean eigenvalue.
+        mu: Absolute regulariser instead.
+        max_exact: Widest layer whose moment is kept whole.
+    """
+
+    def __init__(
+        self,
+        layer: RoutedLoraLayer,
+        rule: RouterUpdate,
+        precondition: Precondition,
+        c: float,
+        mu: float | None,
+        max_exact: int,
+    ) -> None:
+        super().__init__()
+        experts = layer.specs[ADAPTER].num_experts
+        self.moment = InputMoment(layer.in_features, max_exact)
+        self.usage = ExpertUsage(experts)
+        self.rule = rule
+        self.down = DownPreconditioner(c, mu) if precondition != "none" else None
+        self.up = UpPreconditioner(c) if precondition == "both" else None
+        self.freeze = (FreezeExperts(dim=0), FreezeExperts(dim=1))
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """Return what a rule keeps beside the moments."""
+        return self.rule.state()
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Restore it."""
+        self.rule.load_state(state)
+
+    def begin_task(self, layer: RoutedLoraLayer, task: int) -> None:
+        """Make filters of the finished tasks, and thaw every expert."""
+        for freeze in self.freeze:
+            freeze.mask = None
+        self.rule.prepare(self.moment, task)
+        if self.down is not None:
+            self.down.prepare(self.moment)
+        if self.up is not None:
+            self.up.prepare(self.moment, layer.bank(ADAPTER).a, self.usage.mean_gate_sq)
+
+    def transforms(self) -> dict[str, list[UpdateTransform]]:
+        """Return the transforms of the router's rows, `A` and `B`."""
+        return {
+            "router": [self.rule],
+            "A": [t for t in (self.down, self.freeze[0]) if t is not None],
+            "B": [t for t in (self.up, self.freeze[1]) if t is not None],
+        }
+
+
+@LEARNERS.register("same")
+class SAME(InstructionLearner):
+    """A fixed pool of experts with corrected updates.
+
+    Args:
+        backbone: The model.
+        tuner: The adapter: a linear scorer, more than one expert, none of them frozen.
+        router_update: Rule of the routers: plain, paper, strict, soft, null_ratio, trust, guard, or a mapping of name
+            and options.
+        precondition: What of the experts is scaled by old curvature: none, down (`A`) or both (`A` and `B`).
+        c: Regulariser of the preconditioner, in units of the mean eigenvalue of the layer's inputs.
+        mu: Absolute regulariser instead, as in the paper (0.9).
+        freeze_below: Score under which an expert is frozen for a task; None freezes none.
+        freeze_after: Steps of a task before the score is taken.
+        refresh_every: Steps between readings of running statistics.
+        observe_rows: Most rows of a forward that enter a layer's moment; None takes all.
+        max_exact: Widest layer whose moment is kept whole; wider ones are sketched.
+        settings: Arguments of `Learner`.
+
+    Raises:
+        UserError: If the adapter does not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: InstructionModel,
+        tuner: RoutedLoraConfig,
+        router_update: Spec = "paper",
+        precondition: Precondition = "down",
+        c: float = 0.05,
+        mu: float | None = None,
+        freeze_below: float | None = 0.1,
+        freeze_after: int = 50,
+        refresh_every: int = 50,
+        observe_rows: int | None = None,
+        max_exact: int = 4096,
+        **settings: Any,
+    ) -> None:
+        super().__init__(backbone, tuner, **settings)
+        if precondition not in ("none", "down", "both"):
+            raise UserError(f"precondition is 'none', 'down' or 'both', got {precondition!r}.")
+        if min(freeze_after, refresh_every) < 1 or (observe_rows is not None and observe_rows < 1):
+            raise UserError("freeze_after, refresh_every and observe_rows are at least 1.")
+        self.router_update, self.precondition = router_update, precondition
+        self.c, self.mu = c, mu
+        self.freeze_below, self.freeze_after = freeze_below, freeze_after
+        self.refresh_every, self.observe_rows, self.max_exact = refresh_every, observe_rows, max_exact
+        self.sites = nn.ModuleDict()
+        for layer in self.layers():
+            self._check(layer)
+            rule = ROUTER_UPDATES.build(router_update)
+            state = SiteState(layer, rule, precondition, c, mu, max_exact)
+            self.sites[layer.site.replace(".", "/")] = state
+        self._collected: dict[str, list[Tensor]] | None = None
+        self._grams = GramCache()
+        self._steps = 0
+        self._update_hook: UpdateHook | None = None
+        self._start: dict[str, tuple[Tensor, Tensor]] = {}
+        self._report: dict[str, Any] = {}
+        watch_layers(self.layers(), self._observe)
+
+    def _check(self, layer: RoutedLoraLayer) -> None:
+        spec = layer.specs[ADAPTER]
+        linear = layer.routers[ADAPTER].rows(layer) is not None
+        if spec.num_experts < 2 or spec.frozen or not linear:
+            raise UserError(
+                "SAME needs a linear scorer over at least two experts, none of them frozen; take the method 'soft' or "
+                f"'top_k' ({layer.site} has {spec.num_experts} experts, {spec.frozen} frozen)."
+            )
+
+    def state_of(self, layer: RoutedLoraLayer) -> SiteState:
+        """Return statistics and transforms of a layer."""
+        return self.sites[layer.site.replace(".", "/")]  # type: ignore[return-value]
+
+    # Statistics.
+
+    def _observe(self, sight: Sight) -> None:
+        if self._collected is not None:
+            self._collected.setdefault(sight.layer.site, []).append(sight.rows.float().cpu())
+        if not (self.training and sight.layer.training and torch.is_grad_enabled()):
+            return
+        state, rows, gates = self.state_of(sight.layer), sight.rows, sight.gates()
+        if gates is not None:
+            state.usage.observe(gates, rows)
+        stride = 1 if self.observe_rows is None else -(-len(rows) // self.observe_rows)
+        rows = rows[::stride]
+        state.moment.observe(rows, self._grams(sight.source, rows) if state.moment.exact else None)
+
+    # The course of a task.
+
+    def begin_task(self, task: Task) -> None:
+        """Make the filters of this task."""
+        super().begin_task(task)
+        self._steps, self._report = 0, {}
+        for layer in self.layers():
+            self.state_of(layer).begin_task(layer, task.index)
+            self._start[layer.site] = tuple(value.detach().clone() for value in self._factors(layer))  # type: ignore[assignment]
+
+    def _factors(self, layer: RoutedLoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
+        return layer.moe_adapt_A[ADAPTER], layer.moe_adapt_B[ADAPTER]
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser, with the transforms around its steps."""
+        configured = super().configure_optimizers()
+        optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+        transforms: dict[str, tuple[nn.Parameter, list[UpdateTransform]]] = {}
+        for layer in self.layers():
+            own = self.state_of(layer).transforms()
+            a, b = self._factors(layer)
+            rows = layer.routers[ADAPTER].rows(layer)
+            for name, parameter in (("router", rows), ("A", a), ("B", b)):
+                changing = [t for t in own[name] if not isinstance(t, PlainUpdate)]
+                if isinstance(parameter, nn.Parameter) and changing:
+                    transforms[f"{layer.site}/{name}"] = (parameter, changing)
+        self._update_hook = UpdateHook(transforms)
+        self._update_hook.attach(optimizer)
+        return configured
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Freeze experts once there is a score, and follow running statistics."""
+        if self.trainer.global_step == self._steps:
+            return  # gradients are being accumulated
+        self._steps = self.trainer.global_step
+        if self._steps == self.freeze_after and self.freeze_below is not None:
+            for layer in self.layers():
+                state = self.state_of(layer)
+                mask = state.usage.frozen(self.freeze_below)
+                for freeze in state.freeze:
+                    freeze.mask = mask
+        if self._steps % self.refresh_every == 0:
+            for layer in self.layers():
+                self.state_of(layer).rule.refresh(self.state_of(layer).moment)
+
+    def end_task(self, task: Task, run: TaskRun) -> None:
+        """Note what happened, then let the task join the finished ones."""
+        self._report = self._describe_task()
+        guarded = [layer for layer in self.layers() if isinstance(self.state_of(layer).rule, GuardUpdate)]
+        rows = self._collect(task, run) if guarded else {}
+        for layer in self.layers():
+            state = self.state_of(layer)
+            state.rule.finish(state.moment)
+            if layer.site in rows:
+                self._retain(layer, rows[layer.site], task.index)
+            state.moment.end_task()
+            state.usage.end_task()
+
+    def _collect(self, task: Task, run: TaskRun) -> dict[str, Tensor]:
+        """Return inputs of every layer on training prompts of the task."""
+        self._collected = {}
+        limit = max(getattr(self.state_of(layer).rule, "max_inputs", 0) for layer in self.layers())
+        for batch in run.batches(task.train):
+            self.answerer.run(batch)
+            if all(sum(map(len, found)) >= limit for found in self._collected.values()):
+                break
+        found, self._collected = self._collected, None
+        return {site: torch.cat(pieces) for site, pieces in found.items()}
+
+    def _retain(self, layer: RoutedLoraLayer, rows: Tensor, index: int) -> None:
+        """Keep an equal share of each task's inputs, chosen at random."""
+        rule = self.state_of(layer).rule
+        weight = layer.routers[ADAPTER].rows(layer)
+        assert isinstance(rule, GuardUpdate) and weight is not None
+        generator = torch.Generator().manual_seed(index)
+        share = max(1, rule.max_inputs // (index + 1))
+
+        def some(pool: Tensor, count: int) -> Tensor:
+            return pool[torch.randperm(len(pool), generator=generator)[:count].to(pool.device)]
+
+        kept = [] if rule.rows is None else [some(rule.rows, rule.max_inputs - share)]
+        rule.retain(torch.cat([*kept, some(rows.to(weight.device), share)]), weight)
+
+    # What is worth knowing.
+
+    def _describe_task(self) -> dict[str, Any]:
+        frozen, damage = {}, 0.0
+        for layer in self.layers():
+            state = self.state_of(layer)
+            mask = state.freeze[0].mask
+            frozen[layer.site] = 0 if mask is None else int(mask.sum())
+            if state.moment.rows_seen("past"):
+                (a, b), (new_a, new_b) = self._start[layer.site], self._factors(layer)
+                change = product_update(a, b, new_a.detach() - a, new_b.detach() - b)
+                damage += float(degradation(change, state.moment.matrix("past")).sum())
+        kept = self._update_hook.kept if self._update_hook is not None else {}
+        shares = {
+            part: [float(value) for name, value in kept.items() if name.endswith(f"/{part}")] for part in ("router", "A")
+        }
+        return {
+            "frozen_experts": sum(frozen.values()),
+            "frozen_experts_by_site": frozen,
+            "degradation": damage,
+            "update_kept": {part: sum(found) / len(found) for part, found in shares.items() if found},
+        }
+
+    def statistics_bytes(self) -> int:
+        """Return the bytes of moments, usage and retained inputs."""
+        total = 0
+        for state in self.sites.values():
+            total += sum(buffer.numel() * buffer.element_size() for buffer in state.buffers())
+            total += state.rule.nbytes if isinstance(state.rule, GuardUpdate) else 0  # type: ignore[union-attr]
+        return total
+
+    def report(self) -> dict[str, Any]:
+        """Return sizes, how many experts were frozen, how much of the updates was kept, the damage to old outputs."""
+        return {**super().report(), **self._report, "statistics_bytes": self.statistics_bytes()}
