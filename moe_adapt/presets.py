@@ -82,6 +82,32 @@ PRESETS: dict[str, dict[str, Any]] = {
         "selector": {"name": "top_k", "k": 2},
         "aux_losses": [{"name": "load_balance", "weight": 1e-3}],
     },
+    # DyMoE (arXiv 2603.27481) for small models: four experts per task on every linear layer. Its learner
+    # adds the experts of later tasks; the paper has 16 of rank 4 and k=16.
+    "dymoe": {
+        **_COMMON,
+        "num_experts": 4,
+        "r": 4,
+        "alpha": 8.0,
+        "target_modules": "all-linear",
+        "scorer": {"name": "cosine", "temperature": 1.0, "learn_temperature": False},
+        "modifiers": [{"name": "token_assignment", "tau": 0.2}, {"name": "temperature", "temperature": 0.01}],
+        "selector": {"name": "top_k", "k": 4},
+        "aux_losses": [{"name": "routing_separation", "weight": 1e-3}],
+    },
+    # The same layer without guidance and regularisation: the paper's own baseline.
+    "inc_moelora": {
+        **_COMMON,
+        "num_experts": 4,
+        "r": 4,
+        "alpha": 8.0,
+        "target_modules": "all-linear",
+        "scorer": {"name": "cosine", "temperature": 1.0, "learn_temperature": False},
+        "modifiers": [{"name": "temperature", "temperature": 0.01}],
+        "selector": {"name": "top_k", "k": 4},
+    },
+    # LoRAs of several tasks added up (O-LoRA, arXiv 2310.14152); its learner adds one per task.
+    "lora_sum": {**_COMMON, "num_experts": 1, "scorer": {"name": "uniform"}, "selector": {"name": "sum"}},
     # Cosine to the running mean of each expert's tokens; nothing to train.
     "k_means": {**_COMMON, "scorer": {"name": "k_means"}, "selector": {"name": "top_k", "k": 2}},
     # The controls, without which no gain can be credited to routing. All experts, equally.

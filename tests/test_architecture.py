@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "tuner": {"evaluation", "presets", *ROUTING},
     "optim": {"errors"},
     "data": {"errors"},
-    "backbones": TUNER,
+    "backbones": {"data", *TUNER},
     "streams": {"errors", "registry", "data"},
     "learners": LEARNERS,
     "training": TRAINING,

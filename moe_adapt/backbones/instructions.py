@@ -1,15 +1,16 @@
-r"""Pretrained models that answer instructions: by likelihood as language models, by nearness as text encoders.
+"""Pretrained models that answer instructions: language models by likelihood, text encoders by nearness.
 
 A batch has the lists ``prompt``, ``answer`` and ``choices``, as instruction streams give them. An
-`InstructionModel` says what the loss of the right answers is, how likely each choice is, and what it would write.
+`InstructionModel` says what the loss of the right answers is, how likely each choice is, and what it would
+write.
 
 * `CausalAnswerer` continues the prompt; a choice's score is the sum of its tokens' log-probabilities.
-* `ChoiceEncoder` puts prompt and choices into one vector space: the score is their cosine over a temperature. The
-  vectors of choices come from the pretrained encoder without adapter: they are fixed targets, so that a word means
-  the same in every task, and forgetting is in the prompts alone.
+* `ChoiceEncoder` puts prompt and choices into one vector space: the score is their cosine over a
+  temperature. The vectors of choices come from the pretrained encoder without adapter: they are fixed
+  targets, so that a word means the same in every task, and forgetting is in the prompts alone.
 
-Prompts and answers are tokenised apart (`moe_adapt.data.prompts`). A prompt that is too long loses tokens: a language
-model keeps its end, which is next to the answer, an encoder its beginning.
+Prompts and answers are tokenised apart (`moe_adapt.data.prompts`). A prompt that is too long loses tokens:
+a language model keeps its end, which is next to the answer, an encoder its beginning.
 """
 
 from abc import ABC, abstractmethod
@@ -67,7 +68,7 @@ class InstructionModel(Pretrained, ABC):
 
     def without_adapter(self) -> Any:
         """Return a context manager in which the adapter is switched off."""
-        return self.model.disable_adapter() if self.adapted else nullcontext()
+        return self.model.disable_adapter() if self.adapted else nullcontext()  # type: ignore[operator]
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +109,9 @@ class CausalAnswerer(InstructionModel):
         texts = [self.template.format(prompt=batch["prompt"][row]) for row in rows]
         return encode_prompts(self.tokenizer, texts, chat=False)
 
-    def _inputs(self, batch: Batch, rows: Sequence[int], answers: Sequence[str], end: bool) -> dict[str, Tensor]:
+    def _inputs(
+        self, batch: Batch, rows: Sequence[int], answers: Sequence[str], end: bool
+    ) -> dict[str, Tensor]:
         """Return padded prompts with answers: ids, mask and labels [M, S], and what belongs to the images."""
         responses = encode_responses(self.tokenizer, [f" {answer}" for answer in answers], end)
         examples = [
@@ -132,7 +135,9 @@ class CausalAnswerer(InstructionModel):
         """Return the negative log-probability of each learned token, [M, S - 1], 0 elsewhere."""
         labels = inputs.pop("labels")
         logits = self.model(**inputs, **self._extra(batch, rows)).logits[:, :-1].float()
-        losses = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none")
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
+        )
         return losses.view(labels.shape[0], -1)
 
     def _extra(self, batch: Batch, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -158,7 +163,9 @@ class CausalAnswerer(InstructionModel):
     def run(self, batch: Batch) -> Tensor:
         """Return the mean hidden state over each prompt's tokens."""
         rows = range(len(batch["prompt"]))
-        examples = [Example(ids[-self.max_length :], [IGNORED] * len(ids)) for ids in self._prompts(batch, rows)]
+        examples = [
+            Example(ids[-self.max_length :], [IGNORED] * len(ids)) for ids in self._prompts(batch, rows)
+        ]
         inputs = self._padded(examples)
         inputs.pop("labels")
         output = self.model(**inputs, **self._extra(batch, rows), output_hidden_states=True)
@@ -184,7 +191,7 @@ class CausalAnswerer(InstructionModel):
                 do_sample=False,
                 pad_token_id=self.tokenizer.eos_token_id,
             )
-            text = self.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+            text = str(self.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
             texts.append(text.strip().split("\n")[0])
         return texts
 
@@ -240,7 +247,9 @@ class ChoiceEncoder(InstructionModel):
         """Return cosines over the temperature."""
         for row, choices in enumerate(batch["choices"]):
             if not choices:
-                raise UserError(f"the prompt {batch['prompt'][row][:60]!r} has no choices, which an encoder needs.")
+                raise UserError(
+                    f"the prompt {batch['prompt'][row][:60]!r} has no choices, which an encoder needs."
+                )
         targets = [self._choice_vectors(choices) for choices in batch["choices"]]
         vectors = F.normalize(self.run(batch), dim=-1)
         return [target @ vector / self.temperature for target, vector in zip(targets, vectors, strict=True)]

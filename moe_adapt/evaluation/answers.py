@@ -1,14 +1,14 @@
-r"""Is a generated answer right? Exactly, up to its form, or by likelihood; and how much of "forgetting" is form.
+r"""Is an answer right exactly, up to its form, or by likelihood; how much of "forgetting" is form?
 
-A model that answers "a" where the reference says "A" has not forgotten the question, only the format of answers.
-Three verdicts on the same test sample tell the two apart:
+A model that answers "a" where the reference says "A" has not forgotten the question, only the format of
+answers. Three verdicts on the same test sample tell the two apart:
 
 * ``exact``: the generated text equals the reference but for surrounding space;
 * ``normalised``: equal after lower-casing and removing punctuation, articles and repeated space;
 * ``likelihood``: the reference has the highest likelihood among the choices, whatever would be generated.
 
-With `R` the accuracy under a verdict, the format artefact of task `j` is the part of its drop that a kinder verdict
-does not see:
+With `R` the accuracy under a verdict, the format artefact of task `j` is the part of its drop that a kinder
+verdict does not see:
 
 $$(R^{exact}_{jj} - R^{exact}_{Tj}) - (R^{likelihood}_{jj} - R^{likelihood}_{Tj})$$
 

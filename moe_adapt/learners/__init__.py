@@ -6,6 +6,7 @@ from moe_adapt.learners.closed_form import FeCam, NearestMean, RanPac, Ridge, Sl
 from moe_adapt.learners.fine_tuning import FineTuning, Joint
 from moe_adapt.learners.growth import grow_rows, resize_to
 from moe_adapt.learners.heads.trainable import GrowingCosine, GrowingLinear
+from moe_adapt.learners.instructions import *  # noqa: F403
 
 __all__ = [
     "LEARNERS",

@@ -1,16 +1,17 @@
 r"""Instruction tasks from files: JSON lines, and the O-LoRA benchmark with its task orders.
 
-A line of JSON has ``prompt`` and ``answer``, and optionally ``choices``. A task of the O-LoRA benchmark is a list
-of ``{"sentence", "label"}`` with a list of labels beside it (data of the repository cmnfriend/O-LoRA, folder
-``CL_Benchmark``); the label is the answer, the labels are the choices, and a line of instruction goes before the
-sentence.
+A line of JSON has ``prompt`` and ``answer``, and optionally ``choices``. A task of the O-LoRA benchmark is
+a list of ``{"sentence", "label"}`` with a list of labels beside it (data of the repository
+cmnfriend/O-LoRA, folder ``CL_Benchmark``); the label is the answer, the labels are the choices, and a line
+of instruction goes before the sentence.
 
-What a copy of the benchmark lacks is not replaced. A task without a test set has a fifth of its training set held
-out, one without a training set is split in the same way, and one that is absent is left out; all of it is in the
-stream's manifest, and the order's name then says how many tasks there are.
+What a copy of the benchmark lacks is not replaced. A task without a test set has a fifth of its training
+set held out, one without a training set is split in the same way, and one that is absent is left out; all
+of it is in the stream's manifest, and the order's name then says how many tasks there are.
 
 Reference:
-    Wang et al., "Orthogonal Subspace Learning for Language Model Continual Learning" (O-LoRA), arXiv 2310.14152.
+    Wang et al., "Orthogonal Subspace Learning for Language Model Continual Learning" (O-LoRA), arXiv
+    2310.14152.
 """
 
 import gzip
@@ -69,13 +70,12 @@ def read_instructions(path: str | Path) -> list[Instruction]:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"there is no file {file}; expected JSON lines with prompt and answer.")
-    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
-    found = []
-    with opened as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                found.append(_instruction(line, f"{file.name}, line {number}"))
-    return found
+    text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode()
+    return [
+        _instruction(line, f"{file.name}, line {number}")
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip()
+    ]
 
 
 def _instruction(line: str, where: str) -> Instruction:
@@ -84,14 +84,18 @@ def _instruction(line: str, where: str) -> Instruction:
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is no JSON: {error}.") from error
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "answer")):
-        raise UserError(f"{where}: expected an object with the texts 'prompt' and 'answer', got {line.strip()[:80]!r}.")
+        raise UserError(
+            f"{where}: expected an object with the texts 'prompt' and 'answer', got {line.strip()[:80]!r}."
+        )
     choices = row.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise UserError(f"{where}: 'choices' is a list of texts, got {choices!r}.")
     return Instruction(row["prompt"], row["answer"], tuple(choices))
 
 
-def jsonl_tasks(folder: str | Path, order: Sequence[str] | None = None, test_share: float = 0.2) -> list[InstructionTask]:
+def jsonl_tasks(
+    folder: str | Path, order: Sequence[str] | None = None, test_share: float = 0.2
+) -> list[InstructionTask]:
     """Return the tasks of a folder of ``<task>_train.jsonl`` and ``<task>_test.jsonl`` files.
 
     Args:
@@ -116,7 +120,9 @@ def jsonl_tasks(folder: str | Path, order: Sequence[str] | None = None, test_sha
             train, test = hold_out(train, test_share, seed=0, name=name)
         else:
             test = read_instructions(_one_of(root, f"{name}_test.jsonl"))
-        tasks.append(InstructionTask(name, train, test, {"task": name, "test": "held out" if held else "own"}))
+        tasks.append(
+            InstructionTask(name, train, test, {"task": name, "test": "held out" if held else "own"})
+        )
     return tasks
 
 
@@ -140,7 +146,9 @@ def olora_task(folder: str | Path, name: str, test_share: float = 0.2) -> Instru
     splits = {split: root / f"{name}_{split}.json.gz" for split in ("train", "test")}
     present = {split: path for split, path in splits.items() if path.is_file()}
     if not present or not labels_file.is_file():
-        raise UserError(f"{root} has no task {name!r}: expected {labels_file.name} and {splits['train'].name}.")
+        raise UserError(
+            f"{root} has no task {name!r}: expected {labels_file.name} and {splits['train'].name}."
+        )
     labels = json.loads(labels_file.read_text(encoding="utf-8"))
     rows = {split: _olora_rows(path, name, labels) for split, path in present.items()}
     origin: dict[str, Any] = {"benchmark": "O-LoRA", "task": name, "splits": sorted(present)}
@@ -152,7 +160,7 @@ def olora_task(folder: str | Path, name: str, test_share: float = 0.2) -> Instru
 
 
 def _olora_rows(path: Path, name: str, labels: list[str]) -> list[Instruction]:
-    """Return the rows of a file; rows whose label is none of the task's (MNLI's ``-``) have no answer and are left out."""
+    """Return the rows of a file; those whose label is none of the task's (MNLI's ``-``) are left out."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = json.load(file)
     question = _QUESTIONS.get(name, "What is the label of the text?")
@@ -179,5 +187,7 @@ def olora_order(folder: str | Path, number: int, test_share: float = 0.2) -> lis
     names = OLORA_ORDERS[number]
     present = [name for name in names if (Path(folder) / f"{name}_labels.json").is_file()]
     if len(present) < 2:
-        raise UserError(f"{folder} has {len(present)} of the {len(names)} tasks of order {number}; expected its files.")
+        raise UserError(
+            f"{folder} has {len(present)} of the {len(names)} tasks of order {number}; expected its files."
+        )
     return [olora_task(folder, name, test_share) for name in present]

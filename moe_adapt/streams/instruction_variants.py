@@ -1,9 +1,10 @@
-"""Changed tasks for studies of mechanisms: shared content, contradictions, repetitions, another answer format.
+"""Changed tasks for studies of mechanisms: overlap, contradiction, repetition, another answer format.
 
-Each takes tasks and returns tasks. What they can show: `overlap_tasks` is the dial on which old-like, ambiguous and
-new tokens exist by construction; with `conflicting_tasks` a method that protects old behaviour must fail, which
-shows the price of protection; `repeat_tasks` shows whether a method profits from having been there;
-`letter_answers` changes nothing but the format of answers, so every drop it causes is superficial.
+Each takes tasks and returns tasks. What they can show: `overlap_tasks` is the dial on which old-like,
+ambiguous and new tokens exist by construction; with `conflicting_tasks` a method that protects old
+behaviour must fail, which shows the price of protection; `repeat_tasks` shows whether a method profits from
+having been there; `letter_answers` changes nothing but the format of answers, so every drop it causes is
+superficial.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,9 @@ def overlap_tasks(tasks: Sequence[InstructionTask], overlap: float, seed: int = 
         borrowed = [first[i] for i in generator.choice(len(first), size=count, replace=count > len(first))]
         mixed = [*kept, *borrowed]
         order = generator.permutation(len(mixed))
-        result.append(replace(task, train=[mixed[i] for i in order], origin={**task.origin, "overlap": overlap}))
+        result.append(
+            replace(task, train=[mixed[i] for i in order], origin={**task.origin, "overlap": overlap})
+        )
     return result
 
 
@@ -115,4 +118,6 @@ def _lettered(instruction: Instruction) -> Instruction:
     letters = [chr(ord("A") + i) for i in range(len(choices))]
     listed = "\n".join(f"{letter}: {choice}" for letter, choice in zip(letters, choices, strict=True))
     answer = letters[choices.index(instruction.answer)]
-    return replace(instruction, prompt=f"{instruction.prompt}\n{listed}", answer=answer, choices=tuple(letters))
+    return replace(
+        instruction, prompt=f"{instruction.prompt}\n{listed}", answer=answer, choices=tuple(letters)
+    )

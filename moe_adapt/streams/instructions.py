@@ -1,8 +1,8 @@
 """Instruction streams: tasks of prompts and answers, one after the other, without classes.
 
-A sample is a dict of ``prompt``, ``answer``, ``choices`` (a list, empty for free answers), optionally ``image``
-(a float tensor [3, H, W]), and ``row``. Nothing is tokenised here: how a prompt becomes numbers is the model's
-business, so one stream serves language models, encoders and vision-language models.
+A sample is a dict of ``prompt``, ``answer``, ``choices`` (a list, empty for free answers), optionally
+``image`` (a float tensor [3, H, W]), and ``row``. Nothing is tokenised here: how a prompt becomes numbers
+is the model's business, so one stream serves language models, encoders and vision-language models.
 """
 
 from collections.abc import Sequence
@@ -86,8 +86,8 @@ def hold_out(
     """
     if len(instructions) < 2:
         raise UserError(
-            f"the task {name!r} has {len(instructions)} instructions and no test set: nothing can be held out; "
-            "give it test instructions."
+            f"the task {name!r} has {len(instructions)} instructions and no test set: nothing can be held "
+            "out; give it test instructions."
         )
     order = np.random.default_rng(seed).permutation(len(instructions))
     cut = min(max(1, round(share * len(order))), len(order) - 1)
@@ -111,8 +111,8 @@ def instruction_stream(
         origin: What else fixes the stream, as JSON types.
 
     Raises:
-        UserError: If there are no tasks, names are repeated, a task has no instructions, or an instruction has an
-            empty prompt or answer, or an answer that is not among its choices.
+        UserError: If there are no tasks, names are repeated, a task has no instructions, or an instruction
+            has an empty prompt or answer, or an answer that is not among its choices.
     """
     names = [task.name for task in tasks]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -162,11 +162,13 @@ def check_instructions(instructions: Sequence[Instruction], where: str) -> None:
     for number, instruction in enumerate(instructions):
         for what in ("prompt", "answer"):
             if not getattr(instruction, what).strip():
-                raise UserError(f"instruction {number} of the {where} has an empty {what}; fill it in or drop it.")
+                raise UserError(
+                    f"instruction {number} of the {where} has an empty {what}; fill it in or drop it."
+                )
         if instruction.choices and instruction.answer not in instruction.choices:
             raise UserError(
-                f"instruction {number} of the {where} has the answer {instruction.answer!r}, which is none of its "
-                f"choices: {', '.join(map(repr, instruction.choices[:6]))}."
+                f"instruction {number} of the {where} has the answer {instruction.answer!r}, which is none "
+                f"of its choices: {', '.join(map(repr, instruction.choices[:6]))}."
             )
         if len(set(instruction.choices)) != len(instruction.choices):
             raise UserError(f"instruction {number} of the {where} has the same choice twice.")

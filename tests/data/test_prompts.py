@@ -5,7 +5,6 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from moe_adapt.errors import UserError
 from moe_adapt.data.prompts import (
     IGNORED,
     chat_texts,
@@ -15,6 +14,7 @@ from moe_adapt.data.prompts import (
     join,
     render,
 )
+from moe_adapt.errors import UserError
 
 tokens = st.lists(st.integers(3, 99), max_size=12)
 

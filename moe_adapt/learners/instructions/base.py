@@ -1,8 +1,8 @@
 """What learners of instructions share: the loss of right answers, who is right, and what happened in a task.
 
-The prediction is the choice with the highest score; an instruction without choices is right if what the model
-writes equals the answer up to its form (`moe_adapt.evaluation.answers`). No learner here knows the task at test time,
-and none routes by what else is in the batch.
+The prediction is the choice with the highest score; an instruction without choices is right if what the
+model writes equals the answer up to its form (`moe_adapt.evaluation.answers`). No learner here knows the
+task at test time, and none routes by what else is in the batch.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ class InstructionLearner(Learner):
         return {"answer": self.answerer.answer_loss(batch)}
 
     def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return whether each answer is right, bool [B], and the choice taken, int64 [B]; -1 without choices."""
+        """Return whether each answer is right, bool [B], and the choice taken, int64 [B], or -1."""
         right = torch.zeros(len(batch["prompt"]), dtype=torch.bool)
         taken = torch.full((len(right),), -1)
         rows = [row for row, choices in enumerate(batch["choices"]) if choices]
@@ -111,8 +111,11 @@ class InstructionLearner(Learner):
         """Return what is worth knowing about the task that has just ended, as JSON types."""
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         base = self.base_names()
-        stored = sum(t.numel() for name, t in self.state_dict().items() if isinstance(t, Tensor) and name not in base)
-        return {"trainable_parameters": trained, "stored_numbers": stored}
+        kept = [t for name, t in self.state_dict().items() if isinstance(t, Tensor) and name not in base]
+        return {
+            "trainable_parameters": trained,
+            "stored_bytes": sum(t.numel() * t.element_size() for t in kept),
+        }
 
     # State.
 

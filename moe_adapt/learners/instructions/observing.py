@@ -1,8 +1,8 @@
 """Watching adapted layers: what they see and how they gate, without touching the model.
 
-A forward hook on every adapted layer hands its inputs without padding, and the routing record if there is one, to a
-callback; recomputation by gradient checkpointing is left out. Layers that share one input tensor (the two projections
-into a feed-forward layer) get its second moment from one product.
+A forward hook on every adapted layer hands its inputs without padding, and the routing record if there is
+one, to a callback; recomputation by gradient checkpointing is left out. Layers that share one input tensor
+(the two projections into a feed-forward layer) get its second moment from one product.
 """
 
 import weakref

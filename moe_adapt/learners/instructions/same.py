@@ -1,22 +1,24 @@
 r"""SAME: a fixed pool of shared experts, stabilised against router drift and expert drift.
 
-After every optimiser step the update of the routers' rows passes through a rule (`moe_adapt.updates.router`), that
-of the experts through a preconditioner made of old inputs (`moe_adapt.updates.preconditioner`), and experts that
-earlier tasks need and this one does not are frozen for the task (`moe_adapt.updates.freezing`). Routing is per
-token; nothing is known about tasks at test time.
+After every optimiser step the update of the routers' rows passes through a rule
+(`moe_adapt.updates.router`), that of the experts through a preconditioner made of old inputs
+(`moe_adapt.updates.preconditioner`), and experts that earlier tasks need and this one does not are frozen
+for the task (`moe_adapt.updates.freezing`). Routing is per token; nothing is known about tasks at test
+time.
 
-The router rule is the point. ``paper`` is the published one, which protects nothing by construction; ``strict``
-protects the old signal space at the price of plasticity; ``guard`` keeps the selection of retained inputs. Only the
-last two may claim preservation. What the released code does differently (statistics of one batch, routing by the
-batch's mean, a second router that knows task prototypes) is not here.
+The router rule is the point. ``paper`` is the published one, which protects nothing by construction;
+``strict`` protects the old signal space at the price of plasticity; ``guard`` keeps the selection of
+retained inputs. Only the last two may claim preservation. What the released code does differently
+(statistics of one batch, routing by the batch's mean, a second router that knows task prototypes) is not
+here.
 
-The cost of statistics is one product `X^T X` per distinct input and step; `observe_rows` bounds the rows of a step
-that it is made of. An eigendecomposition per layer is made once per task, under ``paper`` every `refresh_every`
-steps.
+The cost of statistics is one product `X^T X` per distinct input and step; `observe_rows` bounds the rows of
+a step that it is made of. An eigendecomposition per layer is made once per task, under ``paper`` every
+`refresh_every` steps.
 
 Reference:
-    Xie et al., "SAME: Stabilized Mixture-of-Experts for Multimodal Continual Instruction Tuning", arXiv 2602.01990;
-    a clean-room implementation of its equations.
+    Xie et al., "SAME: Stabilized Mixture-of-Experts for Multimodal Continual Instruction Tuning", arXiv
+    2602.01990; a clean-room implementation of its equations.
 """
 
 from typing import Any, Literal
@@ -119,8 +121,8 @@ class SAME(InstructionLearner):
     Args:
         backbone: The model.
         tuner: The adapter: a linear scorer, more than one expert, none of them frozen.
-        router_update: Rule of the routers: plain, paper, strict, soft, null_ratio, trust, guard, or a mapping of name
-            and options.
+        router_update: Rule of the routers: plain, paper, strict, soft, null_ratio, trust, guard, or a
+            mapping of name and options.
         precondition: What of the experts is scaled by old curvature: none, down (`A`) or both (`A` and `B`).
         c: Regulariser of the preconditioner, in units of the mean eigenvalue of the layer's inputs.
         mu: Absolute regulariser instead, as in the paper (0.9).
@@ -178,8 +180,8 @@ class SAME(InstructionLearner):
         linear = layer.routers[ADAPTER].rows(layer) is not None
         if spec.num_experts < 2 or spec.frozen or not linear:
             raise UserError(
-                "SAME needs a linear scorer over at least two experts, none of them frozen; take the method 'soft' or "
-                f"'top_k' ({layer.site} has {spec.num_experts} experts, {spec.frozen} frozen)."
+                "SAME needs a linear scorer over at least two experts, none of them frozen; take the method "
+                f"'soft' or 'top_k' ({layer.site} has {spec.num_experts} experts, {spec.frozen} frozen)."
             )
 
     def state_of(self, layer: RoutedLoraLayer) -> SiteState:
@@ -208,7 +210,8 @@ class SAME(InstructionLearner):
         self._steps, self._report = 0, {}
         for layer in self.layers():
             self.state_of(layer).begin_task(layer, task.index)
-            self._start[layer.site] = tuple(value.detach().clone() for value in self._factors(layer))  # type: ignore[assignment]
+            a, b = self._factors(layer)
+            self._start[layer.site] = (a.detach().clone(), b.detach().clone())
 
     def _factors(self, layer: RoutedLoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
         return layer.moe_adapt_A[ADAPTER], layer.moe_adapt_B[ADAPTER]
@@ -297,7 +300,8 @@ class SAME(InstructionLearner):
                 damage += float(degradation(change, state.moment.matrix("past")).sum())
         kept = self._update_hook.kept if self._update_hook is not None else {}
         shares = {
-            part: [float(value) for name, value in kept.items() if name.endswith(f"/{part}")] for part in ("router", "A")
+            part: [float(value) for name, value in kept.items() if name.endswith(f"/{part}")]
+            for part in ("router", "A")
         }
         return {
             "frozen_experts": sum(frozen.values()),
@@ -311,9 +315,10 @@ class SAME(InstructionLearner):
         total = 0
         for state in self.sites.values():
             total += sum(buffer.numel() * buffer.element_size() for buffer in state.buffers())
-            total += state.rule.nbytes if isinstance(state.rule, GuardUpdate) else 0  # type: ignore[union-attr]
+            rule = state.rule
+            total += rule.nbytes if isinstance(rule, GuardUpdate) else 0
         return total
 
     def report(self) -> dict[str, Any]:
-        """Return sizes, how many experts were frozen, how much of the updates was kept, the damage to old outputs."""
+        """Return sizes, frozen experts, the share of updates that was kept, the damage to old outputs."""
         return {**super().report(), **self._report, "statistics_bytes": self.statistics_bytes()}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
+from moe_adapt.experts import PoolEdit
 from moe_adapt.routing.base import MODIFIERS, LogitModifier, Logits
 from moe_adapt.routing.context import RouteContext
 from moe_adapt.routing.token_types import GroupScore, group_scores, token_types
@@ -73,6 +74,13 @@ class TokenAssignmentModifier(LogitModifier):
         self.tau, self.symmetric = tau, symmetric
         self.tau_warmup, self.group_score = tau_warmup, group_score
         self.register_buffer("expert_groups", torch.zeros(num_experts, dtype=torch.int64))
+
+    def edited(self, edit: PoolEdit) -> None:
+        """Put the experts that an edit of the pool has added into a group of their own, the newest."""
+        fresh = edit.fresh
+        kept = [expert for expert in range(edit.after) if expert not in set(fresh)]
+        if fresh and kept:
+            self.expert_groups[fresh] = self.expert_groups[kept].max() + 1
 
     def forward(self, logits: Logits, x: Tensor, ctx: RouteContext) -> Logits:
         """Return logits [N, E] that are minus infinity for the group that a token must not use."""

@@ -38,10 +38,14 @@ class CosineScorer(Scorer):
         temperature: Start value of the temperature.
         learn_temperature: Whether the temperature is trained (its logarithm is the parameter).
         space: Dimensions that tokens are projected to; None compares in the input space.
+        center: Whether to subtract a vector from the tokens first: the buffer `center` [d], zero until
+            somebody (a learner) sets it to the tokens' mean.
 
     Raises:
         UserError: If `temperature` is not positive or `space` is less than one.
     """
+
+    center: Tensor | None
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class CosineScorer(Scorer):
         temperature: float = 0.07,
         learn_temperature: bool = True,
         space: int | None = None,
+        center: bool = False,
     ) -> None:
         super().__init__()
         if temperature <= 0:
@@ -62,6 +67,7 @@ class CosineScorer(Scorer):
                 f"experts on {in_features} inputs.",
                 stacklevel=2,
             )
+        self.register_buffer("center", torch.zeros(in_features) if center else None)
         start = torch.full((1,), math.log(temperature))
         self.temperature = temperature
         self.log_temperature = nn.Parameter(start) if learn_temperature else None
@@ -73,6 +79,8 @@ class CosineScorer(Scorer):
 
     def forward(self, x: Tensor, ctx: RouteContext, bank: ExpertBank) -> Tensor:
         """Return the scaled cosines, [N, E]; a token of zeros gets zeros."""
+        if self.center is not None:
+            x = x - self.center.to(x.dtype)
         if self.projection is not None:
             x = F.linear(x, self.projection.to(x.dtype))
         cosine = F.linear(F.normalize(x, dim=-1), F.normalize(self.weight.to(x.dtype), dim=-1))

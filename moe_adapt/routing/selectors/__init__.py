@@ -4,6 +4,7 @@ from moe_adapt.routing.selectors.dense import DenseSelector
 from moe_adapt.routing.selectors.dynmole import DynMoleSelector
 from moe_adapt.routing.selectors.null_experts import NullExpertsSelector
 from moe_adapt.routing.selectors.sparsegen import SparsegenSelector
+from moe_adapt.routing.selectors.sum import SumSelector
 from moe_adapt.routing.selectors.top_k import TopKSelector
 from moe_adapt.routing.selectors.top_p import TopPSelector
 
@@ -12,6 +13,7 @@ __all__ = [
     "DynMoleSelector",
     "NullExpertsSelector",
     "SparsegenSelector",
+    "SumSelector",
     "TopKSelector",
     "TopPSelector",
 ]

@@ -17,10 +17,6 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from moe_adapt.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
-from moe_adapt.data.tokenizer import load_tokenizer
-from moe_adapt.errors import UserError, did_you_mean
-from moe_adapt.training.data.base import Batch, SeededDataModule
 from moe_adapt.data.prompts import (
     IGNORED,
     Example,
@@ -31,6 +27,10 @@ from moe_adapt.data.prompts import (
     join,
     render,
 )
+from moe_adapt.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
+from moe_adapt.data.tokenizer import load_tokenizer
+from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.training.data.base import Batch, SeededDataModule
 from moe_adapt.training.data.rows import Rows
 
 __all__ = ["CausalLMData", "Question", "pack", "right_choice"]
