@@ -7,6 +7,7 @@ that a PEFT or Python release that changes the tables fails here with one clear 
 
 import platform
 from collections.abc import Sequence
+from typing import cast
 
 import peft
 from peft import PeftType
@@ -121,8 +122,8 @@ def layer_shape(layer: nn.Module) -> tuple[int, int]:
 
 def linear_lora_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers of PEFT's own LoRA that adapt a supported layer, by path."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and is_supported_layer(module.get_base_layer())
-    }
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and is_supported_layer(module.get_base_layer()):
+            layers[name] = cast(nn.Module, module)
+    return layers
