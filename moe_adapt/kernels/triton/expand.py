@@ -61,14 +61,14 @@ def expand_kernel(
 
 
 def expand(
-    z: Tensor, factor: Tensor, rank_stride: int, base: Tensor | None, out: Tensor, upcast: bool
+    z: Tensor, factor: Tensor, by_rank: bool, base: Tensor | None, out: Tensor, upcast: bool
 ) -> Tensor:
     """Write `base + z factor` into `out` and return it.
 
     Args:
         z: Scaled hidden vectors, [N, R], contiguous.
         factor: `B` [o, E, r] or `A` [E, r, d], contiguous.
-        rank_stride: Distance of two columns of the rank dimension in `factor`: 1, or d.
+        by_rank: Whether the factor is laid out as `A`.
         base: What to add, [N, M]; any strides. None adds nothing.
         out: Result, [N, M], rows contiguous; may be `base` itself.
         upcast: Whether the interpreter runs and must not see bf16.
@@ -78,7 +78,7 @@ def expand(
     summand = out if base is None else base
     grid = (triton.cdiv(tokens, tiles.rows) * triton.cdiv(width, tiles.features),)
     expand_kernel[grid](
-        z, factor, summand, out, tokens, columns, width, rank_stride, columns if rank_stride == 1 else 1,
+        z, factor, summand, out, tokens, columns, width, *((width, 1) if by_rank else (1, columns)),
         summand.stride(0), summand.stride(1), out.stride(0), HAS_BASE=base is not None, BLOCK_N=tiles.rows,
         BLOCK_R=tiles.ranks, BLOCK_M=tiles.features, UPCAST=upcast, num_warps=tiles.warps,
         num_stages=tiles.stages,

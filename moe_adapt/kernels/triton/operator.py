@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_adapt.kernels.triton.tiles import DECODE_TOKENS
+from moe_adapt.kernels.triton.tiles import DECODE_TOKENS, uses_groups
 
 __all__ = ["backward", "forward"]
 
@@ -29,12 +29,6 @@ def _on(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _upcast(dtype: torch.dtype) -> bool:
-    from moe_adapt.kernels.triton.support import interpreted
-
-    return dtype == torch.bfloat16 and interpreted()
-
-
 @lru_cache(maxsize=256)
 def _flags(trainable: tuple[bool, ...], device: torch.device) -> Tensor:
     """Return the flags on a device; kept, because a graph that is being captured cannot copy them."""
@@ -46,10 +40,11 @@ def _result(x: Tensor, base: Tensor | None, b: Tensor) -> Tensor:
     return torch.empty(x.shape[0], b.shape[0], dtype=dtype, device=x.device)
 
 
-def _hidden(x: Tensor, a: Tensor, save: bool) -> Tensor:
-    return torch.empty(
-        x.shape[0] if save else 0, a.shape[0] * a.shape[1], dtype=torch.float32, device=x.device
-    )
+def _hidden(x: Tensor, a: Tensor, gates: Tensor, index: Tensor | None, save: bool) -> Tensor:
+    experts, rank, _ = a.shape
+    sorts = index is not None and uses_groups(gates.shape[1], experts, rank)
+    columns = (gates.shape[1] if sorts else experts) * rank
+    return torch.empty(x.shape[0] if save else 0, columns, dtype=torch.float32, device=x.device)
 
 
 @torch.library.custom_op("moe_adapt::triton_forward", mutates_args=())
@@ -57,7 +52,9 @@ def forward(
     x: Tensor, base: Tensor | None, a: Tensor, b: Tensor, gates: Tensor, index: Tensor | None, scale: float,
     trainable: list[bool] | None, save: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return `y` [N, o] and, if it is to be saved for the backward pass, `h` in fp32 [N, R] (else empty).
+    """Return `y` [N, o] and, if it is to be saved for the backward pass, `h` in fp32 (else empty).
+
+    `h` is [N, R], or [N, K r] if tokens are sorted by expert.
 
     Args:
         x: Tokens, [N, d].
@@ -71,13 +68,11 @@ def forward(
         save: Whether there will be a backward pass.
     """
     from moe_adapt.kernels.triton.decode import decode
-    from moe_adapt.kernels.triton.expand import expand
-    from moe_adapt.kernels.triton.shrink import shrink
+    from moe_adapt.kernels.triton.paths import path
 
-    y, hidden = _result(x, base, b), _hidden(x, a, save)
+    y, hidden = _result(x, base, b), _hidden(x, a, gates, index, save)
     if not len(x):
         return y, hidden
-    upcast = _upcast(x.dtype)
     x, base = _prepared(x), None if base is None else _prepared(base)
     a, b, gates = a.contiguous(), b.contiguous(), gates.contiguous()
     index = None if index is None else index.contiguous()
@@ -85,14 +80,15 @@ def forward(
         if index is not None and not save and len(x) <= DECODE_TOKENS:
             decode(x, a, b, gates, index, scale, base, y)
         else:
-            z, _ = shrink(x, a, a.shape[2], a.shape[1], gates, index, scale, hidden, upcast)
-            expand(z, b, 1, base, y, upcast)
+            way = path(a, gates, index, scale)
+            z, _ = way.shrink(x, a, True, hidden, False, None)
+            way.expand(z, b, False, base, y)
     return y, hidden
 
 
 @forward.register_fake
 def _forward_fake(x, base, a, b, gates, index, scale, trainable, save):
-    return _result(x, base, b), _hidden(x, a, save)
+    return _result(x, base, b), _hidden(x, a, gates, index, save)
 
 
 @torch.library.custom_op("moe_adapt::triton_backward", mutates_args=())
@@ -109,34 +105,29 @@ def backward(
         b: Up-projections, [o, E, r].
         gates: Gates [N, E], or weights [N, K].
         index: Expert of each weight; None for dense gates.
-        hidden: `h` as saved by `forward`, [N, R].
+        hidden: `h` as saved by `forward`.
         scale: The LoRA scale `s`.
         trainable: Which experts get a weight gradient; None means all.
         wanted: Which of the four gradients to compute.
     """
-    from moe_adapt.kernels.triton.expand import expand
-    from moe_adapt.kernels.triton.gradient import weight_gradient
-    from moe_adapt.kernels.triton.shrink import shrink
+    from moe_adapt.kernels.triton.paths import path
 
     want_x, want_a, want_b, want_gates = wanted
     dx, da, db, dgates = _gradients(x, a, b, gates, wanted)
     if not len(x):
         return dx, da.zero_(), db.zero_(), dgates
-    upcast, rank = _upcast(x.dtype), a.shape[1]
     x, dy, a, b, gates = _prepared(x), _prepared(dy), a.contiguous(), b.contiguous(), gates.contiguous()
     index = None if index is None else index.contiguous()
     flags = None if trainable is None else _flags(tuple(trainable), x.device)
     with _on(x.device):
-        z, dh = shrink(
-            dy, b, 1, rank, gates, index, scale, hidden, upcast, backward=True,
-            dgates=dgates if want_gates else None,
-        )  # fmt: skip
+        way = path(a, gates, index, scale)
+        z, dh = way.shrink(dy, b, False, hidden, True, dgates if want_gates else None)
         if want_x:
-            expand(dh, a, a.shape[2], None, dx, upcast)
+            way.expand(dh, a, True, None, dx)
         if want_a:
-            weight_gradient(dh, x, rank, True, da, flags, upcast)
+            way.gradient(dh, x, True, da, flags)
         if want_b:
-            weight_gradient(z, dy, rank, False, db, flags, upcast)
+            way.gradient(z, dy, False, db, flags)
     return dx, da, db, dgates
 
 

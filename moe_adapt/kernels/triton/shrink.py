@@ -245,7 +245,7 @@ def add_planes_kernel(
 def shrink(
     x: Tensor,
     factor: Tensor,
-    rank_stride: int,
+    by_rank: bool,
     rank: int,
     gates: Tensor,
     index: Tensor | None,
@@ -260,7 +260,7 @@ def shrink(
     Args:
         x: `x` [N, d] in the forward pass, `dy` [N, o] in the backward pass; any strides.
         factor: `A` [E, r, d] or `B` [o, E, r], contiguous.
-        rank_stride: Distance of two columns of the rank dimension in `factor`: d, or 1.
+        by_rank: Whether the factor is laid out as `A`.
         rank: Rank `r` of each expert.
         gates: Gates [N, E], or weights [N, K]; contiguous.
         index: Experts of the weights, int32 [N, K], contiguous; None for dense gates.
@@ -298,7 +298,7 @@ def shrink(
     }
     shrink_kernel[(triton.cdiv(tokens, tiles.rows) * expert_tiles, splits)](
         x, factor, planes, *buffers, tokens, length, columns, slots, experts, chunk, scale, x.stride(0),
-        x.stride(1), rank_stride, columns if rank_stride == 1 else 1, BLOCK_N=tiles.rows,
+        x.stride(1), *((length, 1) if by_rank else (1, columns)), BLOCK_N=tiles.rows,
         BLOCK_L=tiles.features, SPLIT=splits > 1, UPCAST=upcast, num_warps=tiles.warps,
         num_stages=tiles.stages, **flags,
     )  # fmt: skip

@@ -29,8 +29,10 @@ __all__ = [
     "expand_tiles",
     "forced",
     "gradient_tiles",
+    "grouped_tiles",
     "multiprocessors",
     "shrink_tiles",
+    "uses_groups",
 ]
 
 #: Up to this many tokens in the sparse form, without a gradient, go pair by pair.
@@ -38,6 +40,8 @@ DECODE_TOKENS = 32
 
 #: Largest rank of one expert: its columns must fit one tile.
 MAX_RANK = 256
+#: From this many columns on tokens are sorted by expert, if each uses few of them.
+GROUPED_COLUMNS = 512
 #: Bytes of shared memory for the pipelined operands of one program.
 SHARED = 96 * 1024
 #: Fewest rows, columns and summands of a matrix product on a GPU. The interpreter would take less.
@@ -204,6 +208,31 @@ def decode_tiles(pairs: int, length: int, rank: int, sms: int) -> Tiles:
     features = power_of_two(length, low=64, high=max(64, 4096 // ranks))
     splits = min(2 * sms // max(pairs, 1), 16, length // features)
     return _chosen(Tiles(MIN_TILE, ranks, features, max(splits, 1), warps=4, stages=2))
+
+
+def uses_groups(slots: int, experts: int, rank: int) -> bool:
+    """Return whether tokens are sorted by expert: many columns, of which a token uses few.
+
+    Does not look at the number of tokens, so that a compiled graph serves any.
+    """
+    return experts * rank > GROUPED_COLUMNS and 4 * slots <= experts
+
+
+def grouped_tiles(tokens: int, width: int, experts: int, rank: int, itemsize: int) -> Tiles:
+    """Return the tiles of the sorted path; `rows` follows the mean number of tokens per expert and slot.
+
+    Args:
+        tokens: Number of tokens `N`.
+        width: `d` or `o`.
+        experts: Number of experts `E`.
+        rank: Rank `r` of each.
+        itemsize: Bytes of one number.
+    """
+    rows = power_of_two(tokens // experts, high=64 if itemsize < 4 else 32)
+    ranks = power_of_two(rank)
+    features = power_of_two(width, high=32 if itemsize == 4 else 64 if ranks > 64 else 128)
+    depth = stages((rows + ranks) * features * itemsize)
+    return _chosen(Tiles(rows, ranks, features, splits=1, warps=4, stages=depth))
 
 
 def _chosen(tiles: Tiles) -> Tiles:

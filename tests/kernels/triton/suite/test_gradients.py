@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from moe_adapt.kernels import routed_lora
+from moe_adapt.kernels.triton import tiles as sizes
 from moe_adapt.kernels.triton.tiles import forced
 from tests.kernels.triton.setting import DEVICE, MARKS, assert_as_exact, drawn, outcome, poisoned, widened
 
@@ -30,15 +31,16 @@ def test_an_expert_named_twice_gives_both_slots_its_gradient():
     assert torch.equal(found[5][:, 0], found[5][:, 1])
 
 
-@pytest.mark.parametrize("expert", [0, 3])
-def test_all_tokens_on_one_expert(expert):
-    tensors, _ = drawn((35, 16, 24, 4, 8), torch.float32, 1)
+@pytest.mark.parametrize("expert, experts, columns", [(0, 4, 512), (3, 4, 512), (0, 9, 0), (8, 9, 0)])
+def test_all_tokens_on_one_expert(expert, experts, columns, monkeypatch):
+    monkeypatch.setattr(sizes, "GROUPED_COLUMNS", columns)
+    tensors, _ = drawn((35, 16, 24, experts, 8), torch.float32, 1)
     index = torch.full((35, 1), expert, device=DEVICE)
-    with forced(**SMALL), poisoned():
+    with forced(rows=16, features=16, splits=2), poisoned():
         found = outcome(tensors, "triton", index=index)
     truth = outcome(widened(tensors), "reference", index=index)
     assert_as_exact(found, outcome(tensors, "stacked", index=index), truth)
-    others = [other for other in range(4) if other != expert]
+    others = [other for other in range(experts) if other != expert]
     assert not found[3][others].any() and not found[4][:, others].any()
 
 
@@ -54,6 +56,19 @@ def test_frozen_experts(tiles, trainable):
     for expert, trained in enumerate(trainable):
         for mine, other in ((held[3][expert], free[3][expert]), (held[4][:, expert], free[4][:, expert])):
             assert torch.equal(mine, other if trained else torch.zeros_like(other))
+
+
+def test_frozen_experts_of_sorted_tokens(monkeypatch):
+    monkeypatch.setattr(sizes, "GROUPED_COLUMNS", 0)
+    tensors, options = drawn((20, 16, 20, 9, 8), torch.float32, 2)
+    trainable = tuple(expert % 2 == 0 for expert in range(9))
+    with poisoned():
+        free = outcome(tensors, "triton", **options)
+        held = outcome(tensors, "triton", trainable=trainable, **options)
+    for place in (0, 1, 2, 5):
+        assert torch.equal(free[place], held[place])
+    assert torch.equal(held[3][::2], free[3][::2]) and not held[3][1::2].any() and free[3][1::2].any()
+    assert torch.equal(held[4][:, ::2], free[4][:, ::2]) and not held[4][:, 1::2].any()
 
 
 @pytest.mark.parametrize("wanted", [(1,), (2,), (3,), (4,), (0,), (1, 3)])
@@ -91,14 +106,14 @@ def test_strided_input_and_expanded_gradients():
         assert torch.equal(mine, other)
 
 
-@pytest.mark.parametrize("k", [None, 2])
-def test_the_second_run_gives_the_same_bits(k):
-    tensors, options = drawn((40, 48, 40, 3, 8), torch.float32, k)
-    with forced(rows=16, features=16, splits=3):
+@pytest.mark.parametrize("k, experts, columns", [(None, 3, 512), (2, 3, 512), (2, 8, 0)])
+def test_the_second_run_gives_the_same_bits(k, experts, columns, monkeypatch):
+    monkeypatch.setattr(sizes, "GROUPED_COLUMNS", columns)
+    tensors, options = drawn((20, 32, 24, experts, 4), torch.float32, k)
+    with forced(rows=16, features=16, splits=2):
         first = outcome(tensors, "triton", **options)
-        for _ in range(2):
-            for mine, other in zip(outcome(tensors, "triton", **options), first, strict=True):
-                assert torch.equal(mine, other)
+        for mine, other in zip(outcome(tensors, "triton", **options), first, strict=True):
+            assert torch.equal(mine, other)
 
 
 def test_tokens_do_not_know_their_place():

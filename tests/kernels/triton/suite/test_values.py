@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from moe_adapt.kernels import routed_lora
+from moe_adapt.kernels.triton import tiles as sizes
 from moe_adapt.kernels.triton.tiles import forced
 from tests.kernels.triton.setting import DEVICE, MARKS, assert_as_exact, drawn, outcome, poisoned, widened
 
@@ -26,6 +27,14 @@ CASES = [
     ((5, 48, 48, 1, 4), None, {}),
     ((35, 40, 24, 40, 2), 6, {"ranks": 32}),
 ]
+#: The same where tokens are sorted by expert.
+SORTED = [
+    ((21, 24, 20, 9, 4), 2, {}),
+    ((33, 24, 40, 9, 20), 2, {"rows": 16, "features": 32}),
+    ((40, 20, 17, 12, 3), 3, {"rows": 16}),
+    ((18, 16, 32, 40, 8), 1, {}),
+    ((1, 16, 16, 9, 5), 2, {}),
+]
 
 
 @pytest.mark.parametrize("shape, k, tiles", CASES)
@@ -37,10 +46,16 @@ def test_as_exact_as_the_stacked_form(shape, k, tiles):
     assert_as_exact(found, outcome(tensors, "stacked", **options), truth)
 
 
+@pytest.mark.parametrize("shape, k, tiles", SORTED)
+def test_sorted_tokens(shape, k, tiles, monkeypatch):
+    monkeypatch.setattr(sizes, "GROUPED_COLUMNS", 0)
+    test_as_exact_as_the_stacked_form(shape, k, tiles)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("k", [None, 2])
-def test_half_precision(dtype, k):
-    tensors, options = drawn((24, 48, 40, 4, 8), dtype, k)
+@pytest.mark.parametrize("k, experts, rank", [(None, 4, 8), (2, 4, 8), (1, 9, 64)])
+def test_half_precision(dtype, k, experts, rank):
+    tensors, options = drawn((24, 48, 40, experts, rank), dtype, k)
     with poisoned():
         found = outcome(tensors, "triton", **options)
     truth = outcome(widened(tensors), "reference", **options)
@@ -99,8 +114,10 @@ def test_no_tokens():
     assert not found[2].any() and not found[3].any()
 
 
-def test_no_experts_leave_the_base_bit_for_bit():
-    (base, x, a, b, _), _ = drawn((18, 16, 24, 3, 4), torch.float32, None)
+@pytest.mark.parametrize("columns", [0, 512])
+def test_no_experts_leave_the_base_bit_for_bit(columns, monkeypatch):
+    monkeypatch.setattr(sizes, "GROUPED_COLUMNS", columns)
+    (base, x, a, b, _), _ = drawn((18, 16, 24, 9, 4), torch.float32, None)
     index = torch.full((18, 2), -1, device=DEVICE)
     weight = torch.full((18, 2), float("nan"), device=DEVICE, requires_grad=True)
     y = routed_lora(x, base, a, b, 1.5, index=index, weight=weight, impl="triton")
