@@ -32,6 +32,10 @@ def prepare(name: str, data: Path, to: Path, classes: int) -> str:
         from convert_images import tiny_imagenet
 
         counts = tiny_imagenet(data, to / name, classes)
+    elif name == "omniglot":
+        from convert_images import omniglot
+
+        counts = omniglot(data, to / name)
     else:
         import convert_models
 
@@ -46,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="+", choices=[*TEXT_SETS, "tiny_imagenet", *MODELS])
+    parser.add_argument("names", nargs="+", choices=[*TEXT_SETS, "tiny_imagenet", "omniglot", *MODELS])
     parser.add_argument("--data", type=Path, default=os.environ.get("MOE_ADAPT_DATA"), help="raw files")
     parser.add_argument("--to", type=Path, required=True, help="folder to write into")
     parser.add_argument(

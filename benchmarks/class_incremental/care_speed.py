@@ -1,0 +1,197 @@
+"""CaRE at many tasks: CLS-first evaluation against dense forms, in time and in memory.
+
+    python benchmarks/class_incremental/care_speed.py --out benchmarks/results/care_speed.json
+
+One block's mixture with random triplets and the shapes of ViT-B/16 (197 tokens, d = 768), in three forms that
+give the same output:
+
+* ``stacked``: every expert on every token, all outputs stacked, [B, T, S, d], then the chosen ones summed.
+  This is how the released code computes it.
+* ``two products``: every expert on every token, as one wide bottleneck whose hidden vector is gated: no
+  stack, the same arithmetic.
+* ``cls-first``: ours.
+
+The forms take turns; a ratio is the median over rounds of CPU time. Memory is the peak of the process during
+one forward above what it held before, each form in a process of its own.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from moe_adapt.learners.care import CareBlock, CareOptions, Scope
+from moe_adapt.training.manifest import collect
+
+Form = Callable[[CareBlock, Tensor, Scope], Tensor]
+
+
+def make_block(tasks: int, width: int, classes: int) -> CareBlock:
+    """Return a block with random frozen triplets."""
+    torch.manual_seed(0)
+    block = CareBlock(width, CareOptions()).eval()
+    with torch.device("meta"):
+        shapes = CareBlock(width, CareOptions(expert_init="fresh"))
+        for _ in range(tasks):
+            shapes.grow(classes)
+        shapes.freeze()
+    state = {
+        name: value.new_full(value.shape, classes, device="cpu")
+        if name.endswith("sizes")
+        else 0.1 * torch.randn(value.shape, dtype=value.dtype)
+        for name, value in shapes.state_dict().items()
+    }
+    block.load_state_dict(state)
+    return block
+
+
+def cls_first(block: CareBlock, x: Tensor, scope: Scope) -> Tensor:
+    return block(x, x[:, 0], scope, 0)
+
+
+def decided(block: CareBlock, row: Tensor, scope: Scope) -> Tensor:
+    decision, _ = block._decide(block.experts.normalized(row), scope, None)
+    return decision.gates
+
+
+def shared(block: CareBlock, x: Tensor) -> Tensor:
+    assert block.shared is not None
+    return block.shared.folded().mix(block.shared.normalized(x), x.new_ones(len(x), 1), 1)
+
+
+def two_products(block: CareBlock, x: Tensor, scope: Scope) -> Tensor:
+    gates = decided(block, x[:, 0], scope)
+    mixed = block.experts.folded().mix(block.experts.normalized(x), gates, scope.tasks)
+    return mixed + shared(block, x)
+
+
+def stacked(block: CareBlock, x: Tensor, scope: Scope) -> Tensor:
+    folded, normal = block.experts.folded(), block.experts.normalized(x)
+    outputs = torch.stack(
+        [
+            torch.relu(normal @ down.T + down_bias) @ up + up_bias
+            for down, down_bias, up, up_bias in zip(*folded, strict=True)
+        ],
+        dim=1,
+    )
+    gates = decided(block, x[:, 0], scope)
+    return (outputs * gates[:, :, None, None]).sum(dim=1) + shared(block, x)
+
+
+FORMS: dict[str, Form] = {"stacked": stacked, "two products": two_products, "cls-first": cls_first}
+
+
+@torch.inference_mode()
+def measure(tasks: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return seconds and ratios per form at a number of tasks."""
+    block, scope = make_block(tasks, args.width, args.classes), Scope(tasks, forced=False)
+    x = torch.randn(args.batch, args.tokens, args.width)
+    outputs = {name: form(block, x, scope) for name, form in FORMS.items()}
+    scale = outputs["stacked"].abs().max()
+    for name, output in outputs.items():
+        difference = float((output - outputs["stacked"]).abs().max() / scale)
+        assert difference < 1e-5, f"{name} differs by {difference:.1e} of the largest output"
+    del outputs
+    seconds: dict[str, list[float]] = {name: [] for name in FORMS}
+    for _ in track(range(args.rounds), description=f"{tasks} tasks"):
+        for name, form in FORMS.items():
+            start = time.process_time()
+            form(block, x, scope)
+            seconds[name].append(time.process_time() - start)
+    ours = seconds["cls-first"]
+    return {
+        name: {
+            "seconds_median": statistics.median(values),
+            "times_slower": statistics.median(v / o for v, o in zip(values, ours, strict=True)),
+        }
+        for name, values in seconds.items()
+    }
+
+
+@torch.inference_mode()
+def peak(name: str, tasks: int, args: argparse.Namespace) -> None:
+    """Print how many bytes one forward adds to the peak of this process."""
+    block, scope = make_block(tasks, args.width, args.classes), Scope(tasks, forced=False)
+    block.experts.folded()
+    small = torch.randn(1, 2, args.width)
+    FORMS[name](block, small, scope)
+    x = torch.randn(args.batch, args.tokens, args.width)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The peak of building the block must lie below what is held now, or it would hide the forward.
+    held = torch.zeros(max(0, before * 1024 - resident()) // 4 + 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    FORMS[name](block, x, scope)
+    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), len(held) > 0)
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def peak_in_own_process(name: str, tasks: int, args: argparse.Namespace) -> int:
+    words = [sys.executable, __file__, "--peak", name, "--tasks", str(tasks)]
+    for key in ("width", "classes", "batch", "tokens"):
+        words += [f"--{key}", str(getattr(args, key))]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", type=int, nargs="+", default=[10, 100, 301], help="numbers of tasks")
+    parser.add_argument("--width", type=int, default=768, help="features per token")
+    parser.add_argument("--tokens", type=int, default=197, help="tokens per sample")
+    parser.add_argument("--classes", type=int, default=3, help="classes per task")
+    parser.add_argument("--batch", type=int, default=4, help="samples per forward")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds")
+    parser.add_argument("--peak", choices=list(FORMS), help="only print the peak memory of this form")
+    parser.add_argument("--out", type=Path, help="where to write the result as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.peak:
+        peak(args.peak, args.tasks[0], args)
+        return
+    rows = []
+    for tasks in args.tasks:
+        times = measure(tasks, args)
+        for name in FORMS:
+            rows.append(
+                {
+                    "tasks": tasks,
+                    "form": name,
+                    **times[name],
+                    "peak_bytes": peak_in_own_process(name, tasks, args),
+                }
+            )
+    table = Table("tasks", "form", "CPU s", "times cls-first", "peak MiB")
+    for row in rows:
+        mib = f"{row['peak_bytes'] / 2**20:.0f}"
+        table.add_row(
+            str(row["tasks"]), row["form"], f"{row['seconds_median']:.3f}", f"{row['times_slower']:.1f}", mib
+        )
+    Console().print(table)
+    if args.out:
+        settings = {key: value for key, value in vars(args).items() if key not in ("out", "peak")}
+        manifest = collect() | {"command": "care_speed.py --out FILE"}
+        args.out.write_text(
+            json.dumps({"manifest": manifest, "settings": settings, "rows": rows}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Run class-incremental streams with learners and orders; every cell is kept, so a stopped run goes on.
+
+    python benchmarks/recipes/prepare.py --data $MOE_ADAPT_DATA --to PREPARED intents minilm
+    python benchmarks/class_incremental/run.py --prepared PREPARED --streams intents_15 --methods ncm care
+    python benchmarks/class_incremental/tables.py
+
+Streams and methods are the YAML files beside this script. Learners over a frozen encoder learn from features
+that are computed once (`encode.py`); times of a task are then without the encoder, whose time per sample is
+reported beside them. Others run the encoder. A cell is a file below ``--runs``; ``--collect`` puts all of
+them into ``benchmarks/results/class_incremental.json``.
+"""
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from encode import encoded
+from jsonargparse import ArgumentParser
+
+from moe_adapt.evaluation.continual import accuracy_seen, continual_metrics
+from moe_adapt.learners import Care, Learner
+from moe_adapt.learners.closed_form import ClosedForm
+from moe_adapt.streams import TaskStream
+from moe_adapt.training.manifest import collect
+from moe_adapt.training.stream import StreamRunner
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE.parent / "results" / "class_incremental.json"
+
+#: Learners whose encoder stays as it is.
+FROZEN = ("ncm", "slda", "ridge", "ranpac", "fecam", "fecam_shared", "joint")
+#: After how many tasks the learners that run the encoder are tested; the last task always counts.
+EVERY = {
+    "intents_15": 5,
+    "intents_48": 16,
+    "intents_144": 48,
+    "tiny_imagenet_20": 5,
+    "tiny_imagenet_100": 25,
+    "omniglot_300": 100,
+}
+
+
+def build(stream: str, method: str, order: int, seed: int) -> tuple[TaskStream, Learner]:
+    """Return stream and learner of a cell, from their YAML files."""
+    parser = ArgumentParser()
+    parser.add_argument("--learner", type=Learner)
+    parser.add_argument("--stream", type=TaskStream)
+    torch.manual_seed(seed)
+    merged = merge(load(HERE / "streams" / f"{stream}.yaml"), load(HERE / "methods" / f"{method}.yaml"))
+    merged["stream"]["init_args"]["order_seed"] = order
+    built = parser.instantiate_classes(parser.parse_object(merged))
+    return built.stream, built.learner
+
+
+def load(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return two nested mappings as one; the second wins."""
+    result = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def sizes(learner: Learner) -> dict[str, int]:
+    """Return what a learner stores beside the pretrained encoder.
+
+    Statistics are what only learning needs: sums of the closed-form heads, Gaussians of classes. The rest is
+    what a forward needs.
+    """
+    state = learner.learner_state()
+    if isinstance(learner, ClosedForm):
+        statistics_bytes = learner.head.statistics_bytes()
+        head = sum(tensor.numel() for tensor in tensors_of(learner.head.solution))
+        extra = sum(t.numel() for name, t in state.items() if not name.startswith("head."))
+        return {"extra_parameters": head + extra, "statistics_bytes": statistics_bytes}
+    kept = {name: t for name, t in state.items() if name.startswith("gaussians.")}
+    return {
+        "extra_parameters": sum(t.numel() for name, t in state.items() if name not in kept),
+        "statistics_bytes": sum(t.numel() * t.element_size() for t in kept.values()),
+    }
+
+
+def tensors_of(solution: Any) -> list[torch.Tensor]:
+    return [part for part in solution if isinstance(part, torch.Tensor)]
+
+
+@torch.inference_mode()
+def forwards_per_sample(learner: Learner, batch: dict[str, Any]) -> int:
+    """Return how often a prediction runs the encoder, counted by a hook; 1 if the features were kept."""
+    if "features" in batch:
+        return 1
+    calls: list[int] = []
+    handle = learner.backbone.register_forward_hook(lambda *_: calls.append(1))
+    learner.scores(batch)
+    handle.remove()
+    return len(calls)
+
+
+@torch.inference_mode()
+def recall(learner: Care, stream: TaskStream) -> list[dict[str, float]]:
+    """Return per block how often a sample's task is among the chosen routers, and among the kept experts."""
+    examples, tasks = stream.test_until(len(stream) - 1)
+    of_sample = torch.from_numpy(tasks)
+    counts = torch.zeros(len(learner.blocks), 2)
+    for first in range(0, len(examples), 128):
+        index = list(range(first, min(first + 128, len(examples))))
+        items = examples.__getitems__(index)
+        task = of_sample[index].unsqueeze(1)
+        for block, decision in enumerate(learner.decisions(stream.collate(items))):
+            counts[block, 0] += (decision.chosen == task).any(dim=1).sum()
+            counts[block, 1] += (decision.gates.gather(1, task) > 0).sum()
+    return [{"router": float(r), "expert": float(e)} for r, e in (counts / len(examples)).tolist()]
+
+
+def run(stream_name: str, method: str, order: int, prepared: Path, runs: Path) -> dict[str, Any]:
+    """Run one cell and return its row."""
+    stream, learner = build(stream_name, method, order, seed=0)
+    seconds_per_sample = None
+    if method in FROZEN:
+        seconds_per_sample = encoded(stream, learner.backbone, runs / "features")
+    start = time.process_time()
+    every = 1 if method in FROZEN else EVERY[stream_name]
+    runner = StreamRunner(runs / stream_name / f"{method}-{order}", seed=0, eval_at=f"every={every}")
+    result = runner.run(learner, stream, resume=(runner.folder / "last.ckpt").is_file())
+    seen = accuracy_seen(result.matrix)
+    shared = sorted({*range(EVERY[stream_name] - 1, len(stream), EVERY[stream_name]), len(stream) - 1})
+    steps = [task["seconds"] for task in result.tasks if task["learned"]]
+    examples, _ = stream.test_until(0)
+    batch = stream.collate(examples.__getitems__(list(range(min(8, len(examples))))))
+    row = {
+        "stream": stream_name,
+        "method": method,
+        "order": order,
+        "tasks": len(stream),
+        "classes": stream.num_seen[-1],
+        "features_kept": method in FROZEN,
+        "encoder_seconds_per_sample": seconds_per_sample,
+        "metrics": continual_metrics(result.matrix),
+        "average_over_shared_steps": float(seen[shared].mean()) if method != "joint" else None,
+        "shared_steps": len(shared),
+        "curve": [[int(b), float(seen[b])] for b in result.matrix.measured()],
+        "final_accuracy_within_task": continual_metrics(result.within)["final_accuracy"],
+        "seconds_per_task": statistics.mean(s["learn"] + s["end"] for s in steps),
+        "cpu_seconds": time.process_time() - start,
+        "forwards_per_sample": forwards_per_sample(learner, batch),
+        **sizes(learner),
+    }
+    if isinstance(learner, Care):
+        row["recall"] = recall(learner, stream)
+    (runner.folder / "last.ckpt").unlink(missing_ok=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prepared", type=Path, help="the folder that prepare.py wrote")
+    parser.add_argument("--streams", nargs="+", default=[], choices=list(EVERY), help="YAML names of streams")
+    parser.add_argument("--methods", nargs="+", default=list(FROZEN), help="YAML names of methods")
+    parser.add_argument("--orders", type=int, nargs="+", default=[1993], help="seeds of the class order")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/class_incremental"), help="folder of the cells"
+    )
+    parser.add_argument(
+        "--collect", action="store_true", help="write the result from the cells that are there"
+    )
+    options = parser.parse_args()
+    runs = options.runs.resolve()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if options.streams:
+        if options.prepared is None:
+            parser.error("give the folder of prepared data")
+        os.chdir(options.prepared)  # the YAML files name data and models relative to it
+    for stream in options.streams:
+        for order in options.orders:
+            for method in options.methods:
+                cell = runs / "cells" / f"{stream}.{method}.{order}.json"
+                if cell.is_file():
+                    continue
+                row = run(stream, method, order, options.prepared, runs)
+                cell.parent.mkdir(parents=True, exist_ok=True)
+                part = cell.with_suffix(".part")
+                part.write_text(json.dumps(row, indent=1) + "\n")
+                part.rename(cell)
+                print(
+                    f"{stream} {method} {order}: A_B {row['metrics']['final_accuracy']:.4f}, "
+                    f"{row['cpu_seconds']:.0f} CPU s",
+                    flush=True,
+                )
+    if options.collect:
+        rows = [json.loads(path.read_text()) for path in sorted((runs / "cells").glob("*.json"))]
+        manifest = collect() | {
+            "command": "run.py --prepared PREPARED --streams ... --methods ... --orders ..."
+        }
+        RESULT.write_text(json.dumps({"manifest": manifest, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
