@@ -61,8 +61,7 @@ def cls_first(block: CareBlock, x: Tensor, scope: Scope) -> Tensor:
 
 
 def decided(block: CareBlock, row: Tensor, scope: Scope) -> Tensor:
-    decision, _ = block._decide(block.experts.normalized(row), scope, None)
-    return decision.gates
+    return block.decide(block.experts.normalized(row), block.experts.folded(), scope).gates
 
 
 def shared(block: CareBlock, x: Tensor) -> Tensor:

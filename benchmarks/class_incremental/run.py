@@ -56,6 +56,8 @@ def build(stream: str, method: str, order: int, seed: int) -> tuple[TaskStream, 
     torch.manual_seed(seed)
     merged = merge(load(HERE / "streams" / f"{stream}.yaml"), load(HERE / "methods" / f"{method}.yaml"))
     merged["stream"]["init_args"]["order_seed"] = order
+    backbone = {"init_args": {"backbone": merged.pop("backbone")}}
+    merged["learner"] = merge(merged["learner"], backbone)
     built = parser.instantiate_classes(parser.parse_object(merged))
     return built.stream, built.learner
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
-from moe_adapt.learners.care.bottleneck import BottleneckBank, active_experts
+from moe_adapt.learners.care.bottleneck import BottleneckBank, Folded, active_experts
 from moe_adapt.learners.care.perceptrons import Perceptrons
 from moe_adapt.learners.care.routers import KeyRouters, TriangularRouters, top_k_gates
 
@@ -204,8 +204,10 @@ class CareBlock(nn.Module):
                 alike.
         """
         keep = self._keep(len(row), scope.tasks)
-        self.decision, active = self._decide(self.experts.normalized(row), scope, keep)
-        folded, gates = self.experts.folded().first(scope.tasks), self.decision.gates
+        folded = self.experts.folded().first(scope.tasks)
+        self.decision = self.decide(self.experts.normalized(row), folded, scope, keep)
+        gates = self.decision.gates
+        active = min(scope.tasks, self.decision.chosen.shape[1] * self.options.top_k)
         if keep is not None:
             keep = self._keep_tokens(keep, gates, active, tokens.shape[1], row_token)
         result = folded.mix(self.experts.normalized(tokens), gates.to(tokens.dtype), active, keep)
@@ -217,9 +219,16 @@ class CareBlock(nn.Module):
             result = result + shared.folded().mix(shared.normalized(tokens), always, 1)
         return result
 
-    def _decide(self, row: Tensor, scope: Scope, keep: Tensor | None) -> tuple[Decision, int]:
+    def decide(self, row: Tensor, folded: Folded, scope: Scope, keep: Tensor | None = None) -> Decision:
+        """Return which experts run for each sample, and how much they weigh.
+
+        Args:
+            row: Normalised routing rows, [B, d].
+            folded: The experts in scope.
+            scope: Which triplets take part.
+            keep: Dropout masks of the hidden units of all experts, [B, T, r].
+        """
         options = self.options
-        folded = self.experts.folded().first(scope.tasks)
         with torch.no_grad():
             entropies = self.perceptrons.entropies(folded.rows(row, keep), options.normalize_entropy)
             chosen = choose_routers(entropies, options.num_routers, scope.forced)
@@ -228,8 +237,7 @@ class CareBlock(nn.Module):
         gates = top_k_gates(logits, options.top_k, options.force_current_expert and scope.forced)
         if options.average_routers:
             gates = gates / chosen.shape[1]
-        active = min(scope.tasks, chosen.shape[1] * options.top_k)
-        return Decision(chosen, entropies, gates, rows[:, 0] if scope.forced else None), active
+        return Decision(chosen, entropies, gates, rows[:, 0] if scope.forced else None)
 
     def _keep(self, batch: int, tasks: int) -> Tensor | None:
         if not self.training or self.options.dropout == 0.0:

@@ -15,7 +15,7 @@ layer norm        no                     yes                    yes
 shared expert     slow average (ema)     as after task 0        as after task 0
 new expert        fresh                  mean of all but last   mean of all previous
 perceptron loss   hard + KL              mean of hard and KL    hard + KL
-inference         one forward            ensemble of t + 2      one forward
+inference         one forward            a forward per task     one forward
 ================  =====================  =====================  =======================
 
 The released code pins the shared expert to its state after task 0 up to one step in a thousand; we freeze it.
@@ -100,7 +100,7 @@ class Care(Learner):
         alignment_samples: Features drawn per class and epoch; None for five batches' worth.
         covariance: How class covariances are kept: ``full``, ``diagonal`` or ``low_rank``.
         covariance_rank: Directions kept by ``low_rank``.
-        inference: ``single``, one forward; ``ensemble``, a forward per task and two more.
+        inference: ``single``, one forward; ``ensemble``, a forward per task and one more.
         seed: Seed of the alignment's draws.
         epochs: Epochs of the first task, and of both halves of a later one together.
         batch_size: Samples per training step.
