@@ -5,6 +5,7 @@ in. The metadata never holds a path of the machine that trained the adapter: a b
 named in the text by the folder's name only.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ _TASKS = {
 }
 
 #: Names of metrics on the Hub, where they differ from ours.
-_METRICS = {"acc": "accuracy", "acc_norm": "accuracy"}
+_METRICS = {"acc": "accuracy", "acc_norm": "accuracy", "final_accuracy": "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class About:
         metrics: Names and values.
         manifest: The run's manifest: command, seed, versions and so on; also written as ``manifest.json``.
         load_code: Python that builds the base model.
+        stream: What a run over a task stream found, as in its ``result.json``.
         license: Identifier of the adapter's licence, such as apache-2.0; it has to suit that of the base.
     """
 
@@ -52,7 +54,14 @@ class About:
     metrics: Mapping[str, float] = field(default_factory=dict)
     manifest: Mapping[str, Any] = field(default_factory=dict)
     load_code: BaseCode | None = None
+    stream: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
+
+    def measured(self) -> dict[str, float]:
+        """Return the metrics, those of the stream included; what was not measured is left out."""
+        stream = self.stream.get("metrics") or {}
+        found = {**self.metrics, **{f"stream/{name}": value for name, value in stream.items()}}
+        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def hub_id(name: str | None) -> str | None:
@@ -91,14 +100,19 @@ def make_card(
         license=about.license,
         base_model=identifier,
         base_model_relation="adapter" if identifier else None,
-        tags=[*tags, config["method"], *[f"base_model:adapter:{identifier}"] * bool(identifier)],
+        tags=[
+            *tags,
+            *["continual-learning"] * bool(about.stream),
+            config["method"],
+            *[f"base_model:adapter:{identifier}"] * bool(identifier),
+        ],
         datasets=[about.dataset]
         if about.dataset and re.fullmatch(r"[\w.-]+/[\w.-]+", about.dataset)
         else None,
         pipeline_tag=task,
         model_name=title,
         eval_results=_eval_results(task, about),
-        metrics=sorted({_metric_type(name) for name in about.metrics}) or None,
+        metrics=sorted({_metric_type(name) for name in about.measured()}) or None,
     )
     code = about.load_code or BaseCode.of_hub_model(identifier, config.get("task_type"))
     sections = [
@@ -106,7 +120,8 @@ def make_card(
         text.introduction(record, config["method"], text.describe_base(base_model, identifier)),
         "## Experts\n\n" + text.experts(config, tensors),
         "## How to load\n\n" + text.how_to_load(record, code),
-        "## Results\n\n" + text.results(about.dataset, about.metrics),
+        "## Results\n\n" + text.results(about.dataset, about.measured()),
+        *text.stream_section(about.stream),
         *text.gap_section(record),
         "## Limits\n\n" + text.limits(record),
         "## Where it comes from\n\n" + text.provenance(about.manifest),
@@ -120,7 +135,7 @@ def _metric_type(name: str) -> str:
 
 
 def _eval_results(task: str | None, about: About) -> list[EvalResult] | None:
-    if not (task and about.dataset and about.metrics):
+    if not (task and about.dataset and about.measured()):
         return None
     return [
         EvalResult(
@@ -131,5 +146,5 @@ def _eval_results(task: str | None, about: About) -> list[EvalResult] | None:
             metric_name=name,
             metric_value=value,
         )
-        for name, value in sorted(about.metrics.items())
+        for name, value in sorted(about.measured().items())
     ]

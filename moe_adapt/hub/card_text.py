@@ -21,6 +21,7 @@ __all__ = [
     "limits",
     "provenance",
     "results",
+    "stream_section",
     "table",
 ]
 
@@ -190,6 +191,25 @@ def results(dataset: str | None, metrics: Mapping[str, float]) -> str:
         return "None were given when the adapter was exported."
     rows = [(f"`{name}`", f"{value:.4g}") for name, value in sorted(metrics.items())]
     return (f"Measured on {dataset}.\n\n" if dataset else "") + table(("metric", "value"), rows)
+
+
+def stream_section(stream: Mapping[str, Any]) -> list[str]:
+    """Return the section with the accuracy on every task after every task; none without a stream.
+
+    Args:
+        stream: What a run over a task stream found, as in its ``result.json``.
+    """
+    if not stream:
+        return []
+    matrix, names = stream["accuracy_matrix"], [str(task["name"]) for task in stream["tasks"]]
+    rows = []
+    for name, row in zip(names, matrix["correct"], strict=True):
+        cells = zip(row, matrix["total"], strict=True)
+        rows.append(
+            (f"after {name}", *(f"{right / total:.3f}" if right >= 0 else "" for right, total in cells))
+        )
+    note = "Accuracy on each task (columns) after learning each task (rows)."
+    return [f"## Task by task\n\n{note}\n\n" + table(("", *names), rows)]
 
 
 def gap_section(record: Mapping[str, Any]) -> list[str]:

@@ -277,6 +277,7 @@ def _save_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
         (folder / adapter).rmdir()
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = hub_id(config.get("base_model_name_or_path"))
+    config["experts_from"] = None  # their factors are in the file; where they lay here is nobody's business
     write_json(folder / CONFIG_FILE, config)
 
 

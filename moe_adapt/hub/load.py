@@ -6,16 +6,19 @@ tensor with the file.
 """
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.hub.remote import fetch_folder, looks_like_repository
+from moe_adapt.hub.soundness import check_layers
 from moe_adapt.tuner.config import FORMAT_VERSION
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE, PREFIX
 
@@ -24,12 +27,16 @@ __all__ = [
     "WEIGHTS_FILE",
     "check_adapter_folder",
     "compare_tensors",
+    "convert_pickle",
     "load_adapter",
     "read_tensors",
 ]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+
+#: Endings of files that are pickles inside.
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def check_adapter_folder(path: str | Path) -> dict[str, Any]:
@@ -57,12 +64,13 @@ def check_adapter_folder(path: str | Path) -> dict[str, Any]:
             f"{folder} has format version {version!r}, this moe_adapt reads up to {FORMAT_VERSION}; "
             "upgrade moe-adapt."
         )
-    names = read_tensors(folder, names_only=True)
-    if not any(PREFIX in name for name in names):
+    shapes = {name: tuple(tensor.shape) for name, tensor in read_tensors(folder, shapes_only=True).items()}
+    if not any(PREFIX in name for name in shapes):
         raise UserError(
-            f"{folder / WEIGHTS_FILE} holds {len(names)} tensors and none of them is an expert; "
+            f"{folder / WEIGHTS_FILE} holds {len(shapes)} tensors and none of them is an expert; "
             "export it again."
         )
+    check_layers(config, shapes, folder)
     return config
 
 
@@ -72,7 +80,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} has no {CONFIG_FILE}, so it is not an adapter; give an exported folder.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not valid JSON ({error}); export or download the adapter again."
         ) from error
@@ -81,24 +89,55 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_tensors(folder: Path, names_only: bool = False) -> dict[str, Tensor]:
+def read_tensors(folder: Path, shapes_only: bool = False) -> dict[str, Tensor]:
     """Read the adapter's tensors onto the CPU.
 
     Args:
         folder: Adapter folder.
-        names_only: Read the header alone; the values are then empty tensors.
+        shapes_only: Read the header alone; the tensors then have no values (meta device).
 
     Raises:
         UserError: If the file is missing, cut off or not in the safetensors format.
     """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
+        pickled = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLED]
+        if pickled:
+            raise UserError(
+                f"{folder} has its weights in {pickled[0]} only, a pickle, which can run any code when it is "
+                "read; it is not opened: ask for safetensors, or convert it (`convert_pickle`)."
+            )
         raise UserError(f"{folder} has no {WEIGHTS_FILE}, the experts' weights; export or download it again.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: torch.empty(0) if names_only else file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            if shapes_only:
+                return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+            return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); export or download the adapter again.") from error
+
+
+def convert_pickle(folder: str | Path, *, trust: bool = False) -> None:
+    """Write the weights of an adapter that come as a pickle again as safetensors, beside the pickle.
+
+    Args:
+        folder: Folder with ``adapter_model.bin``.
+        trust: That you know where the file comes from. Even then nothing but tensors is read from it.
+
+    Raises:
+        UserError: Without `trust`, or if the file is missing or holds anything else than tensors.
+    """
+    path = Path(folder) / "adapter_model.bin"
+    if not trust:
+        raise UserError(f"{path} is a pickle; pass trust=True if you know where it comes from.")
+    if not path.is_file():
+        raise UserError(f"there is no {path}.")
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, path.with_name(WEIGHTS_FILE))
+    except (RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+        raise UserError(f"{path} is damaged, or holds something else than tensors.") from error
 
 
 def load_adapter(
@@ -128,10 +167,8 @@ def load_adapter(
     check_adapter_folder(path)
     try:
         model = PeftModel.from_pretrained(base, path, adapter_name=adapter_name, is_trainable=is_trainable)
-    except UserError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+    except Exception as error:  # a foreign configuration can fail anywhere in PEFT
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
         raise UserError(
             f"the adapter in {path} does not fit this {type(base).__name__} ({reason}); "
             "build the base model that its README.md names."
@@ -149,9 +186,15 @@ def compare_tensors(model: PeftModel, adapter_name: str, folder: Path) -> dict[s
         folder: Adapter folder.
 
     Raises:
-        UserError: If a tensor is missing, unexpected or different.
+        UserError: If a tensor is missing, unexpected, different or not finite.
     """
     stored = read_tensors(folder)
+    broken = [name for name, tensor in stored.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} holds values that are not finite ({len(broken)} tensors, such as "
+            f"{broken[0]!r}); the adapter is broken: train or download it again."
+        )
     live = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     unexpected = {name for name in stored.keys() - live.keys() if PREFIX in name}
     different = {

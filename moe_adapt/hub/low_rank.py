@@ -5,19 +5,16 @@ With gates `w` that are the same for every token the mixture is one matrix of ra
 $$\Delta W = s \sum_e w_e B_e A_e = s\, [w_1 B_1 \cdots w_E B_E]\, [A_1; \ldots; A_E],$$
 
 so stacking the factors is exact. The weights stay on the `B` side: their square roots on both sides would
-lose the sign of a negative gate. A smaller rank takes the largest singular values of `\Delta W`, from the QR
-decompositions of the two stacks and the SVD of an `R x R` matrix; `\Delta W` itself [o, d] is never formed.
-Averaging `A` and `B` one by one is no alternative: the factors of one expert are defined only up to an
-invertible `r x r` matrix.
+lose the sign of a negative gate. A smaller rank takes the largest singular values
+(`moe_adapt.experts.low_rank`).
 """
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
-from moe_adapt.experts import ExpertBank
+from moe_adapt.experts import ExpertBank, low_rank
 
 __all__ = ["LowRank", "concatenate", "single_expert", "truncate"]
 
@@ -78,18 +75,14 @@ def concatenate(bank: ExpertBank, gates: Tensor) -> LowRank:
         raise UserError("no token of the calibration data used an expert; calibrate with other rows.")
     positions = [bank.position(expert) for expert in used]
     a, b = bank.a.detach().cpu()[positions], bank.b.detach().cpu()[:, positions]
-    weighted = b * gates.detach().cpu()[used].to(b.dtype)[None, :, None]
-    return LowRank(a.flatten(0, 1).contiguous(), weighted.flatten(1, 2).contiguous(), bank.scale)
+    return LowRank(*low_rank.concatenate(a, b, gates[used].tolist()), bank.scale)
 
 
 def truncate(lora: LowRank, rank: int) -> tuple[LowRank, float]:
     """Return the nearest LoRA of a smaller rank, and its relative error in the Frobenius norm.
 
-    Both factors get the square roots of the singular values; the largest entry of every column of `b` is
-    positive, so that equal matrices give equal factors.
-
     Args:
-        lora: The LoRA, with `R` at most `rank` it is returned as it is.
+        lora: The LoRA; if its rank is at most `rank`, it is returned as it is.
         rank: The rank to keep.
 
     >>> truncate(LowRank(torch.eye(2), torch.diag(torch.tensor([4.0, 3.0])), 1.0), 1)[1]
@@ -97,14 +90,5 @@ def truncate(lora: LowRank, rank: int) -> tuple[LowRank, float]:
     """
     if lora.rank <= rank:
         return lora, 0.0
-    b_basis, b_core = torch.linalg.qr(lora.b.double())
-    a_basis, a_core = torch.linalg.qr(lora.a.double().t())
-    left, values, right = torch.linalg.svd(b_core @ a_core.t(), full_matrices=False)
-    b = b_basis @ left[:, :rank] * values[:rank].sqrt()
-    a = (a_basis @ right[:rank].t() * values[:rank].sqrt()).t()
-    largest = b.gather(0, b.abs().argmax(dim=0, keepdim=True))
-    sign = torch.where(largest < 0, -1.0, 1.0).to(b.dtype)
-    norm = values.norm()
-    error = float(values[rank:].norm() / norm) if norm > 0 else 0.0
-    kept = LowRank((a * sign.t()).to(lora.a.dtype).contiguous(), (b * sign).to(lora.b.dtype), lora.scale)
-    return kept, error
+    a, b, error = low_rank.truncate(lora.a, lora.b, rank)
+    return LowRank(a, b, lora.scale), error

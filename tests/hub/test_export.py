@@ -124,6 +124,21 @@ def test_card(tmp_path):
     assert json.loads((folder / "manifest.json").read_text())["seed"] == 0
 
 
+def test_card_of_a_stream(tmp_path):
+    stream = {
+        "metrics": {"final_accuracy": 0.6, "forgetting_max": 0.3, "forward_transfer": None},
+        "accuracy_matrix": {"total": [10, 5], "correct": [[9, -1], [6, 3]]},
+        "tasks": [{"name": "animals"}, {"name": "plants"}],
+    }
+    about = About(task="image-classification", dataset="nature/split", stream=stream)
+    card = ModelCard.load(export_model(build_model(), tmp_path / "a", about=about).folder / "README.md")
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert found == {"stream/final_accuracy": 0.6, "stream/forgetting_max": 0.3}
+    assert card.data.datasets == ["nature/split"]
+    assert "continual-learning" in card.data.tags
+    assert "| after animals | 0.900 |  |\n| after plants | 0.600 | 0.600 |" in card.text
+
+
 def test_no_path_of_this_machine_is_published(tmp_path):
     base = tmp_path / "somewhere" / "mini-base"
     build_base().save_pretrained(base)
@@ -181,10 +196,10 @@ def test_missing_and_unexpected_tensors(exported):
     tensors = load_file(path)
     removed = next(name for name in tensors if "moe_adapt_" in name)
     save_file({name: tensor for name, tensor in tensors.items() if name != removed}, path)
-    with pytest.raises(UserError, match="lacks"):
+    with pytest.raises(UserError, match="do not belong together"):
         load_adapter(build_base(), folder)
     save_file({**tensors, removed.replace("layers.0", "layers.9"): tensors[removed].clone()}, path)
-    with pytest.raises(UserError, match="fit no layer"):
+    with pytest.raises(UserError, match="do not belong together"):
         load_adapter(build_base(), folder)
 
 
@@ -203,3 +218,15 @@ def test_base_code_hides_folders(tmp_path):
     arguments = {"backbone": str(tmp_path), "num_classes": 5, "pooling": "auto", "lr": 1.0}
     code = BaseCode.of_module(Module, arguments).ours
     assert code.endswith(f"base = Module.base_model(backbone='PATH_OF/{tmp_path.name}', num_classes=5)")
+
+
+def test_where_stock_experts_lay_is_not_published(tmp_path):
+    for name in ("one", "two"):
+        get_peft_model(build_base(), LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(
+            tmp_path / name
+        )
+    sources = [str(tmp_path / name) for name in ("one", "two")]
+    model = get_peft_model(build_base(), RoutedLoraConfig(method="top_k", experts_from=sources))
+    folder = export_model(model.eval(), tmp_path / "adapter").folder
+    assert str(tmp_path) not in (folder / "adapter_config.json").read_text()
+    assert torch.equal(logits(load_adapter(build_base(), folder)), logits(model))
