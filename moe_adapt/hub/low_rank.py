@@ -66,6 +66,7 @@ def concatenate(bank: ExpertBank, gates: Tensor) -> LowRank:
     Raises:
         UserError: If no expert has a gate.
 
+    >>> import torch
     >>> a, b = torch.ones(2, 1, 3), torch.ones(4, 2, 1)
     >>> concatenate(ExpertBank(a, b, scale=2.0), torch.tensor([0.25, 0.0])).delta_weight()[0]
     tensor([0.5000, 0.5000, 0.5000])
@@ -85,6 +86,7 @@ def truncate(lora: LowRank, rank: int) -> tuple[LowRank, float]:
         lora: The LoRA; if its rank is at most `rank`, it is returned as it is.
         rank: The rank to keep.
 
+    >>> import torch
     >>> truncate(LowRank(torch.eye(2), torch.diag(torch.tensor([4.0, 3.0])), 1.0), 1)[1]
     0.6
     """
