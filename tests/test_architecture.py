@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "demo": {"training", "hub", *TRAINING},
 }
 #: Upward imports inside functions, on purpose: the commands that start what stands above them.
-MAY_CLIMB = {"__init__.py": {"tuner"}, "training/cli/export.py": {"hub"}}
+MAY_CLIMB = {"__init__.py": {"tuner"}, "training/cli/export.py": {"hub"}, "training/cli/stream.py": {"hub"}}
 #: Rooms that need nothing but torch.
 LIGHT = {
     "__init__",

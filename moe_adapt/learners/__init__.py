@@ -3,23 +3,32 @@
 from moe_adapt.learners.base import LEARNERS, Learner, Outcome, TaskRun
 from moe_adapt.learners.care import Care
 from moe_adapt.learners.closed_form import FeCam, NearestMean, RanPac, Ridge, Slda
+from moe_adapt.learners.ewc import Ewc
 from moe_adapt.learners.fine_tuning import FineTuning, Joint
 from moe_adapt.learners.growth import grow_rows, resize_to
 from moe_adapt.learners.heads.trainable import GrowingCosine, GrowingLinear
 from moe_adapt.learners.instructions import *  # noqa: F403
+from moe_adapt.learners.lwf import LwF
+from moe_adapt.learners.replay import DarkReplay, ExperienceReplay
+from moe_adapt.learners.reservoir import ReservoirBuffer
 
 __all__ = [
     "LEARNERS",
     "Care",
+    "DarkReplay",
+    "Ewc",
+    "ExperienceReplay",
     "FeCam",
     "FineTuning",
     "GrowingCosine",
     "GrowingLinear",
     "Joint",
     "Learner",
+    "LwF",
     "NearestMean",
     "Outcome",
     "RanPac",
+    "ReservoirBuffer",
     "Ridge",
     "Slda",
     "TaskRun",

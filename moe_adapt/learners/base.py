@@ -35,7 +35,7 @@ from moe_adapt.optim import Schedule, check_coverage, parameter_groups, with_sch
 from moe_adapt.registry import Registry
 from moe_adapt.streams import Batch, Examples, Task, TaskRecord
 
-__all__ = ["LEARNERS", "Learner", "Outcome", "TaskRun"]
+__all__ = ["LEARNERS", "Learner", "Outcome", "TaskRun", "constructor_arguments"]
 
 
 class Outcome(NamedTuple):
@@ -267,7 +267,9 @@ class Learner(L.LightningModule):
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments as JSON types: what a resumed run must agree with."""
         found = {
-            name: _described(getattr(self, name)) for name in _arguments(type(self)) if hasattr(self, name)
+            name: _described(getattr(self, name))
+            for name in constructor_arguments(type(self))
+            if hasattr(self, name)
         }
         return {"learner": type(self).__name__, **found}
 
@@ -289,6 +291,13 @@ class Learner(L.LightningModule):
         """Return what was learned: the state without the pretrained tensors."""
         base = self.base_names()
         return {name: tensor for name, tensor in self.state_dict().items() if name not in base}
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return the bytes of what is kept beside the pretrained tensors, by kind."""
+        state = self.learner_state()
+        names = {name for name, _ in self.named_parameters()} & state.keys()
+        parameters = sum(state[name].nbytes for name in names)
+        return {"parameters": parameters, "statistics": sum(t.nbytes for t in state.values()) - parameters}
 
     def grow_to(self, state: Mapping[str, Tensor]) -> None:
         """Make tensors as large as those of `state`, which is loaded next."""
@@ -319,7 +328,7 @@ class Learner(L.LightningModule):
 LEARNERS: Registry[Learner] = Registry("learner")
 
 
-def _arguments(cls: type) -> list[str]:
+def constructor_arguments(cls: type) -> list[str]:
     """Return the constructor's argument names, those of the parents too where it passes ``**kwargs`` on."""
     names: dict[str, None] = {}
     for parent in cls.__mro__:

@@ -4,19 +4,46 @@
 while a learner learns, so a fresh learner has to grow before its state is put back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["grow_rows", "resize_to"]
+__all__ = ["TensorStore", "grow_rows", "resize_to"]
+
+
+class TensorStore(nn.Module):
+    """Named tensors as buffers whose names are not known before: importances, anchors, stored samples.
+
+    >>> store = TensorStore()
+    >>> store["head.weight"] = torch.ones(2)
+    >>> list(store), list(store.state_dict())
+    (['head.weight'], ['head__weight'])
+    """
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name.replace(".", "__"), value)
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._buffers[name.replace(".", "__")]
+        assert value is not None
+        return value
+
+    def __contains__(self, name: str) -> bool:
+        return name.replace(".", "__") in self._buffers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name.replace("__", ".") for name in self._buffers])
+
+    def __len__(self) -> int:
+        return len(self._buffers)
 
 
 def resize_to(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give every parameter and buffer of `module` the shape that it has in `state`, without values.
 
-    A buffer registered as None is created. Names that the module lacks are left to `load_state_dict`, which
-    reports them.
+    A buffer registered as None is created, and so is every tensor of a `TensorStore`. Other names that the
+    module lacks are left to `load_state_dict`, which reports them.
 
     >>> head = nn.Linear(3, 2)
     >>> resize_to(head, {"weight": torch.zeros(5, 3)})
@@ -29,7 +56,9 @@ def resize_to(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         owner = owners.get(path)
         if owner is None:
             continue
-        if leaf in owner._buffers:
+        if isinstance(owner, TensorStore) and leaf not in owner._buffers:
+            owner.register_buffer(leaf, torch.empty_like(value))
+        elif leaf in owner._buffers:
             old = owner._buffers[leaf]
             if old is None or old.shape != value.shape:
                 owner._buffers[leaf] = torch.empty_like(value, device=None if old is None else old.device)

@@ -51,6 +51,9 @@ COMMANDS = {
     "validate": Command("moe_adapt.training.cli.fit:validate", "evaluate a run on its validation data"),
     "test": Command("moe_adapt.training.cli.fit:test", "evaluate a run on its test data"),
     "predict": Command("moe_adapt.training.cli.fit:predict", "write a run's predictions"),
+    "stream": Command(
+        "moe_adapt.training.cli.stream:stream", "run a learner over a stream of tasks (or resume a run)"
+    ),
     "export": Command("moe_adapt.training.cli.export:export", "write a run's adapter as a PEFT folder"),
     "trace": Command(
         "moe_adapt.training.cli.trace:trace", "record how a run routes its data, or compare two records"

@@ -13,7 +13,10 @@ from jsonargparse import ActionConfigFile
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
+from moe_adapt.backbones import Pretrained
 from moe_adapt.errors import UserError
+from moe_adapt.learners import Learner
+from moe_adapt.streams import TaskStream
 from moe_adapt.training.cli.config_names import resolve_config
 from moe_adapt.training.cli.messages import explain
 
@@ -64,7 +67,13 @@ class RoutedParser(LightningArgumentParser):
 
 
 def _known_classes() -> dict[str, list[str]]:
-    roots = {"model": LightningModule, "data": LightningDataModule}
+    roots: dict[str, type] = {
+        "model": LightningModule,
+        "data": LightningDataModule,
+        "backbone": Pretrained,
+        "stream": TaskStream,
+        "learner": Learner,
+    }
     return {option: [cls.__name__ for cls in _descendants(root)] for option, root in roots.items()}
 
 

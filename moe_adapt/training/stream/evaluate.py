@@ -5,7 +5,11 @@ never one loader per task. Counts per task come from one ``bincount``. The predi
 kept, so that other metrics need no second pass.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +18,7 @@ from torch.utils.data import DataLoader
 from moe_adapt.learners import Learner
 from moe_adapt.streams import Batch, TaskStream
 
-__all__ = ["Evaluation", "evaluate", "loader", "move"]
+__all__ = ["Evaluation", "counted_forwards", "evaluate", "loader", "move"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,16 @@ class Evaluation:
             1].
         prediction: Predicted class of every test sample seen, ordered by task, int32 [N].
         right: Whether it was right, bool [N].
+        seconds: Time spent in the learner itself.
+        forwards: Samples that went through the backbone.
     """
 
     correct: np.ndarray
     correct_within: np.ndarray
     prediction: np.ndarray
     right: np.ndarray
+    seconds: float
+    forwards: int
 
 
 def loader(data: object, batch_size: int, collate: object, num_workers: int) -> DataLoader:
@@ -55,6 +63,24 @@ def move(batch: Batch, device: torch.device) -> Batch:
     }
 
 
+@contextmanager
+def counted_forwards(learner: Learner) -> Iterator[list[int]]:
+    """Yield a list that gets the batch size of every forward of the learner's backbone."""
+    sizes: list[int] = []
+
+    def count(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        sizes.append(len(tensors[0]) if tensors else 0)
+
+    model = getattr(learner.backbone, "model", None)
+    handle = None if model is None else model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield sizes
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
 @torch.inference_mode()
 def evaluate(
     learner: Learner, stream: TaskStream, index: int, batch_size: int, num_workers: int = 0
@@ -73,17 +99,20 @@ def evaluate(
     examples, tasks = stream.test_until(index)
     within = stream.test_classes(index).to(device)
     of_sample = torch.from_numpy(tasks).to(device)
-    start, found = 0, []
-    for batch in loader(examples, batch_size, stream.collate, num_workers):
-        batch = move(batch, device)
-        stop = start + len(batch["row"])
-        task_ids = of_sample[start:stop]
-        if learner.needs_task_id:
-            batch["task_ids"] = task_ids
-        found.append(learner.evaluate(batch, within[task_ids]))
-        start = stop
+    start, seconds, found = 0, 0.0, []
+    with counted_forwards(learner) as forwards:
+        for batch in loader(examples, batch_size, stream.collate, num_workers):
+            batch = move(batch, device)
+            stop = start + len(batch["row"])
+            task_ids = of_sample[start:stop]
+            if learner.needs_task_id:
+                batch["task_ids"] = task_ids
+            begun = time.perf_counter()
+            found.append(learner.evaluate(batch, within[task_ids]))
+            seconds += time.perf_counter() - begun
+            start = stop
     right, prediction, inside = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
     if stream.scenario == "task":
         right = inside
     correct, correct_within = (np.bincount(tasks[flags], minlength=index + 1) for flags in (right, inside))
-    return Evaluation(correct, correct_within, prediction.astype(np.int32), right)
+    return Evaluation(correct, correct_within, prediction.astype(np.int32), right, seconds, sum(forwards))

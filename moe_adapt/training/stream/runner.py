@@ -6,11 +6,11 @@ uninterrupted one.
 """
 
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -18,9 +18,15 @@ from moe_adapt.errors import UserError
 from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.learners import Learner
 from moe_adapt.streams import TaskStream
-from moe_adapt.training.stream.evaluate import evaluate
+from moe_adapt.training import manifest
+from moe_adapt.training.stream.evaluate import Evaluation, evaluate
+from moe_adapt.training.stream.features import cached_stream
+from moe_adapt.training.stream.files import claim, write_predictions, write_result
+from moe_adapt.training.stream.progress import StreamProgress
 from moe_adapt.training.stream.result import StreamResult
-from moe_adapt.training.stream.session import Session, derived_seed
+from moe_adapt.training.stream.routing import routing_load
+from moe_adapt.training.stream.schedule import evaluation_steps
+from moe_adapt.training.stream.session import Session, derived_seed, quiet_lightning
 from moe_adapt.training.stream.state import read_state, write_state
 
 __all__ = ["StreamRunner"]
@@ -37,104 +43,185 @@ TRAINER: dict[str, Any] = {
 }
 
 
+#: Least time between two writes of the result of a running stream; the checkpoint is written after every
+#: task.
+RESULT_SECONDS = 5.0
+
+
 class StreamRunner:
     """Learns a stream task by task and keeps the result.
 
     Args:
-        folder: Where checkpoint and result go; None writes nothing.
+        folder: Where checkpoint, result and predictions go; None writes nothing.
         seed: Seed of orders, dropout and of what a learner draws.
-        eval_batch_size: Samples per forward in evaluation and in passes without gradients.
+        eval_at: When to test on everything seen: after ``all`` tasks, ``every=K``, ``geometric`` (1, 2, 4,
+            ...) or ``final``.
+        eval_batch_size: Samples per forward in tests and in passes without gradients.
+        cache_features: Compute the features of all samples once, for learners that leave their encoder alone.
+        cache_dir: Where features are kept between runs; None keeps them in `folder`.
         num_workers: Worker processes per loader.
-        trainer: Options of the Lightning trainers; they win over ours.
+        trainer: Options of the Lightning trainers (``accelerator``, ``precision``, ...); they win over ours.
         callbacks: Callbacks of the Lightning trainers.
+        progress: Is told of tasks and steps.
     """
 
     def __init__(
         self,
         folder: str | Path | None = None,
         seed: int = 0,
+        eval_at: str = "all",
         eval_batch_size: int = 256,
+        cache_features: bool = False,
+        cache_dir: str | Path | None = None,
         num_workers: int = 0,
         trainer: dict[str, Any] | None = None,
         callbacks: list[Callback] | None = None,
+        progress: StreamProgress | None = None,
     ) -> None:
+        if eval_batch_size < 1 or num_workers < 0:
+            raise UserError(
+                f"eval_batch_size must be at least 1 and num_workers at least 0, got {eval_batch_size} and "
+                f"{num_workers}."
+            )
         self.folder = None if folder is None else Path(folder)
         self.seed = seed
+        self.eval_at = eval_at
         self.eval_batch_size = eval_batch_size
+        self.cache_features = cache_features
+        self.cache_dir = self.folder if cache_dir is None else Path(cache_dir)
         self.num_workers = num_workers
         self.trainer = TRAINER | (trainer or {})
         self.callbacks = callbacks or []
+        self.progress = progress or StreamProgress()
+        self._written = 0.0
 
-    def run(self, learner: Learner, stream: TaskStream, resume: bool = False) -> StreamResult:
+    def run(
+        self, learner: Learner, stream: TaskStream, resume: bool = False, overwrite: bool = False
+    ) -> StreamResult:
         """Learn `stream` and return the result.
 
         Args:
             learner: The learner, fresh.
             stream: The stream.
             resume: Whether to go on from the folder's checkpoint.
+            overwrite: Whether to replace a run that is in the folder.
 
         Raises:
-            UserError: If there is nothing to resume, or the checkpoint is of another learner or stream.
+            UserError: If there is nothing to resume, the checkpoint is of another learner or stream, the
+                folder holds another run, or the learner and the runner's options contradict each other.
         """
-        result = StreamResult(
-            AccuracyMatrix([len(rows) for rows in stream.test_rows]),
-            AccuracyMatrix([len(rows) for rows in stream.test_rows]),
-            manifest={"seed": self.seed, "learner": learner.settings(), "stream": stream.manifest()},
-        )
+        steps = evaluation_steps(self.eval_at, len(stream))
+        sizes = [len(rows) for rows in stream.test_rows]
+        result = StreamResult(AccuracyMatrix(sizes), AccuracyMatrix(sizes))
+        result.manifest = self._said(learner, stream)
         if resume:
             if self.folder is None:
                 raise UserError("nothing to resume: the runner has no folder.")
             read_state(self.folder, learner, result)
-        for index in range(len(result.tasks), len(stream)):
-            self._task(learner, stream, index, result)
-            if self.folder is not None:
-                write_state(self.folder, learner, result)
+        elif self.folder is not None:
+            claim(self.folder, overwrite)
+        with quiet_lightning():
+            learner.to(L.Trainer(**self.trainer).strategy.root_device)
+        self.progress.begin(len(stream), len(result.tasks))
+        try:
+            if self.cache_features:
+                stream, result.manifest["features"] = cached_stream(
+                    learner,
+                    stream,
+                    self.cache_dir,
+                    self.eval_batch_size,
+                    self.num_workers,
+                    self.progress.encoding,
+                )
+            for index in range(len(result.tasks), len(stream)):
+                self._task(learner, stream, index, result, index in steps)
+        finally:
+            self.progress.end()
         return result
 
-    def _task(self, learner: Learner, stream: TaskStream, index: int, result: StreamResult) -> None:
-        if learner.trains_on == "all":
-            if index < len(stream) - 1:
-                result.tasks.append({"task": index, "name": stream.task_names[index], "learned": False})
-                return
-            task = stream.merged()
-        else:
-            task = stream.task(index)
+    def _said(self, learner: Learner, stream: TaskStream) -> dict[str, Any]:
+        return {
+            **manifest.collect(),
+            "started": manifest.now(),
+            "seed": self.seed,
+            "learner": learner.settings(),
+            "uses_task_id": learner.needs_task_id,
+            "stream": stream.manifest(),
+            "eval_at": self.eval_at,
+            "features": None,
+        }
+
+    def _task(
+        self, learner: Learner, stream: TaskStream, index: int, result: StreamResult, test: bool
+    ) -> None:
+        name = stream.task_names[index]
+        self.progress.task_begins(index, name)
+        joint = learner.trains_on == "all"
+        if joint and index < len(stream) - 1:
+            result.tasks.append({"task": index, "name": name, "learned": False})
+            return
+        start = time.perf_counter()
+        task = stream.merged() if joint else stream.task(index)
         L.seed_everything(derived_seed(self.seed, index), verbose=False)
+        callbacks = [*self.callbacks, self.progress]
         session = Session(
-            learner,
-            task,
-            self.seed,
-            self.eval_batch_size,
-            self.num_workers,
-            self.trainer,
-            self.callbacks,
+            learner, task, self.seed, self.eval_batch_size, self.num_workers, self.trainer, callbacks
         )
-        clock = [time.perf_counter()]
         learner.begin_task(task)
         learner.learn_task(task, session)
-        clock.append(time.perf_counter())
+        learned = time.perf_counter()
+        trainable = sum(p.numel() for p in learner.parameters() if p.requires_grad)
         learner.eval()
         with torch.no_grad():
             learner.end_task(task, session)
-        clock.append(time.perf_counter())
-        found = evaluate(learner, stream, index, self.eval_batch_size, self.num_workers)
-        clock.append(time.perf_counter())
+        ended = time.perf_counter()
+        found = evaluate(learner, stream, index, self.eval_batch_size, self.num_workers) if test else None
+        tested = time.perf_counter()
+        row: dict[str, Any] = {
+            "task": index,
+            "name": task.name,
+            "learned": True,
+            "classes": len(task.classes),
+            "train_samples": len(task.train),
+            "steps": session.steps,
+            "trainable_parameters": trainable,
+            "bytes": learner.memory_bytes(),
+        }
+        if found is not None:
+            self._record(stream, index, found, result)
+            row["forwards_per_sample"] = found.forwards / len(found.right)
+        working = session.step_seconds + session.pass_seconds + (found.seconds if found else 0.0)
+        row["seconds"] = {
+            "learn": learned - start,
+            "end": ended - learned,
+            "evaluate": tested - ended,
+            "steps": session.step_seconds,
+            "passes": session.pass_seconds,
+            "evaluate_model": found.seconds if found else 0.0,
+        }
+        result.tasks.append(row)
+        if index == len(stream) - 1:
+            result.routing = routing_load(learner, stream, self.eval_batch_size)
+            result.manifest["ended"] = manifest.now()
+            result.manifest["peak_memory_mb"] = round(manifest.peak_memory_mb(), 1)
+        row["seconds"]["overhead"] = time.perf_counter() - start - working
+        if self.folder is not None:
+            write_state(self.folder, learner, result)
+            if result.done or time.monotonic() - self._written > RESULT_SECONDS:
+                write_result(self.folder, result)
+                self._written = time.monotonic()
+        row["seconds"]["overhead"] = time.perf_counter() - start - working
+        accuracy = None if found is None else float(found.right.mean())
+        self.progress.task_ends(index, task.name, accuracy, ended - start, tested - ended)
+
+    def _record(self, stream: TaskStream, index: int, found: Evaluation, result: StreamResult) -> None:
         result.matrix.record(index, found.correct)
         result.within.record(index, found.correct_within)
-        learn, end, test = (b - a for a, b in pairwise(clock))
-        result.tasks.append(
-            {
-                "task": index,
-                "name": task.name,
-                "learned": True,
-                "classes": len(task.classes),
-                "train_samples": len(task.train),
-                "steps": session.steps,
-                "seconds": {
-                    "learn": learn,
-                    "steps": session.step_seconds,
-                    "end": end,
-                    "evaluate": test,
-                },
-            }
-        )
+        if self.folder is not None:
+            write_predictions(self.folder, index, found)
+        examples, _ = stream.test_until(index)
+        if index == len(stream) - 1 and examples.labels is not None:
+            counts = stream.num_seen[-1]
+            right = np.bincount(examples.labels[found.right], minlength=counts)
+            total = np.bincount(examples.labels, minlength=counts)
+            result.classes = {"correct": right.tolist(), "total": total.tolist()}

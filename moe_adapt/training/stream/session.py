@@ -5,8 +5,11 @@ every fit, and a check that it took steps. Orders and dropout masks follow from 
 batch) alone, so a task that was cut off by a kill is learned again in the same way.
 """
 
+import logging
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -21,7 +24,7 @@ from moe_adapt.training.data.sampler import ResumableLoader, SeededSampler
 from moe_adapt.training.randomness import seed_batch
 from moe_adapt.training.stream.evaluate import loader, move
 
-__all__ = ["Session", "derived_seed"]
+__all__ = ["Session", "derived_seed", "quiet_lightning"]
 
 
 def derived_seed(*words: int) -> int:
@@ -31,6 +34,21 @@ def derived_seed(*words: int) -> int:
     True
     """
     return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Hush what Lightning says about every trainer: hundreds of tasks would say it hundreds of times."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(in eval mode|does not have many workers|GPU).*")
+            warnings.filterwarnings("ignore", message=".*`logging_interval`|.*log_every_n_steps.*")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class _SeedBatches(Callback):
@@ -68,6 +86,7 @@ class Session:
     Attributes:
         steps: Optimiser steps taken.
         step_seconds: Time spent in them.
+        pass_seconds: Time that the learner spent on batches of `batches`.
     """
 
     def __init__(
@@ -90,6 +109,7 @@ class Session:
         self.fits = 0
         self.steps = 0
         self.step_seconds = 0.0
+        self.pass_seconds = 0.0
 
     def fit(self, data: Examples | None = None, epochs: int | None = None) -> None:
         """Train with a fresh trainer: new optimiser, new schedule, a seed of its own.
@@ -114,12 +134,13 @@ class Session:
             generator=torch.Generator().manual_seed(seed),
         )
         seeding = _SeedBatches(seed)
-        trainer = L.Trainer(
-            **self.trainer,
-            max_epochs=self.learner.epochs if epochs is None else epochs,
-            callbacks=[seeding, *self.callbacks],
-        )
-        trainer.fit(self.learner, train_dataloaders=batches)
+        with quiet_lightning():
+            trainer = L.Trainer(
+                **self.trainer,
+                max_epochs=self.learner.epochs if epochs is None else epochs,
+                callbacks=[seeding, *self.callbacks],
+            )
+            trainer.fit(self.learner, train_dataloaders=batches)
         if trainer.interrupted:
             raise KeyboardInterrupt
         if trainer.global_step == 0:
@@ -137,5 +158,9 @@ class Session:
             batch_size: Samples per batch; the runner's evaluation batch size if not given.
         """
         device = self.learner.device
-        for batch in loader(data.plain(), batch_size or self.batch_size, self.task.collate, self.num_workers):
-            yield move(batch, device)
+        size = batch_size or self.batch_size
+        for batch in loader(data.plain(), size, self.task.collate, self.num_workers):
+            moved = move(batch, device)
+            begun = time.perf_counter()
+            yield moved
+            self.pass_seconds += time.perf_counter() - begun

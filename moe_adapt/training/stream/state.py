@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.learners import Learner
@@ -31,7 +33,12 @@ def write_state(folder: Path, learner: Learner, result: StreamResult) -> None:
         "format": FORMAT,
         "history": [asdict(record) for record in learner.history],
         "state_dict": learner.learner_state(),
-        "result": result.to_dict(),
+        "manifest": result.manifest,
+        "tasks": result.tasks,
+        "correct": torch.from_numpy(result.matrix.correct),
+        "correct_within": torch.from_numpy(result.within.correct),
+        "classes": result.classes,
+        "routing": result.routing,
     }
     try:
         AtomicCheckpointIO().save_checkpoint(checkpoint, folder / FILE)
@@ -54,9 +61,10 @@ def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
     checkpoint: dict[str, Any] = read_checkpoint(path)
     if checkpoint.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of a stream run (format {checkpoint.get('format')!r}).")
-    saved = checkpoint["result"]
-    compared = ("seed", "learner", "stream")
-    changed = [d for key in compared for d in differences(saved["manifest"][key], result.manifest[key], key)]
+    compared = ("seed", "learner", "stream", "eval_at")
+    changed = [
+        d for key in compared for d in differences(checkpoint["manifest"][key], result.manifest[key], key)
+    ]
     if changed:
         raise UserError(
             f"the run in {folder} has another configuration: {'; '.join(changed[:5])}"
@@ -65,6 +73,8 @@ def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
         )
     records = (TaskRecord(**{**r, "classes": tuple(r["classes"])}) for r in checkpoint["history"])
     learner.restore(records, checkpoint["state_dict"])
-    result.matrix = AccuracyMatrix(**saved["accuracy_matrix"])
-    result.within = AccuracyMatrix(**saved["accuracy_matrix_within_task"])
-    result.tasks = saved["tasks"]
+    result.matrix = AccuracyMatrix(result.matrix.total, checkpoint["correct"].numpy())
+    result.within = AccuracyMatrix(result.within.total, checkpoint["correct_within"].numpy())
+    result.tasks, result.classes = checkpoint["tasks"], checkpoint["classes"]
+    result.routing = checkpoint["routing"]
+    result.manifest["resumed_after_task"] = len(result.tasks) - 1

@@ -1,11 +1,16 @@
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
 
+from moe_adapt.checks.toys import ToyEncoder, gaussian_stream
 from moe_adapt.errors import UserError
 from moe_adapt.learners import FineTuning, Joint, Learner
 from moe_adapt.training.stream import StreamRunner
-from tests.streams.toys import ToyEncoder, gaussian_stream
+from moe_adapt.training.stream import evaluate as evaluation
+from moe_adapt.training.stream.report import write_report
 
 
 def learner(seed: int = 0, **settings) -> FineTuning:
@@ -66,18 +71,102 @@ def test_resuming_something_else_is_an_error(tmp_path, change):
 
 
 def test_a_failed_write_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    stream = gaussian_stream(tasks=2)
-    StreamRunner(tmp_path).run(learner(), stream)
-    before = (tmp_path / "last.ckpt").read_bytes()
+    stream = gaussian_stream(tasks=3)
+    expected = StreamRunner().run(learner(), stream)
+    save = torch.save
+    calls = []
 
-    def full(*args):
-        raise OSError(28, "No space left on device")
+    def full(content, file):
+        calls.append(content["history"])
+        save(content, file)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="No space left"):
         StreamRunner(tmp_path).run(learner(), stream)
-    assert (tmp_path / "last.ckpt").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert len(torch.load(tmp_path / "last.ckpt", weights_only=True)["history"]) == 1
+    assert not list(tmp_path.rglob("*.tmp"))
+    result = StreamRunner(tmp_path).run(learner(seed=1), stream, resume=True)
+    assert (result.matrix.correct == expected.matrix.correct).all()
+
+
+def test_a_run_does_not_write_over_another(tmp_path):
+    stream = gaussian_stream(tasks=2)
+    StreamRunner(tmp_path).run(learner(), stream)
+    before = (tmp_path / "result.json").read_bytes()
+    with pytest.raises(UserError, match="already holds a stream run"):
+        StreamRunner(tmp_path).run(learner(), stream)
+    assert (tmp_path / "result.json").read_bytes() == before
+    StreamRunner(tmp_path).run(learner(), stream, overwrite=True)
+
+
+def test_files_of_a_run(tmp_path):
+    stream = gaussian_stream(tasks=3)
+    result = StreamRunner(tmp_path, eval_at="every=2").run(learner(), stream)
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert content["status"] == "finished"
+    assert content["accuracy_matrix"]["correct"] == result.matrix.correct.tolist()
+    assert content["accuracy_matrix"]["correct"][0] == [-1, -1, -1]
+    assert "average_incremental_accuracy@2" in content["metrics"]
+    assert content["costs"]["forwards_per_sample"] == 1.0
+    assert content["manifest"]["stream"]["fingerprint"] == stream.fingerprint()
+    predictions = np.load(tmp_path / "predictions" / "0002.npy")
+    examples, tasks = stream.test_until(2)
+    right = np.bincount(tasks[predictions == examples.labels], minlength=3)
+    assert right.tolist() == result.matrix.correct[2].tolist()
+    assert sum(content["class_counts"]["correct"]) == right.sum()
+    assert len((tmp_path / "tasks.csv").read_text().splitlines()) == 4
+
+
+def test_features_computed_once_give_the_same_result(tmp_path):
+    stream = gaussian_stream()
+    direct = StreamRunner().run(learner(), stream)
+    for forwards in (280, 0):
+        runner = StreamRunner(tmp_path / str(forwards), cache_features=True, cache_dir=tmp_path / "features")
+        result = runner.run(learner(), stream)
+        assert (result.matrix.correct == direct.matrix.correct).all()
+        assert result.manifest["features"]["forwards"] == forwards
+        assert result.costs()["forwards_per_sample"] == 0
+    other = FineTuning(ToyEncoder(seed=1), epochs=2, lr=0.05)
+    runner = StreamRunner(cache_features=True, cache_dir=tmp_path / "features")
+    assert runner.run(other, stream).manifest["features"]["forwards"] == 280
+
+
+def test_features_of_a_trained_encoder_are_refused():
+    with pytest.raises(UserError, match="trains its encoder"):
+        StreamRunner(cache_features=True).run(FineTuning(ToyEncoder(), tunes="full"), gaussian_stream())
+
+
+def test_tests_use_one_loader_and_count_forwards(monkeypatch):
+    made = []
+    original = evaluation.loader
+    monkeypatch.setattr(evaluation, "loader", lambda *args: made.append(args) or original(*args))
+    module = learner()
+    StreamRunner().run(module, gaussian_stream())
+    assert len(made) == 4
+
+
+def test_the_report_needs_no_other_file(tmp_path):
+    stream = gaussian_stream(tasks=3)
+    StreamRunner(tmp_path / "joint").run(Joint(ToyEncoder(), epochs=2), stream)
+    result = StreamRunner(tmp_path / "own").run(learner(), stream)
+    text = write_report(tmp_path / "own", result, [tmp_path / "joint"]).read_text()
+    assert text.count("data:image/png;base64,") == 3
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    for heading in ("Accuracy by task", "Forgetting", "Costs", "Joint (joint)"):
+        assert heading in text
+    StreamRunner(tmp_path / "other").run(learner(), gaussian_stream(tasks=2))
+    with pytest.raises(UserError, match="of another stream"):
+        write_report(tmp_path / "own", result, [tmp_path / "other"])
+    with pytest.raises(UserError, match="there is no result"):
+        write_report(tmp_path / "own", result, [tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("schedule", ["every=0", "sometimes", "every=", ""])
+def test_bad_schedules(schedule):
+    with pytest.raises(UserError, match="eval_at"):
+        StreamRunner(eval_at=schedule).run(learner(), gaussian_stream(tasks=2))
 
 
 def test_a_task_shows_no_other_task():

@@ -9,11 +9,15 @@ from torch import Tensor, nn
 from moe_adapt.backbones import Encoder
 from moe_adapt.streams import TaskStream
 
+#: Numbers per sample.
 WIDTH = 8
 
 
-class Vectors(torch.utils.data.Dataset):
-    """Rows of an array, read one by one or many at once."""
+__all__ = ["ToyEncoder", "gaussian_stream"]
+
+
+class _Points(torch.utils.data.Dataset):
+    """Rows of a matrix as ``x`` [8]."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -26,7 +30,12 @@ class Vectors(torch.utils.data.Dataset):
 
 
 class ToyEncoder(Encoder):
-    """A fixed two-layer network on ``x`` [B, 8]."""
+    """A fixed two-layer network on ``x`` [B, 8].
+
+    Args:
+        seed: Fixes its weights.
+        width: Features per sample.
+    """
 
     def __init__(self, seed: int = 0, width: int = WIDTH) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -36,6 +45,7 @@ class ToyEncoder(Encoder):
         super().__init__(model, "toy", width)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Return features [B, d]."""
         return self.model(batch["x"])
 
 
@@ -47,17 +57,30 @@ def gaussian_stream(
     seed: int = 0,
     spread: float = 0.5,
 ) -> TaskStream:
-    """Disjoint classes, each a Gaussian around its own centre."""
+    """Return a stream of disjoint classes, each a Gaussian around its own centre.
+
+    Args:
+        tasks: Number of tasks.
+        classes_per_task: Classes of each.
+        train: Training samples of each class.
+        test: Test samples of each class.
+        seed: Fixes the samples.
+        spread: Standard deviation of a class; the centres have 2.
+    """
     rng = np.random.default_rng(seed)
     classes = tasks * classes_per_task
     centres = 2.0 * rng.standard_normal((classes, WIDTH))
 
-    def split(size: int) -> tuple[Vectors, np.ndarray]:
+    def split(size: int) -> tuple[_Points, np.ndarray]:
         labels = np.repeat(np.arange(classes), size)
         x = centres[labels] + spread * rng.standard_normal((len(labels), WIDTH))
-        return Vectors(torch.from_numpy(x).float()), labels
+        return _Points(torch.from_numpy(x).float()), labels
 
     (train_x, train_y), (test_x, test_y) = split(train), split(test)
-    rows = [[np.flatnonzero(y // classes_per_task == t) for t in range(tasks)] for y in (train_y, test_y)]
+    train_rows, test_rows = (
+        [np.flatnonzero(y // classes_per_task == task) for task in range(tasks)] for y in (train_y, test_y)
+    )
     names = [f"class {label}" for label in range(classes)]
-    return TaskStream("class", train_x, test_x, *rows, train_y, test_y, names, origin={"toy": seed})
+    return TaskStream(
+        "class", train_x, test_x, train_rows, test_rows, train_y, test_y, names, origin={"toy": seed}
+    )

@@ -1,0 +1,101 @@
+"""The files of a stream run: each is written beside its name and renamed, so that none is ever half there.
+
+=====================  ===========================================================================
+``last.ckpt``          learner and result at the last task boundary; ``--resume`` goes on from it
+``result.json``        accuracy matrix, metrics, times, sizes, manifest
+``tasks.csv``          one line per task: accuracies, times, sizes
+``predictions/``       predicted class of every test sample after each task, labels and tasks
+``report.html``        all of it as one page
+``adapter/``           the adapter as PEFT reads it, if the learner has one
+=====================  ===========================================================================
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from moe_adapt.errors import UserError
+from moe_adapt.training.stream.evaluate import Evaluation
+from moe_adapt.training.stream.result import StreamResult
+
+__all__ = ["claim", "jsonable", "write_file", "write_predictions", "write_result"]
+
+FILES = ("last.ckpt", "result.json", "tasks.csv", "predictions", "report.html", "adapter")
+
+
+def claim(folder: Path, overwrite: bool) -> None:
+    """Make sure that a new run may write into `folder`.
+
+    Raises:
+        UserError: If it holds a run that may not be replaced; nothing was changed.
+    """
+    used = [folder / name for name in FILES if (folder / name).exists()]
+    if used and not overwrite:
+        raise UserError(
+            f"{folder} already holds a stream run ({', '.join(path.name for path in used)}); choose another "
+            "folder with --out, continue that run with --resume, or replace it with --overwrite."
+        )
+    for path in used:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file beside its name, flush it, rename it.
+
+    Raises:
+        UserError: If the disk refuses; a file that was there is intact then.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_result(folder: Path, result: StreamResult) -> None:
+    """Write ``result.json`` and ``tasks.csv``."""
+    text = json.dumps(jsonable(result.to_dict()), indent=1) + "\n"
+    write_file(folder / "result.json", lambda file: file.write(text.encode()))
+    rows = result.table()
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(folder / "tasks.csv", lambda file: file.write(table.getvalue().encode()))
+
+
+def write_predictions(folder: Path, step: int, found: Evaluation) -> None:
+    """Write the predicted classes of a step, int16 where they fit."""
+    values = found.prediction
+    if values.max(initial=0) < 2**15:
+        values = values.astype(np.int16)
+    write_file(folder / "predictions" / f"{step:04d}.npy", lambda file: np.save(file, values))
+
+
+def jsonable(value: Any) -> Any:
+    """Return `value` with what JSON has no word for (nan, infinity) as None."""
+    if isinstance(value, dict):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,129 @@
+"""The report of a stream run: one HTML file with tables and pictures."""
+
+import json
+import tempfile
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from moe_adapt.errors import UserError
+from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
+from moe_adapt.evaluation.html import image, page, table
+from moe_adapt.evaluation.plots.stream import draw_curve, draw_forgetting, draw_load, draw_matrix
+from moe_adapt.training.stream.files import write_file
+from moe_adapt.training.stream.result import StreamResult
+
+__all__ = ["read_bound", "write_report"]
+
+
+def read_bound(folder: Path, fingerprint: str) -> tuple[str, AccuracyMatrix, dict[str, Any]]:
+    """Return name, accuracies and metrics of a finished run, to be shown beside another one.
+
+    Args:
+        folder: Folder of the run.
+        fingerprint: The stream that it must have run over.
+
+    Raises:
+        UserError: If there is no finished run, or it is of another stream.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        raise UserError(f"there is no result {path}; give the folder of a finished stream run.")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["status"] != "finished":
+        raise UserError(f"the run in {folder} is not finished; go on with --resume first.")
+    if content["manifest"]["stream"]["fingerprint"] != fingerprint:
+        raise UserError(f"the run in {folder} is of another stream, so its curve does not compare.")
+    name = f"{content['manifest']['learner']['learner']} ({folder.name})"
+    return name, AccuracyMatrix(**content["accuracy_matrix"]), content["metrics"] | content["costs"]
+
+
+def write_report(folder: Path, result: StreamResult, bounds: list[Path]) -> Path:
+    """Write ``report.html`` into `folder`; without matplotlib it has tables only.
+
+    Args:
+        folder: Folder of the run.
+        result: What the run found.
+        bounds: Folders of finished runs over the same stream, to be shown beside it.
+
+    Raises:
+        UserError: If a bound cannot be shown beside it.
+    """
+    said = result.manifest
+    own = f"{said['learner']['learner']} (this run)"
+    others = [read_bound(bound, said["stream"]["fingerprint"]) for bound in bounds]
+    metrics, costs = result.metrics(), result.costs()
+    rows = {own: metrics | costs, **{name: values for name, _, values in others}}
+    shown = [name for name in metrics if "standard_error" not in name]
+    parts = [
+        _origin(result),
+        "<h2>Results</h2>",
+        table(["run", *shown], [[name, *(v.get(key) for key in shown)] for name, v in rows.items()]),
+        f"<p>Standard error of the final accuracy: {metrics['final_accuracy_standard_error']:.4f}. A "
+        "difference below about three times that, on one seed, is none.</p>",
+    ]
+    names = [task["name"] for task in result.tasks]
+    curves = {own: result.matrix, **{name: matrix for name, matrix, _ in others}}
+    if find_spec("matplotlib") is None:
+        parts.append("<p>No pictures: matplotlib is not installed (pip install 'moe-adapt[plots]').</p>")
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            parts += _pictures(Path(scratch), result, names, curves)
+    parts += [
+        "<h2>Costs</h2>",
+        table(["run", *costs], [[name, *(v.get(key) for key in costs)] for name, v in rows.items()]),
+        "<h2>Tasks</h2>",
+        _tasks(result),
+    ]
+    title = f"{said['learner']['learner']} over {said['stream']['tasks']} tasks"
+    text = page(title, parts)
+    write_file(folder / "report.html", lambda file: file.write(text.encode()))
+    return folder / "report.html"
+
+
+def _origin(result: StreamResult) -> str:
+    said = result.manifest
+    stream = {
+        key: said["stream"].get(key) for key in ("scenario", "kind", "train", "test", "tasks", "classes")
+    }
+    features = said["features"]
+    computed = "after every task" if features is None else "once, from samples without augmentation"
+    facts = {
+        **stream,
+        "seed": said["seed"],
+        "order of the classes": f"seed {said['stream'].get('order_seed')}",
+        "tested": said["eval_at"],
+        "features": computed,
+        "task id at test time": "yes (an oracle)" if said["uses_task_id"] else "no",
+        "command": said["command"],
+    }
+    settings = json.dumps(said["learner"], indent=1)
+    return (
+        table(["", ""], facts.items())
+        + f"<details><summary>learner</summary><pre>{escape(settings)}</pre></details>"
+    )
+
+
+def _pictures(
+    scratch: Path, result: StreamResult, names: list[str], curves: dict[str, AccuracyMatrix]
+) -> list[str]:
+    draw_curve(curves, scratch / "curve.png")
+    draw_matrix(result.matrix, names, scratch / "matrix.png")
+    found = {"Accuracy over all classes seen": "curve", "Accuracy by task": "matrix"}
+    if len(result.matrix) > 1 and len(result.matrix.measured()) > 1:
+        draw_forgetting(result.matrix, names, scratch / "forgetting.png")
+        found["Forgetting"] = "forgetting"
+    if result.routing:
+        draw_load(result.routing, scratch / "load.png")
+        found["Expert load, samples of all tasks after the last one"] = "load"
+    return [
+        f"<h2>{escape(heading)}</h2>{image(scratch / f'{name}.png', heading)}"
+        for heading, name in found.items()
+    ]
+
+
+def _tasks(result: StreamResult) -> str:
+    rows = result.table()
+    heads = list(dict.fromkeys(key for row in rows for key in row if key != "learned"))
+    return table(heads, [[row.get(key) for key in heads] for row in rows])

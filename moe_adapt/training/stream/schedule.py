@@ -1,0 +1,32 @@
+"""After which tasks there is a test: testing everything seen after each of T tasks costs T/2 passes."""
+
+import re
+
+from moe_adapt.errors import UserError
+
+__all__ = ["evaluation_steps"]
+
+
+def evaluation_steps(schedule: str, tasks: int) -> set[int]:
+    """Return the task numbers after which there is a test; the last is always one.
+
+    Args:
+        schedule: ``all``, ``every=K``, ``geometric`` (tasks 1, 2, 4, 8, ...) or ``final``.
+        tasks: Number of tasks.
+
+    Raises:
+        UserError: If there is no such schedule.
+
+    >>> sorted(evaluation_steps("every=4", 10)), sorted(evaluation_steps("geometric", 10))
+    ([3, 7, 9], [0, 1, 3, 7, 9])
+    """
+    every = re.fullmatch(r"every=([1-9]\d*)", schedule)
+    if every is not None:
+        steps = set(range(int(every[1]) - 1, tasks, int(every[1])))
+    elif schedule == "geometric":
+        steps = {2**power - 1 for power in range(tasks.bit_length()) if 2**power <= tasks}
+    elif schedule in ("all", "final"):
+        steps = set(range(tasks)) if schedule == "all" else set()
+    else:
+        raise UserError(f"eval_at is 'all', 'every=K', 'geometric' or 'final', got {schedule!r}.")
+    return steps | {tasks - 1}
