@@ -294,7 +294,7 @@ class Learner(L.LightningModule):
 
     def memory_bytes(self) -> dict[str, int]:
         """Return the bytes of what is kept beside the pretrained tensors, by kind."""
-        state = self.learner_state()
+        state = {name: t for name, t in self.learner_state().items() if isinstance(t, Tensor)}
         names = {name for name, _ in self.named_parameters()} & state.keys()
         parameters = sum(state[name].nbytes for name in names)
         return {"parameters": parameters, "statistics": sum(t.nbytes for t in state.values()) - parameters}
