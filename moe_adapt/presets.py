@@ -17,6 +17,7 @@ _COMMON: dict[str, Any] = {
     "scorer": {"name": "linear"},
     "modifiers": [],
     "aux_losses": [],
+    "shared_a": False,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -110,6 +111,47 @@ PRESETS: dict[str, dict[str, Any]] = {
     "lora_sum": {**_COMMON, "num_experts": 1, "scorer": {"name": "uniform"}, "selector": {"name": "sum"}},
     # Cosine to the running mean of each expert's tokens; nothing to train.
     "k_means": {**_COMMON, "scorer": {"name": "k_means"}, "selector": {"name": "top_k", "k": 2}},
+    # LoRA-Mixer (arXiv 2507.00029): by domain label, then soft, at inference the three best; the entropy term
+    # sharpens. Coefficients are ours, the paper's are not known.
+    "lora_mixer": {
+        **_COMMON,
+        "num_experts": 6,
+        "target_modules": "attention",
+        "selector": {"name": "hard_soft", "k": 3, "hard_until": 0.5},
+        "aux_losses": [{"name": "specialization_balance", "balance_coef": 1e-3, "entropy_coef": 1e-2}],
+    },
+    # Condenser experts (arXiv 2604.23036): its first phase alone, the bias that lets rich experts get richer,
+    "condenser_bias": {
+        **_COMMON,
+        "modifiers": [{"name": "condense_bias", "gamma": 1e-3}],
+        "selector": {"name": "condenser", "k": 4},
+    },
+    # and both phases: from half of the steps on, the two rarest experts are on for every token.
+    "condenser": {
+        **_COMMON,
+        "modifiers": [
+            {
+                "name": "condense_bias",
+                "gamma": 1e-3,
+                "condensers": 2,
+                "condense_from": 0.5,
+                "gamma_condensed": 5e-5,
+            }
+        ],
+        "selector": {"name": "condenser", "k": 4, "budget": "replace"},
+    },
+    # HydraLoRA (arXiv 2404.19245): one A, four heads B, softmax gates; values of the released code.
+    "hydralora": {
+        **_COMMON,
+        "num_experts": 4,
+        "r": 4,
+        "alpha": 32.0,
+        "target_modules": "ffn",
+        "shared_a": True,
+        "selector": {"name": "dense"},
+    },
+    # Arrow (arXiv 2405.11157): routing by each expert's leading direction, nothing to train in the router.
+    "arrow": {**_COMMON, "scorer": {"name": "arrow"}, "selector": {"name": "top_k", "k": 3}},
     # The controls, without which no gain can be credited to routing. All experts, equally.
     "uniform_dense": {**_COMMON, "scorer": {"name": "uniform"}, "selector": {"name": "dense"}},
     # Two random experts per token id.
@@ -120,7 +162,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # One expert per token id.
     "hash": {**_COMMON, "scorer": {"name": "hash"}, "selector": {"name": "top_k", "k": 1}},
-    # A random linear router that stays as it is (SMoE-Dropout, arXiv 2303.01610, with constant k).
+    # SMoE-Dropout (arXiv 2303.01610): a random linear router, and half to all of the experts per token.
+    "smoe_dropout": {
+        **_COMMON,
+        "scorer": {"name": "frozen_linear"},
+        "selector": {"name": "growing_top_k", "k_min": 4, "k_max": 8},
+    },
+    # The same router with a constant number of experts.
     "router_frozen": {
         **_COMMON,
         "scorer": {"name": "frozen_linear"},

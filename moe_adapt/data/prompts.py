@@ -42,10 +42,12 @@ class Example:
     Attributes:
         input_ids: Token numbers [S].
         labels: The same, or `IGNORED` where nothing is learned [S].
+        domain: Number of its domain; None if rows have no domain.
     """
 
     input_ids: list[int]
     labels: list[int]
+    domain: int | None = None
 
 
 def template_fields(template: str) -> list[str]:

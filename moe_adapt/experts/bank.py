@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moe_adapt.kernels import routed_lora, stacked
@@ -21,7 +22,7 @@ class ExpertBank:
     counted in the router's order everywhere in this class.
 
     Attributes:
-        a: Down-projections, [E, r, d], in storage order.
+        a: Down-projections, [E, r, d], in storage order; [1, r, d] if the experts share one.
         b: Up-projections, [o, E, r], in storage order.
         scale: The LoRA scale `s`.
         order: `order[i]` is the router's index of the expert stored at position `i`; None if the orders
@@ -63,7 +64,7 @@ class ExpertBank:
     @property
     def num_experts(self) -> int:
         """Number of experts `E`."""
-        return self.a.shape[0]
+        return self.b.shape[1]
 
     def position(self, expert: int) -> int:
         """Return where the expert with the router's index `expert` is stored."""
@@ -86,9 +87,23 @@ class ExpertBank:
             index: Where gates may be other than zero, int [N, K], if the router says so.
         """
         gates, index = self._stored(gates, index)
+        if self.shares_a:
+            return self._from_one_down(x, gates, base)
         return routed_lora(
             x, base, self.a, self.b, self.scale, gates=gates, index=index, trainable=self.trainable
         )
+
+    @property
+    def shares_a(self) -> bool:
+        """Whether several experts have one down-projection (HydraLoRA)."""
+        return len(self.a) < self.num_experts
+
+    def _from_one_down(self, x: Tensor, gates: Tensor, base: Tensor) -> Tensor:
+        """Return `base + s sum_e g_e B_e (A x)`: one product down, one up."""
+        hidden = F.linear(x, self.a[0])
+        weights = (gates * self.scale).to(hidden.dtype)
+        weighted = (weights.unsqueeze(-1) * hidden.unsqueeze(1)).flatten(1)
+        return base + F.linear(weighted, self.b.flatten(1))
 
     def stacks(self, x: Tensor, slots: int | None) -> bool:
         """Return whether the mixture of `x` [N, d] is computed in the stacked form: `shrink` and `expand`.
@@ -97,6 +112,8 @@ class ExpertBank:
             x: Tokens.
             slots: The most experts per token; None if any number may have a gate.
         """
+        if self.shares_a:
+            return False
         experts, rank, features = self.a.shape
         problem = Problem(
             len(x),
@@ -139,4 +156,5 @@ class ExpertBank:
     def delta_weight(self, expert: int) -> Tensor:
         """Return `s B_e A_e`, the change of weight that one expert makes, [o, d]."""
         position = self.position(expert)
-        return (self.b[:, position] @ self.a[position]) * self.scale
+        down = self.a[0 if self.shares_a else position]
+        return (self.b[:, position] @ down) * self.scale

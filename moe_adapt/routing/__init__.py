@@ -6,11 +6,13 @@ from moe_adapt.routing.base import (
     SCORERS,
     SELECTORS,
     AuxLoss,
+    ExpertLoss,
     LogitModifier,
     Logits,
     RoutingDecision,
     Scorer,
     Selector,
+    SiteExperts,
 )
 from moe_adapt.routing.context import RouteContext
 from moe_adapt.routing.losses import *  # noqa: F403
@@ -26,6 +28,7 @@ __all__ = [
     "SCORERS",
     "SELECTORS",
     "AuxLoss",
+    "ExpertLoss",
     "LogitModifier",
     "Logits",
     "RecordGroup",
@@ -35,5 +38,6 @@ __all__ = [
     "RoutingRecord",
     "Scorer",
     "Selector",
+    "SiteExperts",
     "group_records",
 ]

@@ -9,6 +9,7 @@ choice). All router arithmetic is in fp32 (fp64 for fp64 inputs), also under aut
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
@@ -27,11 +28,13 @@ __all__ = [
     "SCORERS",
     "SELECTORS",
     "AuxLoss",
+    "ExpertLoss",
     "LogitModifier",
     "Logits",
     "RoutingDecision",
     "Scorer",
     "Selector",
+    "SiteExperts",
 ]
 
 
@@ -41,10 +44,12 @@ class Logits(NamedTuple):
     Attributes:
         select: What the selector ranks.
         weight: What the gates are computed from.
+        forced: Experts that every token uses, bool [E], for selectors that know of them; None for none.
     """
 
     select: Tensor
     weight: Tensor
+    forced: Tensor | None = None
 
 
 class RoutingDecision(NamedTuple):
@@ -96,6 +101,14 @@ class LogitModifier(nn.Module, ABC):
         Tensors whose shape depends on `num_experts` are carried over by themselves.
         """
 
+    def after_step(self, sums: dict[str, Tensor]) -> None:
+        """Update own buffers, once per optimizer step.
+
+        Args:
+            sums: What `RouteContext.accumulate` added up at this site since the last step, over all
+                processes, by name.
+        """
+
 
 class Selector(nn.Module, ABC):
     """Turns logits into gates. Selectors have options but no parameters."""
@@ -138,6 +151,41 @@ class AuxLoss(nn.Module, ABC):
     @abstractmethod
     def forward(self, groups: Sequence["RecordGroup"]) -> Tensor:
         """Return the unweighted loss, a scalar, for the recorded decisions of one forward pass."""
+
+
+@dataclass(frozen=True)
+class SiteExperts:
+    """The experts of one site as losses on parameters see them; tensors carry gradients.
+
+    Attributes:
+        site: Path of the layer.
+        a: Down-projections in the router's order, [E, r, d]; [1, r, d] if the experts share one.
+        b: Up-projections in the router's order, [o, E, r].
+        scale: LoRA scale `s`.
+        uids: Names of the experts.
+        rows: Router rows [E, d] of a scorer that is one matrix product, else None.
+        start: Buffers with the factors of the start, as `a` and `b`, NaN until they are taken; None if no
+            loss asks for them.
+    """
+
+    site: str
+    a: Tensor
+    b: Tensor
+    scale: float
+    uids: Sequence[str]
+    rows: Tensor | None = None
+    start: tuple[Tensor, Tensor] | None = None
+
+
+class ExpertLoss(AuxLoss):
+    """An auxiliary loss on the experts themselves instead of on decisions."""
+
+    #: Whether the loss compares with the factors of the start, which are then saved with the adapter.
+    needs_start: bool = False
+
+    @abstractmethod
+    def forward(self, sites: Sequence[SiteExperts], progress: float) -> Tensor:  # type: ignore[override]
+        """Return the unweighted loss, a scalar, at a share of the optimizer steps that are done."""
 
 
 SCORERS: Registry[Scorer] = Registry("scorer")

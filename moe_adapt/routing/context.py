@@ -35,6 +35,8 @@ class RouteContext:
         training: Whether the model is in training mode.
         recording: Whether sites leave a `RoutingRecord`.
         progress: Share of the task's optimizer steps that are done.
+        domain_ids: Domain (task) of each sample, int [B], -1 for none; None if the model got none.
+        sums: Where `accumulate` adds up, by adapter, site and name.
     """
 
     def __init__(
@@ -44,12 +46,18 @@ class RouteContext:
         training: bool = False,
         recording: bool = False,
         progress: float = 1.0,
+        domain_ids: Tensor | None = None,
+        sums: dict[tuple[str, str, str], Tensor] | None = None,
     ) -> None:
         self.token_mask = token_mask if token_mask is None else token_mask.bool()
         self.input_ids = input_ids
         self.training = training
         self.recording = recording
         self.progress = progress
+        self.domain_ids = domain_ids
+        self.sums = {} if sums is None else sums
+        #: Visits of sites where labels and not the router decided; auxiliary losses pass them by.
+        self.decided_by_label: set[SiteKey] = set()
         self.site: SiteKey = ("", "", 0)
         self.records: dict[SiteKey, RoutingRecord] = {}
         self.aux_gradients: dict[tuple[SiteKey, Point], Tensor] = {}
@@ -124,6 +132,34 @@ class RouteContext:
             sample()
         return self.keep(sample, name)
 
+    def accumulate(self, name: str, value: Tensor) -> None:
+        """Add a tensor to a sum of this site that its router gets after the optimizer step.
+
+        Counts training forwards only, and the recomputation of gradient checkpointing not at all.
+        """
+        if not self.training or in_backward():
+            return
+        adapter, site, _ = self.site
+        key = (adapter, site, name)
+        value = value.detach()
+        self.sums[key] = self.sums[key] + value if key in self.sums else value
+
+    def flat_domain_ids(self, tokens: int) -> Tensor | None:
+        """Return the domain of each of `tokens` tokens, int [N], or None if the model got no `domain_ids`.
+
+        Raises:
+            UserError: If the tokens are no multiple of the samples.
+        """
+        if self.domain_ids is None:
+            return None
+        samples = len(self.domain_ids)
+        if samples == 0 or tokens % samples:
+            raise UserError(
+                f"the router of {self.site[1]!r} sees {tokens} tokens for the domain_ids of {samples} "
+                "samples; leave the layer out with exclude_modules."
+            )
+        return self.domain_ids.repeat_interleave(tokens // samples)
+
     def _check_own_forward(self) -> None:
         adapter, site, _ = self.site
         if self._recomputations.get((adapter, site), 0) > self._visits.get((adapter, site), 0):
@@ -190,9 +226,10 @@ class RoutingSession:
         self.context: RouteContext | None = None
         self.tracing = False
         self.progress = 1.0
+        self.sums: dict[tuple[str, str, str], Tensor] = {}
 
     def open(self, model: torch.nn.Module, inputs: dict[str, Any]) -> None:
-        """Start a forward of `model` with the named `inputs`."""
+        """Start a forward of `model` with the named `inputs`, `domain_ids` [B] among them if known."""
         if in_backward():
             return
         mask = inputs.get("attention_mask")
@@ -202,6 +239,8 @@ class RoutingSession:
             training=model.training,
             recording=model.training or self.tracing,
             progress=self.progress,
+            domain_ids=inputs.get("domain_ids"),
+            sums=self.sums,
         )
 
     def current(self, training: bool) -> RouteContext:
@@ -224,4 +263,4 @@ class RoutingSession:
         return copy
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"context": None, "tracing": self.tracing, "progress": self.progress}
+        return {"context": None, "tracing": self.tracing, "progress": self.progress, "sums": {}}

@@ -27,6 +27,8 @@ class RoutingRecord:
         nulls: How many of the `E` columns, the last ones, are null experts.
         scores: What the scorer gave, [N, E], if modifiers changed it since.
         expert_groups: Group (task) of each expert, int [E], if the router tells groups apart.
+        by_label: Whether labels and not the router decided.
+        domains: Domain of each token, int [N], -1 for none; None if unknown.
     """
 
     site: str
@@ -37,6 +39,8 @@ class RoutingRecord:
     nulls: int = 0
     scores: Tensor | None = None
     expert_groups: Tensor | None = None
+    by_label: bool = False
+    domains: Tensor | None = None
 
 
 class RecordGroup:

@@ -113,11 +113,18 @@ class Router(nn.Module):
                     nulls=nulls,
                     scores=scores.detach() if changed else None,
                     expert_groups=self.expert_groups,
+                    by_label=key in ctx.decided_by_label,
+                    domains=ctx.flat_domain_ids(len(x)),
                 ),
             )
         if nulls == 0:
             return decision
         return RoutingDecision(*(part[..., :-nulls] for part in decision))
+
+    def after_step(self, sums: dict[str, Tensor]) -> None:
+        """Let the modifiers update their buffers, once per optimizer step (`LogitModifier.after_step`)."""
+        for modifier in self.modifiers:
+            modifier.after_step(sums)  # type: ignore[operator]
 
     @property
     def expert_groups(self) -> Tensor | None:

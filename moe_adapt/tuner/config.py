@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftType
 
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.presets import PRESETS
-from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS
+from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS, ExpertLoss
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE
 from moe_adapt.tuner.targets import option_list
 
@@ -26,8 +26,9 @@ class RoutedLoraConfig(PeftConfig):
     Everything left at None takes the value of the method preset (`moe_adapt.presets`).
 
     Args:
-        method: Preset: lora, soft, top_k, top_p, dynmole, mola, ld_mole, adamoe, cosine, k_means, or a
-            control: uniform_dense, random_fixed, hash, router_frozen.
+        method: Preset: lora, soft, top_k, top_p, dynmole, mola, ld_mole, adamoe, cosine, k_means, lora_mixer,
+            condenser, condenser_bias, hydralora, arrow, or a control: uniform_dense, random_fixed, hash,
+            router_frozen, smoe_dropout.
         target_modules: Layers that get experts: list of name endings, regular expression, ffn, attention or
             all-linear. None takes the preset's group or PEFT's LoRA defaults for the architecture.
         exclude_modules: Layers left out: list of name endings or regular expression.
@@ -41,6 +42,7 @@ class RoutedLoraConfig(PeftConfig):
         modifiers: Logit modifiers, in order: short names or mappings.
         selector: Short name of the selector, or mapping of name and options.
         aux_losses: Auxiliary losses: mappings of name, weight and options.
+        shared_a: Whether the experts of a layer share their down-projection `A` (HydraLoRA).
         experts_from: Stock LoRA adapters to use as frozen experts, so that only the router is trained:
             folders or names on the Hub (OWNER/NAME, OWNER/NAME/SUBFOLDER, with @REVISION), or a mapping of
             names of experts to them. Layers, ranks and scales are theirs.
@@ -69,6 +71,7 @@ class RoutedLoraConfig(PeftConfig):
     modifiers: list[str | dict[str, Any]] | None = None
     selector: str | dict[str, Any] | None = None
     aux_losses: list[str | dict[str, Any]] | None = None
+    shared_a: bool | None = None
     experts_from: list[str] | dict[str, str] | None = None
     compute_dtype: Literal["adapter", "base"] = "adapter"
     modules_to_save: list[str] | None = None
@@ -106,7 +109,7 @@ class RoutedLoraConfig(PeftConfig):
     def _check_experts_from(self) -> None:
         if not self.experts_from or self.sites is not None:
             return
-        for name in ("target_modules", "num_experts", "r", "alpha"):
+        for name in ("target_modules", "num_experts", "r", "alpha", "shared_a"):
             if getattr(self, name) is not None:
                 raise UserError(
                     f"{name} and experts_from exclude each other: layers, number, ranks and scales of the "
@@ -138,6 +141,11 @@ class RoutedLoraConfig(PeftConfig):
             )
         if self.compute_dtype not in ("adapter", "base"):
             raise UserError(f"compute_dtype is 'adapter' or 'base', got {self.compute_dtype!r}.")
+
+    def needs_start(self) -> bool:
+        """Return whether a loss compares experts with their start."""
+        classes = [AUX_LOSSES.resolve(loss)[0] for loss in self.aux_losses or []]
+        return any(issubclass(cls, ExpertLoss) and cls.needs_start for cls in classes)
 
     def _check_components(self) -> None:
         shape = ("in_features", "num_experts")

@@ -9,6 +9,7 @@ without storage (meta device) that runs with these tensors through `torch.func.f
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -18,6 +19,17 @@ from moe_adapt.tuner.peft_plugin import PREFIX, BaseTunerLayer, BufferDict
 __all__ = ["ROUTER_PREFIX", "FlatRouter"]
 
 ROUTER_PREFIX = f"{PREFIX}router__"
+
+
+class _AfterStep(nn.Module):
+    """`Router.after_step` as a forward, which is what `functional_call` calls."""
+
+    def __init__(self, router: Router) -> None:
+        super().__init__()
+        self.router = router
+
+    def forward(self, sums: dict[str, Tensor]) -> None:
+        self.router.after_step(sums)
 
 
 class FlatRouter:
@@ -62,6 +74,12 @@ class FlatRouter:
         """Return the rows [E, d] of a scorer that is one matrix product, or None (`Scorer.rows`)."""
         name = self.skeleton.scorer.rows
         return None if name is None else getattr(layer, self.containers[f"scorer.{name}"])[self.adapter]
+
+    def after_step(self, layer: nn.Module, sums: dict[str, Tensor]) -> None:
+        """Let the router update its buffers after an optimizer step."""
+        tensors = {f"router.{name}": value for name, value in self.tensors(layer).items()}
+        with torch.no_grad():
+            functional_call(_AfterStep(self.skeleton), tensors, (sums,))
 
     def __call__(self, layer: nn.Module, *args: Any, scores: Tensor | None = None) -> RoutingDecision:
         """Run the router with the layer's tensors; known `scores` [N, E] spare the scorer its own."""

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from moe_adapt.errors import UserError
 from moe_adapt.experts import ExpertBank
-from moe_adapt.routing import Router
+from moe_adapt.routing import Router, SiteExperts
 from moe_adapt.routing.context import RoutingSession
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import FlatRouter
@@ -25,7 +25,7 @@ from moe_adapt.tuner.peft_plugin import (
     layer_shape,
 )
 
-__all__ = ["RoutedLoraLayer", "SiteSpec"]
+__all__ = ["RoutedLoraLayer", "SiteSpec", "adapted_layers"]
 
 
 @dataclass
@@ -39,6 +39,7 @@ class SiteSpec:
         frozen: Number of frozen experts; they are stored before the trainable ones.
         order: Router index of each stored expert; None if experts are stored in the router's order.
         uids: Name of each expert in the router's order; None if they are called by their numbers.
+        shared_a: Whether all experts have one down-projection (HydraLoRA).
     """
 
     num_experts: int
@@ -47,6 +48,7 @@ class SiteSpec:
     frozen: int = 0
     order: list[int] | None = None
     uids: list[str] | None = None
+    shared_a: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -79,6 +81,8 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
     other_param_names: tuple[str, ...] = (
         "moe_adapt_A_frozen",
         "moe_adapt_B_frozen",
+        "moe_adapt_A_start",
+        "moe_adapt_B_start",
         "moe_adapt_dropout",
         "specs",
         "routers",
@@ -96,6 +100,8 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         self.moe_adapt_B = nn.ParameterDict()
         self.moe_adapt_A_frozen = BufferDict({}, persistent=True)
         self.moe_adapt_B_frozen = BufferDict({}, persistent=True)
+        self.moe_adapt_A_start = BufferDict({}, persistent=True)
+        self.moe_adapt_B_start = BufferDict({}, persistent=True)
         self.moe_adapt_dropout = nn.ModuleDict()
         self.specs: dict[str, SiteSpec] = {}
         self.routers: dict[str, FlatRouter] = {}
@@ -128,7 +134,8 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         for downs, ups, count in blocks:
             if count == 0:
                 continue
-            down = torch.empty(count, spec.r, self.in_features, dtype=dtype).uniform_(-bound, bound)
+            downs_count = 1 if spec.shared_a else count
+            down = torch.empty(downs_count, spec.r, self.in_features, dtype=dtype).uniform_(-bound, bound)
             up = torch.zeros(self.out_features, count, spec.r, dtype=dtype)
             is_frozen = downs is self.moe_adapt_A_frozen
             downs[adapter_name] = down if is_frozen else nn.Parameter(down, requires_grad=trainable)
@@ -147,7 +154,33 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         self.specs[adapter_name] = spec
         self.scales[adapter_name] = spec.scale(config.use_rslora)
         self.base_compute[adapter_name] = config.compute_dtype == "base"
+        if config.needs_start():
+            self._await_start(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
+
+    def _await_start(self, adapter_name: str) -> None:
+        """Make the buffers for the factors of the start, not taken yet."""
+        for start, factor in zip(
+            (self.moe_adapt_A_start, self.moe_adapt_B_start), self.factors(adapter_name), strict=True
+        ):
+            start[adapter_name] = torch.full_like(factor, torch.nan)
+
+    def site_experts(self, adapter_name: str) -> SiteExperts:
+        """Return an adapter's experts here as losses on parameters see them."""
+        bank, spec, router = self.bank(adapter_name), self.specs[adapter_name], self.routers[adapter_name]
+        stored = [bank.position(expert) for expert in range(spec.num_experts)]
+        rows, start = router.rows(self), None
+        if adapter_name in self.moe_adapt_A_start:
+            start = (self.moe_adapt_A_start[adapter_name], self.moe_adapt_B_start[adapter_name])
+        return SiteExperts(
+            site=self.site,
+            a=bank.a if spec.shared_a else bank.a[stored],
+            b=bank.b[:, stored],
+            scale=bank.scale,
+            uids=spec.names,
+            rows=None if rows is None else rows[: spec.num_experts],
+            start=start,
+        )
 
     def _adapter_dtype(self) -> torch.dtype:
         weight = getattr(self.get_base_layer(), "weight", None)
@@ -208,10 +241,19 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         frozen = self.frozen_experts(adapter_name)
         if set(experts) <= frozen:
             return
+        self.refuse_shared(adapter_name)
         a, b = self.factors(adapter_name)
         self.set_experts(
             adapter_name, a, b, frozen | set(experts), self.moe_adapt_A[adapter_name].requires_grad
         )
+
+    def refuse_shared(self, adapter_name: str) -> None:
+        """Raise `UserError` if the experts share `A`, so that none can be changed by itself."""
+        if self.specs[adapter_name].shared_a:
+            raise UserError(
+                f"the experts of {self.site} share their down-projection (shared_a), so none can be frozen, "
+                "added or removed by itself; use a method without shared_a."
+            )
 
     def frozen_experts(self, adapter_name: str) -> set[int]:
         """Return the router indices of the frozen experts."""
@@ -220,9 +262,10 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
 
     def factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """Return detached factors [E, r, d] and [o, E, r] of an adapter's experts in the router's order."""
-        bank = self.bank(adapter_name)
-        stored = [bank.position(expert) for expert in range(bank.num_experts)]
-        return bank.a.detach()[stored], bank.b.detach()[:, stored]
+        experts = self.bank(adapter_name)
+        stored = [experts.position(expert) for expert in range(experts.num_experts)]
+        a, b = experts.a.detach(), experts.b.detach()
+        return a if self.specs[adapter_name].shared_a else a[stored], b[:, stored]
 
     def set_experts(
         self, adapter_name: str, a: Tensor, b: Tensor, frozen: Collection[int], trainable: bool = True
@@ -256,6 +299,8 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         order = held + live
         spec.num_experts, spec.r, spec.frozen = len(a), a.shape[1], len(held)
         spec.order = None if order == sorted(order) else order
+        if adapter_name in self.moe_adapt_A_start:
+            self._await_start(adapter_name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base output plus the mixtures of the active adapters, in the base output's dtype."""
@@ -381,3 +426,8 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
     def extra_repr(self) -> str:
         """Return the experts of each adapter for `print(model)`."""
         return ", ".join(f"{name}: E={spec.num_experts} r={spec.r}" for name, spec in self.specs.items())
+
+
+def adapted_layers(model: nn.Module) -> list[RoutedLoraLayer]:
+    """Return the routed layers of a model, in order."""
+    return [module for module in model.modules() if isinstance(module, RoutedLoraLayer)]

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.routing import RoutingStats, routing_stats
-from moe_adapt.routing import AUX_LOSSES, AuxLoss, RouteContext, group_records
-from moe_adapt.routing.carrier import carry
+from moe_adapt.routing import RouteContext
 from moe_adapt.routing.context import RoutingSession
+from moe_adapt.tuner.aux_losses import sum_aux_losses
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import ROUTER_PREFIX
-from moe_adapt.tuner.layer import RoutedLoraLayer, SiteSpec
+from moe_adapt.tuner.layer import RoutedLoraLayer, SiteSpec, adapted_layers
 from moe_adapt.tuner.loading import check_loaded_keys, is_adapter_key
 from moe_adapt.tuner.mixed_batch import naming_adapters
 from moe_adapt.tuner.peft_plugin import PREFIX, BaseTuner, BaseTunerLayer, is_supported_layer, layer_shape
-from moe_adapt.tuner.stock_lora import SiteExperts, collect_sites, read_lora
+from moe_adapt.tuner.stock_lora import StockSite, collect_sites, read_lora
 from moe_adapt.tuner.summary import AdapterSummary
 from moe_adapt.tuner.targets import resolve_targets, site_depth, site_value
 
-__all__ = ["ModelHooks", "RoutedLoraModel"]
+__all__ = ["ModelHooks", "RoutedLoraModel", "adapted_layers"]
 
 
 class ModelHooks:
@@ -55,9 +55,12 @@ class ModelHooks:
                 return owner
         return cls(model)
 
-    def before_forward(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Open the route context."""
+    def before_forward(
+        self, model: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
+        """Open the route context; take `domain_ids`, which are for routers only, out of the inputs."""
         self.session.open(model, dict(zip(self._names, args, strict=False)) | kwargs)
+        return args, {name: value for name, value in kwargs.items() if name != "domain_ids"}
 
     def after_forward(self, model: nn.Module, args: tuple, output: Any) -> None:
         """Add the auxiliary loss to `output.loss` in training mode, if asked to."""
@@ -69,56 +72,6 @@ class ModelHooks:
         """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
-
-
-def adapted_layers(model: nn.Module) -> list[RoutedLoraLayer]:
-    """Return the routed layers of a model, in order."""
-    return [module for module in model.modules() if isinstance(module, RoutedLoraLayer)]
-
-
-def _aux_losses(model: nn.Module, adapter: str) -> list[tuple[str, AuxLoss]]:
-    specs = model.peft_config[adapter].aux_losses  # type: ignore[index, union-attr]
-    named = [(spec if isinstance(spec, str) else spec["name"], AUX_LOSSES.build(spec)) for spec in specs]
-    return [(name, loss) for name, loss in named if loss.weight != 0]
-
-
-def sum_aux_losses(model: nn.Module, session: RoutingSession) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the weighted sum of the auxiliary losses of the last forward, and its parts by name.
-
-    Raises:
-        RuntimeError: If there was no forward in training mode, or the loss was taken already.
-    """
-    context = session.context
-    if context is None or not context.recording:
-        raise RuntimeError("aux_loss() needs a forward of the model in training mode first.")
-    if context.aux_computed:
-        raise RuntimeError("aux_loss() was already called for this forward; keep its value and use that.")
-    context.aux_computed = True
-    device = next(model.parameters()).device
-    total = torch.zeros((), device=device)
-    parts: dict[str, Tensor] = {}
-    for adapter in sorted({key[0] for key in context.records}):
-        losses = _aux_losses(model, adapter)
-        if not losses:
-            continue
-        keys = [key for key in context.records if key[0] == adapter]
-        grouped = group_records((context.records[key] for key in keys), context.progress)
-        groups = [group for group, _ in grouped]
-        with torch.enable_grad(), torch.autocast(device_type=device.type, enabled=False):
-            terms = {name: loss.weight * loss(groups) for name, loss in losses}
-            value = torch.stack(list(terms.values())).sum()
-            places = [(group, point) for group in groups for point in group.points()]
-            leaves = [getattr(group, point) for group, point in places]
-            gradients = torch.autograd.grad(value, leaves, allow_unused=True)
-        positions = {id(group): members for group, members in grouped}
-        for (group, point), gradient in zip(places, gradients, strict=True):
-            if gradient is not None:
-                for i, member in enumerate(positions[id(group)]):
-                    context.aux_gradients[keys[member], point] = gradient[i]
-        total = total + carry(value, context)
-        for name, term in terms.items():
-            parts[name] = parts.get(name, 0) + term.detach()
-    return total, parts
 
 
 class RoutedLoraModel(BaseTuner):
@@ -146,7 +99,7 @@ class RoutedLoraModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Create an adapter's layers (see PEFT); resolves per-site values into the saved configuration."""
-        self._stock_experts: dict[str, SiteExperts] = {}
+        self._stock_experts: dict[str, StockSite] = {}
         self._num_depths = 1 + max(
             (depth for name, _ in model.named_modules() if (depth := site_depth(name)) is not None), default=0
         )
@@ -203,7 +156,7 @@ class RoutedLoraModel(BaseTuner):
                 name: site_value(getattr(config, name), site, self._num_depths, name)
                 for name in ("num_experts", "r", "alpha")
             }
-            config.sites[site] = SiteSpec(**values).to_dict()
+            config.sites[site] = SiteSpec(**values, shared_a=bool(config.shared_a)).to_dict()
         return SiteSpec(**config.sites[site])
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
@@ -246,6 +199,35 @@ class RoutedLoraModel(BaseTuner):
     @add_aux_to_loss.setter
     def add_aux_to_loss(self, value: bool) -> None:
         self.hooks.add_aux_to_loss = value
+
+    @property
+    def progress(self) -> float:
+        """Share of the optimizer steps that are done, in [0, 1]: what schedules of routers and losses follow.
+
+        Our Lightning modules keep it; in a loop of your own set it before each step. It starts at 1.
+        """
+        return self.hooks.session.progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self.hooks.session.progress = value
+
+    def after_step(self) -> None:
+        """Let routers update their buffers, once per optimizer step; see `follow`."""
+        sums = self.hooks.session.sums
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for key in sorted(sums):
+                torch.distributed.all_reduce(sums[key])
+        for layer in adapted_layers(self.model):
+            for adapter, router in layer.routers.items():
+                own = {name: value for (a, s, name), value in sums.items() if (a, s) == (adapter, layer.site)}
+                if own:
+                    router.after_step(layer, own)
+        sums.clear()
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> Any:
+        """Call `after_step` after every step of an optimizer; return the handle of the hook."""
+        return optimizer.register_step_post_hook(lambda *_: self.after_step())
 
     def aux_loss(self) -> Tensor:
         """Return the weighted sum of the auxiliary losses of the last training-mode forward, a scalar.
@@ -344,7 +326,7 @@ class RoutedLoraModel(BaseTuner):
         )
 
 
-def stock_experts(config: RoutedLoraConfig, model: nn.Module) -> dict[str, SiteExperts]:
+def stock_experts(config: RoutedLoraConfig, model: nn.Module) -> dict[str, StockSite]:
     """Read the adapters of `config.experts_from` and write their layers into the configuration."""
     named = config.experts_from
     pairs = named.items() if isinstance(named, dict) else [(None, source) for source in named or []]

@@ -28,8 +28,8 @@ from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.experts import MergeMethod, PoolEdit, edit_factors
 from moe_adapt.routing import Router
 from moe_adapt.tuner.flat_state import FlatRouter
-from moe_adapt.tuner.layer import RoutedLoraLayer, SiteSpec
-from moe_adapt.tuner.model import RoutedLoraModel, adapted_layers
+from moe_adapt.tuner.layer import RoutedLoraLayer, SiteSpec, adapted_layers
+from moe_adapt.tuner.model import RoutedLoraModel
 from moe_adapt.tuner.optimizer_state import OptimizerState, Swap, differing_dim
 
 __all__ = ["add_experts", "duplicate_experts", "freeze_experts", "merge_experts", "prune_experts"]
@@ -263,6 +263,8 @@ class _Pool:
         self.adapter = adapter_name or tuner.active_adapters[0]
         self.config = tuner._config(self.adapter)
         self.layers = [layer for layer in adapted_layers(tuner.model) if self.adapter in layer.specs]
+        for layer in self.layers:
+            layer.refuse_shared(self.adapter)
         self.optimizer = optimizer
         self.state: OptimizerState = state
         self.method: MergeMethod = "svd"

@@ -31,7 +31,7 @@ from torch import Tensor
 from moe_adapt.errors import UserError
 from moe_adapt.experts import pad_rank
 
-__all__ = ["SiteExperts", "StockLora", "collect_sites", "read_lora"]
+__all__ = ["StockLora", "StockSite", "collect_sites", "read_lora"]
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<site>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
@@ -76,7 +76,7 @@ class StockLora:
 
 
 @dataclass(frozen=True)
-class SiteExperts:
+class StockSite:
     """The experts of one layer, stacked.
 
     Attributes:
@@ -107,9 +107,7 @@ def read_lora(source: str, uid: str | None = None) -> StockLora:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         tensors = load_file(weights_path)
     except (ValueError, SafetensorError) as error:
-        raise UserError(
-            f"the adapter {source!r} is damaged ({error}); download or export it again."
-        ) from error
+        raise UserError(f"the adapter {source!r} is damaged ({error}); download it again.") from error
     _refuse_other_kinds(source, config)
     factors: dict[str, dict[str, Tensor]] = {}
     heads = [str(name) for name in config.get("modules_to_save") or ()]
@@ -122,8 +120,8 @@ def read_lora(source: str, uid: str | None = None) -> StockLora:
             left_out.append(key)
         else:
             raise UserError(
-                f"the adapter {source!r} holds the tensor {key!r}, which is no LoRA factor of a linear layer; "
-                "such an adapter cannot become an expert exactly."
+                f"the adapter {source!r} holds the tensor {key!r}, which is no LoRA factor of a linear "
+                "layer; such an adapter cannot become an expert exactly."
             )
     if left_out:
         warnings.warn(
@@ -173,8 +171,8 @@ def _refuse_other_kinds(source: str, config: Mapping[str, Any]) -> None:
     for option, plain in _PLAIN.items():
         if config.get(option) not in plain:
             raise UserError(
-                f"{source!r} has {option}={config[option]!r}, which is more than a low-rank matrix per layer of "
-                "the base as it is; only plain LoRA can become an expert."
+                f"{source!r} has {option}={config[option]!r}, which is more than a low-rank matrix per layer "
+                "of the base as it is; only plain LoRA can become an expert."
             )
 
 
@@ -193,7 +191,7 @@ def _by_pattern(patterns: Mapping[str, float], site: str, default: float) -> flo
 
 def collect_sites(
     adapters: Sequence[StockLora], shapes: Mapping[str, tuple[int, int]], base_name: str | None
-) -> dict[str, SiteExperts]:
+) -> dict[str, StockSite]:
     """Stack adapters into the experts of each layer.
 
     Args:
@@ -226,24 +224,25 @@ def _check_base(adapter: StockLora, shapes: Mapping[str, tuple[int, int]], base_
     for site, (a, b) in adapter.factors.items():
         if site not in shapes:
             raise UserError(
-                f"the adapter {adapter.source!r} adapts {site!r}, which is no linear layer of this base model; "
-                "it was made for another one."
+                f"the adapter {adapter.source!r} adapts {site!r}, which is no linear layer of this base "
+                "model; it was made for another one."
             )
         if (a.shape[1], b.shape[0]) != shapes[site] or a.shape[0] != b.shape[1]:
             raise UserError(
-                f"the adapter {adapter.source!r} has factors {[*a.shape]} and {[*b.shape]} at {site!r}, which "
-                f"maps {shapes[site][0]} to {shapes[site][1]} features; it was made for another base model."
+                f"the adapter {adapter.source!r} has factors {[*a.shape]} and {[*b.shape]} at {site!r}, "
+                f"which maps {shapes[site][0]} to {shapes[site][1]} features; it was made for another base "
+                "model."
             )
 
 
-def _stack(adapters: Sequence[StockLora], site: str) -> SiteExperts:
+def _stack(adapters: Sequence[StockLora], site: str) -> StockSite:
     rank = max(len(adapter.factors[site][0]) for adapter in adapters)
     scale = adapters[0].scales[site]
     padded = []
     for adapter in adapters:
         a, b = (factor.float() for factor in adapter.factors[site])
         padded.append(pad_rank(a, b * (adapter.scales[site] / scale), rank))
-    return SiteExperts(
+    return StockSite(
         uids=[adapter.uid for adapter in adapters],
         a=torch.stack([a for a, _ in padded]),
         b=torch.stack([b for _, b in padded], dim=1),

@@ -9,7 +9,16 @@ from moe_adapt.errors import UserError
 from moe_adapt.presets import PRESETS
 from tests.tuner.tiny import adapted, batch, llama
 
-WITHOUT_ROUTER = ("lora", "uniform_dense", "random_fixed", "hash", "router_frozen", "k_means")
+WITHOUT_ROUTER = (
+    "lora",
+    "uniform_dense",
+    "random_fixed",
+    "hash",
+    "router_frozen",
+    "k_means",
+    "arrow",
+    "smoe_dropout",
+)
 LOSSES = [{"name": "load_balance", "weight": 0.5}, {"name": "z_loss", "weight": 0.1}]
 
 

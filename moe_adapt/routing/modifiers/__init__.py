@@ -1,9 +1,17 @@
 """Logit modifiers: what happens to logits between scorer and selector."""
 
+from moe_adapt.routing.modifiers.condense_bias import CondenseBias
 from moe_adapt.routing.modifiers.noise import GaussianNoise
 from moe_adapt.routing.modifiers.offset import Offset
 from moe_adapt.routing.modifiers.temperature import Temperature
 from moe_adapt.routing.modifiers.token_assignment import TokenAssignmentModifier
 from moe_adapt.routing.modifiers.twin_exclusive import TwinExclusive
 
-__all__ = ["GaussianNoise", "Offset", "Temperature", "TokenAssignmentModifier", "TwinExclusive"]
+__all__ = [
+    "CondenseBias",
+    "GaussianNoise",
+    "Offset",
+    "Temperature",
+    "TokenAssignmentModifier",
+    "TwinExclusive",
+]

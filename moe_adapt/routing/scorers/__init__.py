@@ -1,5 +1,6 @@
 """Scorers: a logit per token and expert."""
 
+from moe_adapt.routing.scorers.arrow import ArrowScorer
 from moe_adapt.routing.scorers.cosine import CosineScorer
 from moe_adapt.routing.scorers.frozen_linear import FrozenLinearScorer
 from moe_adapt.routing.scorers.hash import HashScorer
@@ -9,6 +10,7 @@ from moe_adapt.routing.scorers.random_fixed import RandomFixedScorer
 from moe_adapt.routing.scorers.uniform import UniformScorer
 
 __all__ = [
+    "ArrowScorer",
     "CosineScorer",
     "FrozenLinearScorer",
     "HashScorer",

@@ -1,7 +1,10 @@
 """Selectors: from logits to gates."""
 
+from moe_adapt.routing.selectors.condenser import CondenserSelector
 from moe_adapt.routing.selectors.dense import DenseSelector
 from moe_adapt.routing.selectors.dynmole import DynMoleSelector
+from moe_adapt.routing.selectors.growing_top_k import GrowingTopKSelector
+from moe_adapt.routing.selectors.hard_soft import HardSoftSelector
 from moe_adapt.routing.selectors.null_experts import NullExpertsSelector
 from moe_adapt.routing.selectors.sparsegen import SparsegenSelector
 from moe_adapt.routing.selectors.sum import SumSelector
@@ -9,8 +12,11 @@ from moe_adapt.routing.selectors.top_k import TopKSelector
 from moe_adapt.routing.selectors.top_p import TopPSelector
 
 __all__ = [
+    "CondenserSelector",
     "DenseSelector",
     "DynMoleSelector",
+    "GrowingTopKSelector",
+    "HardSoftSelector",
     "NullExpertsSelector",
     "SparsegenSelector",
     "SumSelector",

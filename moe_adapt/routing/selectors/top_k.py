@@ -35,7 +35,10 @@ class TopKSelector(Selector):
 
     def forward(self, logits: Logits, ctx: RouteContext) -> RoutingDecision:
         """Return gates that are zero outside the `k` best, [N, E]."""
-        k = self.slots(logits.select.shape[-1])
+        return self.choose(logits, self.k)
+
+    def choose(self, logits: Logits, k: int) -> RoutingDecision:
+        """Return the decision for the `k` best, or for all if there are fewer."""
         best = logits.select.sort(dim=-1, descending=True, stable=True).indices[..., :k]
         selected = torch.zeros_like(logits.select, dtype=torch.bool).scatter_(-1, best, True)
         selected &= logits.select > -torch.inf

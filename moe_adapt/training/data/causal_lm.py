@@ -10,7 +10,7 @@ Three kinds of table:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,14 @@ from moe_adapt.data.tables import SourceOption, TableSource, load_table, require
 from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.training.data.base import Batch, SeededDataModule
+from moe_adapt.training.data.domains import DomainColumn
 from moe_adapt.training.data.rows import Rows
 
 __all__ = ["CausalLMData", "Question", "pack", "right_choice"]
+
+
+#: Key under which a row keeps the number of its domain.
+_DOMAIN = "\0domain"
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ class CausalLMData(SeededDataModule):
         chat: Put prompt and response into the tokenizer's chat format.
         system: What the system says first in chat format.
         text_column: Column of plain text to model, instead of prompt and response.
+        domain_column: Column of the domain (task) of a row, whose number in ``domain_ids`` (one per sequence)
+            is for routers that are trained by label; not with `text_column`.
         column_names: Names of the columns of CSV and TSV files that have no header line.
         train_on_prompt: Learn the prompt as well as the response; validation and test never count it.
         max_length: Most tokens per sequence; a longer prompt loses its beginning.
@@ -137,6 +144,7 @@ class CausalLMData(SeededDataModule):
         chat: bool = False,
         system: str | None = None,
         text_column: str | None = None,
+        domain_column: str | None = None,
         column_names: list[str] | None = None,
         train_on_prompt: bool = False,
         max_length: int = 512,
@@ -157,6 +165,8 @@ class CausalLMData(SeededDataModule):
             )
         if prompt is not None and response is None and choices is None:
             raise UserError("a `prompt` needs a `response` template, such as ' {answer}', or `choices`.")
+        if text_column is not None and domain_column is not None:
+            raise UserError("text_column joins documents into blocks without domains: drop domain_column.")
         if (choices is None) != (answer is None):
             raise UserError(
                 "`choices` and `answer` go together: the choices, and the column of the right one."
@@ -168,6 +178,7 @@ class CausalLMData(SeededDataModule):
         self.chat = chat
         self.system = system
         self.text_column = text_column
+        self.domains = DomainColumn(domain_column)
         self.column_names = column_names
         self.train_on_prompt = train_on_prompt
         self.max_length = max_length
@@ -194,7 +205,11 @@ class CausalLMData(SeededDataModule):
             columns.append("choice")
         check_template(self.prompt or "", columns)
         check_template(self.response, columns)
-        return Rows(table.to_list(), np.zeros(len(table), dtype=np.int64))
+        rows = [
+            row | {_DOMAIN: domain}
+            for row, domain in zip(table.to_list(), self.domains.read(table, source), strict=True)
+        ]
+        return Rows(rows, np.zeros(len(rows), dtype=np.int64))
 
     def prepare(self, rows: Rows, split: str) -> Rows:
         """Return the rows as token sequences."""
@@ -254,7 +269,10 @@ class CausalLMData(SeededDataModule):
                 choices = self._choices_of(row, number)
                 row = row | {"choice": choices[right_choice(row[self.answer], choices, number)]}
             texts.append(self._texts(row, number, end=True))
-        return self._encode(texts, list(range(len(texts))), end=True, train_on_prompt=train_on_prompt)
+        examples = self._encode(texts, list(range(len(texts))), end=True, train_on_prompt=train_on_prompt)
+        return [
+            replace(example, domain=row[_DOMAIN]) for example, row in zip(examples, rows.items, strict=True)
+        ]
 
     def _questions(self, rows: Rows) -> list[Question]:
         texts, numbers, answers = [], [], []
@@ -263,7 +281,10 @@ class CausalLMData(SeededDataModule):
             answers.append(right_choice(row[self.answer], choices, number))
             texts += [self._texts(row | {"choice": choice}, number, end=False) for choice in choices]
             numbers += [number] * len(choices)
-        examples = iter(self._encode(texts, numbers, end=False))
+        examples = iter(
+            replace(example, domain=rows.items[number][_DOMAIN])
+            for example, number in zip(self._encode(texts, numbers, end=False), numbers, strict=True)
+        )
         counts = np.bincount(numbers)
         return [
             Question([next(examples) for _ in range(count)], answer)
@@ -290,6 +311,7 @@ class CausalLMData(SeededDataModule):
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+            **self.domains.batch([example.domain for example in examples]),
         }
         if answers:
             batch |= {"choice_row": torch.tensor(choice_row), "answer": torch.tensor(answers)}

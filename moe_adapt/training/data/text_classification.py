@@ -8,6 +8,7 @@ from moe_adapt.data.tables import SourceOption, TableSource, load_table, require
 from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.errors import UserError
 from moe_adapt.training.data.base import Batch, SeededDataModule
+from moe_adapt.training.data.domains import DomainColumn
 from moe_adapt.training.data.rows import Rows
 
 __all__ = ["TextClassificationData"]
@@ -27,6 +28,8 @@ class TextClassificationData(SeededDataModule):
         text_column: Column of the text.
         text_pair_column: Column of a second text, for tasks on pairs of texts.
         label_column: Column of the label: texts, or numbers from 0.
+        domain_column: Column of the domain (task) of a text, whose number in ``domain_ids`` [B] is for
+            routers that are trained by label.
         class_names: Names of the classes in the order of their numbers; None takes them from the training
             rows.
         column_names: Names of the columns of CSV and TSV files that have no header line.
@@ -53,6 +56,7 @@ class TextClassificationData(SeededDataModule):
         text_column: str = "text",
         text_pair_column: str | None = None,
         label_column: str = "label",
+        domain_column: str | None = None,
         class_names: list[str] | None = None,
         column_names: list[str] | None = None,
         validation_fraction: float = 0.1,
@@ -69,6 +73,7 @@ class TextClassificationData(SeededDataModule):
         )
         self.text_columns = [text_column] if text_pair_column is None else [text_column, text_pair_column]
         self.label_column = label_column
+        self.domains = DomainColumn(domain_column)
         self.column_names = column_names
         self.max_length = max_length
         self.class_names: list[str] = list(class_names or [])
@@ -90,19 +95,21 @@ class TextClassificationData(SeededDataModule):
                 )
             self.class_names = infer_class_names(table, self.label_column, source)
         labels = encode_labels(table, self.label_column, self.class_names, source)
+        domains = self.domains.read(table, source)
         texts = list(zip(*(texts_of(table, column, source) for column in self.text_columns), strict=True))
         lengths = [sum(map(len, row)) for row in texts]
-        return Rows(list(zip(texts, labels.tolist(), strict=True)), labels, lengths)
+        return Rows(list(zip(texts, labels.tolist(), domains, strict=True)), labels, lengths)
 
-    def collate(self, rows: list[tuple[tuple[str, ...], int]]) -> Batch:
+    def collate(self, rows: list[tuple[tuple[str, ...], int, int | None]]) -> Batch:
         """Return a batch, padded to its longest row."""
-        columns = [list(column) for column in zip(*(texts for texts, _ in rows), strict=True)]
+        columns = [list(column) for column in zip(*(texts for texts, _, _ in rows), strict=True)]
         encoded = self.tokenizer(
             *columns, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
         )
-        labels = torch.tensor([label for _, label in rows])
+        labels = torch.tensor([label for _, label, _ in rows])
         return {
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],
             "labels": labels,
+            **self.domains.batch([domain for _, _, domain in rows]),
         }

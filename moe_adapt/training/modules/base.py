@@ -101,6 +101,7 @@ class AdaptedModule(L.LightningModule):
         self.warmup = warmup
         self.tuner_config = copy.deepcopy(tuner)
         self._seed: int | None = None
+        self._total_steps: int | None = None
         self._base_fingerprint: str | None = None
         self._restored_rng: dict[str, Any] | None = None
         self._sites_checked = tuner is None
@@ -134,6 +135,10 @@ class AdaptedModule(L.LightningModule):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return the subclass's settings that shape the model, as JSON types."""
+
+    def for_routers(self, batch: Batch) -> Batch:
+        """Return the inputs of a batch that routers look at and the model does not know."""
+        return {} if self.tuner is None or "domain_ids" not in batch else {"domain_ids": batch["domain_ids"]}
 
     # Training.
 
@@ -172,12 +177,16 @@ class AdaptedModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Enter training mode, which pretrained models do not come in; restore a resumed run's generators."""
         self.train()
+        total = self.trainer.estimated_stepping_batches
+        self._total_steps = None if total == float("inf") else max(1, int(total))
         if self._restored_rng is not None:
             set_rng_state(self._restored_rng)
             self._restored_rng = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed this batch (`moe_adapt.training.randomness`)."""
+        """Seed this batch (`moe_adapt.training.randomness`); tell the routers how far training is."""
+        if self.tuner is not None and self._total_steps is not None:
+            self.tuner.progress = min(1.0, self.global_step / self._total_steps)
         seed_batch(self.seed, self.global_rank, self.current_epoch, batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -207,6 +216,8 @@ class AdaptedModule(L.LightningModule):
             )
         optimizer = self.optimizer(parameter_groups(parameters, self.lr, self.weight_decay))
         check_coverage(optimizer, self)
+        if self.tuner is not None:
+            self.tuner.follow(optimizer)
         if self.lr_scheduler is not None:
             scheduler = self.lr_scheduler(optimizer)
             return {

@@ -128,7 +128,10 @@ class CausalLM(AdaptedModule):
     def forward(self, batch: Batch) -> Tensor:
         """Return next-token logits, [M, S, V]."""
         return self.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            use_cache=False,
+            **self.for_routers(batch),
         ).logits
 
     def task_loss(self, batch: Batch) -> Tensor:

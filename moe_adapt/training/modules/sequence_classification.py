@@ -83,7 +83,8 @@ class SequenceClassifier(Classifier):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return class logits, [B, C]."""
-        output = self.model(**{key: value for key, value in batch.items() if key != "labels"})
+        inputs = {key: value for key, value in batch.items() if key not in ("labels", "domain_ids")}
+        output = self.model(**inputs, **self.for_routers(batch))
         return output if isinstance(output, Tensor) else output.logits
 
 
