@@ -3,22 +3,38 @@ r"""Entropies of routing distributions, normalised to 1 for the uniform one and 
 Tsallis entropy of order `q` (nats for `q = 1`, where it is Shannon's):
 
 $$S_q(p) = \frac{1 - \sum_i p_i^q}{q - 1}, \qquad S_1(p) = -\sum_i p_i \log p_i$$
+
+Rényi entropy is another function of the same sum, with the same limit for `q = 1` and the maximum `log E`:
+
+$$R_q(p) = \frac{\log \sum_i p_i^q}{1 - q}$$
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
 
-__all__ = ["check_order", "max_tsallis_entropy", "tsallis_entropy"]
+__all__ = [
+    "EntropyKind",
+    "check_entropy",
+    "max_tsallis_entropy",
+    "renyi_entropy",
+    "routing_entropy",
+    "tsallis_entropy",
+]
+
+EntropyKind = Literal["tsallis", "renyi"]
 
 
-def check_order(q: float) -> None:
-    """Raise `UserError` unless the order of an entropy is positive."""
+def check_entropy(q: float, kind: str = "tsallis") -> None:
+    """Raise `UserError` unless the order of an entropy is positive and its kind known."""
     if q <= 0:
         raise UserError(f"the order q of an entropy is positive, got {q}.")
+    if kind not in ("tsallis", "renyi"):
+        raise UserError(f"the kind of an entropy is 'tsallis' or 'renyi', got {kind!r}.")
 
 
 def max_tsallis_entropy(num_experts: int, q: float) -> float:
@@ -53,3 +69,26 @@ def tsallis_entropy(probs: Tensor, q: float, normalize: bool = True) -> Tensor:
     else:
         entropy = (1 - (safe.pow(q) * some).sum(dim=-1)) / (q - 1)
     return entropy / max_tsallis_entropy(num_experts, q) if normalize else entropy
+
+
+def renyi_entropy(probs: Tensor, q: float) -> Tensor:
+    """Return the Rényi entropy of order `q` along the last axis, divided by that of the uniform distribution.
+
+    Args:
+        probs: Probabilities, [..., E]; zeros are allowed and contribute zero.
+        q: Order; 1 is Shannon's entropy.
+
+    >>> renyi_entropy(torch.tensor([0.5, 0.5, 0.0, 0.0]), q=2.0).item()
+    0.5
+    """
+    num_experts = probs.shape[-1]
+    if q == 1 or num_experts == 1:
+        return tsallis_entropy(probs, 1)
+    some = probs > 0
+    mass = (probs.masked_fill(~some, 1).pow(q) * some).sum(dim=-1)
+    return mass.log() / (1 - q) / math.log(num_experts)
+
+
+def routing_entropy(probs: Tensor, q: float, kind: EntropyKind) -> Tensor:
+    """Return the normalised entropy of a kind and order along the last axis."""
+    return tsallis_entropy(probs, q) if kind == "tsallis" else renyi_entropy(probs, q)

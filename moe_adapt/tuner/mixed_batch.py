@@ -124,7 +124,7 @@ def add_mixed_experts(layer: Any, x: Tensor, result: Tensor, names: Sequence[str
         decision = layer.routers[name](layer, tokens, context, bank, name, layer.site, own)
         stored = decision.gates if bank.order is None else decision.gates[:, list(bank.order)]
         gates.append(stored.masked_fill(~mine.unsqueeze(1), 0) * bank.scale)
-        blocks.append((bank.a, bank.b))
+        blocks.append((bank.a.expand(bank.num_experts, -1, -1), bank.b))
     a, b = stack_factors(blocks, dtype)
     base = result.reshape(-1, layer.out_features)
     y = routed_lora(tokens.to(a.dtype), base, a, b, 1.0, gates=torch.cat(gates, dim=1))

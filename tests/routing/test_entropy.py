@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_adapt.errors import UserError
-from moe_adapt.routing.entropy import check_order, tsallis_entropy
+from moe_adapt.routing.entropy import check_entropy, renyi_entropy, routing_entropy, tsallis_entropy
 
 
 @pytest.mark.parametrize(
@@ -66,4 +66,29 @@ def test_large_banks_stay_normalised():
 
 def test_order_must_be_positive():
     with pytest.raises(UserError, match="order q"):
-        check_order(0)
+        check_entropy(0)
+
+
+@pytest.mark.parametrize("q", [0.5, 1.0, 1.1, 2.0])
+def test_renyi_is_the_logarithm_of_the_same_sum(q):
+    probs = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=torch.float64)
+    if q == 1:
+        expected = -(probs[:3] * probs[:3].log()).sum() / math.log(4)
+    else:
+        expected = (probs[:3] ** q).sum().log() / (1 - q) / math.log(4)
+    assert renyi_entropy(probs, q).item() == pytest.approx(expected.item())
+    uniform = torch.full((4,), 0.25, dtype=torch.float64)
+    assert routing_entropy(uniform, q, "renyi").item() == pytest.approx(1)
+
+
+def test_zeros_have_finite_gradients():
+    for q in (0.5, 1.0, 2.0):
+        for kind in ("tsallis", "renyi"):
+            probs = torch.tensor([0.6, 0.4, 0.0], requires_grad=True)
+            (gradient,) = torch.autograd.grad(routing_entropy(probs, q, kind), probs)
+            assert torch.isfinite(gradient).all() and gradient[2] == 0
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match="'tsallis' or 'renyi'"):
+        check_entropy(1.1, "shannon")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_adapt.routing.base import AUX_LOSSES, AuxLoss
-from moe_adapt.routing.entropy import check_order, tsallis_entropy
+from moe_adapt.routing.entropy import EntropyKind, check_entropy, routing_entropy
 from moe_adapt.routing.records import RecordGroup
 
 __all__ = ["EntropyLoss"]
@@ -23,17 +23,23 @@ class EntropyLoss(AuxLoss):
 
     Args:
         weight: Coefficient in the total loss; positive sharpens, negative flattens.
-        q: Order of the Tsallis entropy.
+        q: Order of the entropy.
         eps: Added to the probabilities (DynMoLE's code uses 1e-5).
+        kind: Tsallis entropy, or Rényi's.
     """
 
-    def __init__(self, weight: float = 1e-2, q: float = 1.1, eps: float = 0.0) -> None:
+    def __init__(
+        self, weight: float = 1e-2, q: float = 1.1, eps: float = 0.0, kind: EntropyKind = "tsallis"
+    ) -> None:
         super().__init__(weight)
-        check_order(q)
+        check_entropy(q, kind)
+        self.kind: EntropyKind = kind
         self.q = q
         self.eps = eps
 
     def forward(self, groups: Sequence[RecordGroup]) -> Tensor:
         """Return the mean entropy."""
-        per_site = [group.token_mean(tsallis_entropy(group.probs + self.eps, self.q)) for group in groups]
+        per_site = [
+            group.token_mean(routing_entropy(group.probs + self.eps, self.q, self.kind)) for group in groups
+        ]
         return torch.cat(per_site).mean()

@@ -14,7 +14,7 @@ import torch
 
 from moe_adapt.routing.base import SELECTORS, Logits, RoutingDecision, Selector
 from moe_adapt.routing.context import RouteContext
-from moe_adapt.routing.entropy import check_order, tsallis_entropy
+from moe_adapt.routing.entropy import EntropyKind, check_entropy, routing_entropy
 from moe_adapt.routing.selectors.top_p import check_top_p, top_p_mask
 
 __all__ = ["DynMoleSelector"]
@@ -28,10 +28,11 @@ class DynMoleSelector(Selector):
         top_p: Mass that sparse tokens gather, in (0, 1].
         keep_top_k: The least number of experts that a sparse token keeps.
         entropy_threshold: Normalised entropy above which a token uses all experts; above 1 switches that off.
-        q: Order of the Tsallis entropy; 1 is Shannon's.
+        q: Order of the entropy; 1 is Shannon's.
         eps: Added to the probabilities in the entropy.
         inclusive: Whether the expert that crosses `top_p` is kept (the released code drops it).
         renormalize: Whether gates sum to one (in the released code they do not).
+        entropy: Tsallis entropy, or Rényi's, which the authors name as an alternative.
 
     Raises:
         UserError: If an option is out of range.
@@ -46,10 +47,12 @@ class DynMoleSelector(Selector):
         eps: float = 1e-5,
         inclusive: bool = False,
         renormalize: bool = False,
+        entropy: EntropyKind = "tsallis",
     ) -> None:
         super().__init__()
         check_top_p(top_p, keep_top_k)
-        check_order(q)
+        check_entropy(q, entropy)
+        self.entropy: EntropyKind = entropy
         self.top_p = top_p
         self.keep_top_k = keep_top_k
         self.entropy_threshold = entropy_threshold
@@ -62,7 +65,7 @@ class DynMoleSelector(Selector):
         """Return masked softmax gates, [N, E]."""
         with torch.no_grad():
             choice = logits.select.softmax(dim=-1)
-            dense = tsallis_entropy(choice + self.eps, self.q) > self.entropy_threshold
+            dense = routing_entropy(choice + self.eps, self.q, self.entropy) > self.entropy_threshold
             selected = top_p_mask(choice, self.top_p, self.keep_top_k, self.inclusive) | dense.unsqueeze(-1)
         gates = logits.weight.softmax(dim=-1) * selected
         if self.renormalize:

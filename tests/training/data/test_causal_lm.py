@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from moe_adapt.errors import UserError
 from moe_adapt.training.data import CausalLMData
 from moe_adapt.training.data.causal_lm import pack, right_choice
-from tests.training.tiny import tiny_llama
+from tests.training.tiny import tiny_llama, tiny_tokenizer
 
 ROWS = [
     {
@@ -166,3 +166,26 @@ def test_real_tokenizer_and_text():
         [*whole, data.tokenizer.eos_token_id]
     ]
     assert loss(story) < 1.5 < loss(" ".join(reversed(story.split())))
+
+
+def test_domains_of_examples_and_of_every_choice(tmp_path):
+    rows = [
+        {"q": "one", "options": ["a", "b"], "right": 0, "task": "x"},
+        {"q": "two", "options": ["c", "d", "e"], "right": 2, "task": "y"},
+    ]
+    data = CausalLMData(
+        str(tiny_tokenizer(tmp_path)),
+        train=rows,
+        test=rows,
+        prompt="{q}",
+        choices="options",
+        answer="right",
+        domain_column="task",
+        validation_fraction=0.0,
+    )
+    data.setup("fit")
+    data.setup("test")
+    assert sorted(next(iter(data.train_dataloader()))["domain_ids"].tolist()) == [0, 1]
+    assert next(iter(data.test_dataloader()))["domain_ids"].tolist() == [0, 0, 1, 1, 1]
+    with pytest.raises(UserError, match="drop domain_column"):
+        CausalLMData(str(tmp_path), train=rows, text_column="q", domain_column="task")

@@ -7,6 +7,7 @@ import torch
 
 from moe_adapt.errors import UserError
 from moe_adapt.training.data import TextClassificationData
+from tests.training.tiny import tiny_tokenizer
 
 ROWS = [{"text": f"text {i} " + "x" * i, "label": ["ham", "spam"][i % 2]} for i in range(20)]
 
@@ -177,3 +178,18 @@ def test_banking77(tokenizer):
     data.setup("fit")
     assert data.num_classes == 77
     assert [len(data.splits[s]) for s in ("train", "validation", "test")] == [9003, 1000, 3080]
+
+
+def test_domains_become_numbers_in_the_batch(tmp_path):
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2], "task": ("law", "news")[i // 3]} for i in range(6)]
+    options = {"tokenizer": str(tiny_tokenizer(tmp_path)), "train": rows, "validation_fraction": 0.0}
+    data = TextClassificationData(**options, test=rows[3:], domain_column="task")
+    data.setup("fit")
+    data.setup("test")
+    assert data.domains.names == ["law", "news"]
+    assert next(iter(data.test_dataloader()))["domain_ids"].tolist() == [1, 1, 1]
+    strange = TextClassificationData(
+        **options, test=[{"text": "t", "label": "a", "task": "new"}], domain_column="task"
+    )
+    with pytest.raises(UserError, match=r"domain 'new'.*Did you mean 'news'"):
+        strange.setup("fit")

@@ -1,0 +1,183 @@
+"""Compare routed-LoRA methods with plain LoRA and with the controls, at equal trainable parameters.
+
+    python benchmarks/recipes/prepare.py --data $MOE_ADAPT_DATA --to PREPARED minilm
+    python benchmarks/routed_lora/compare.py --data $MOE_ADAPT_DATA --backbone PREPARED/minilm --runs RUNS
+
+Every cell (method, seed) runs in a process of its own that is forked from this one, and leaves one JSON file
+in RUNS; cells that are there are not run again. The result is ``benchmarks/results/routed_lora.json``.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from methods import CONTROLS, METHODS
+from tasks import TASKS, mixture
+
+from moe_adapt.training.data import TextClassificationData
+from moe_adapt.training.manifest import collect
+from moe_adapt.training.modules import SequenceClassifier
+from moe_adapt.tuner import RoutedLoraConfig
+from moe_adapt.tuner.layer import adapted_layers
+
+RESULT = Path(__file__).resolve().parents[1] / "results" / "routed_lora.json"
+SITES = r".*\.(query|value|intermediate\.dense|(?<!attention\.)output\.dense)"
+
+
+class Clock(lightning.Callback):
+    """Process CPU time of training steps, without the first."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Note the time."""
+        self.start = time.process_time()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Keep what has passed."""
+        self.seconds.append(time.process_time() - self.start)
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def predict(module: SequenceClassifier, data: TextClassificationData) -> dict[str, float]:
+    """Return the accuracy on each task's test rows, and their mean."""
+    hits: dict[str, list[bool]] = {task: [] for task in TASKS}
+    module.eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for batch in data.test_dataloader():
+            right = module(batch).argmax(dim=-1) == batch["labels"]
+            for domain, hit in zip(batch["domain_ids"].tolist(), right.tolist(), strict=True):
+                hits[data.domains.names[domain]].append(hit)
+    scores = {task: statistics.mean(rows) for task, rows in hits.items()}
+    return scores | {"mean": statistics.mean(scores.values())}
+
+
+def routing(module: SequenceClassifier, data: TextClassificationData) -> dict[str, float]:
+    """Return how the routers use their experts on test rows, averaged over sites and batches."""
+    tuner = module.tuner
+    assert tuner is not None
+    found: dict[str, list[float]] = {"entropy": [], "experts_per_token": [], "max_violation": []}
+    with torch.inference_mode(), tuner.record():
+        for batch, _ in zip(data.test_dataloader(), range(8), strict=False):
+            module(batch)
+            for stats in tuner.routing_stats().values():
+                found["entropy"].append(stats.entropy)
+                found["experts_per_token"].append(stats.mean_k)
+                found["max_violation"].append(float(stats.load.max() * len(stats.load)) - 1)
+    return {name: statistics.mean(values) for name, values in found.items()}
+
+
+def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train and test one method with one seed."""
+    torch.set_num_threads(1)
+    options = dict((METHODS | CONTROLS)[name][1])
+    lightning.seed_everything(seed, verbose=False)
+    rows = mixture(args.data, args.train, args.test)
+    data = TextClassificationData(
+        str(args.backbone),
+        train=rows["train"],
+        test=rows["test"],
+        domain_column="task",
+        validation_fraction=0.0,
+        max_length=args.max_length,
+        batch_size=args.batch,
+        group_by_length=True,
+        seed=seed,
+    )
+    data.prepare_data()
+    data.setup("fit")
+    config = RoutedLoraConfig(target_modules=SITES, **options)
+    module = SequenceClassifier(
+        str(args.backbone), data.num_classes, config, lr=args.lr, head_lr=1e-2, schedule="cosine", warmup=0.06
+    )
+    before, clock = peak_mb(), Clock()
+    trainer = lightning.Trainer(
+        max_epochs=args.epochs,
+        accelerator="cpu",
+        precision="bf16-mixed",
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[clock],
+    )
+    start = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    trainer.fit(module, datamodule=data)
+    data.setup("test")
+    idle = [n for n, p in module.named_parameters() if n in start and torch.equal(p, start[n])]
+    result = {
+        "method": name,
+        "seed": seed,
+        "accuracy": predict(module, data),
+        "trainable_parameters": sum(p.numel() for p in start.values()),
+        "idle_tensors": len(idle),
+        "steps": trainer.global_step,
+        "cpu_seconds_per_step": statistics.median(clock.seconds[1:]),
+        "training_memory_mb": peak_mb() - before,
+    }
+    if config.num_experts != 1:
+        result["routing"] = routing(module, data)
+    if name.startswith("lora_mixer"):
+        for layer in adapted_layers(module.model):
+            for adapter, router in layer.routers.items():
+                router.skeleton.selector.k = layer.specs[adapter].num_experts
+        result["accuracy_dense"] = predict(module, data)
+    return result
+
+
+def run_cell(name: str, seed: int, args: argparse.Namespace, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path.write_text(json.dumps(cell(name, seed, args), indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of the raw files")
+    parser.add_argument("--backbone", type=Path, required=True, help="folder of the encoder")
+    parser.add_argument("--runs", type=Path, required=True, help="folder for one file per cell")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS, *CONTROLS], help="which methods")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--train", type=int, default=200, help="training rows per task")
+    parser.add_argument("--test", type=int, default=100, help="test rows per task")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--max_length", type=int, default=40, help="tokens")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    args = parser.parse_args()
+    args.runs.mkdir(parents=True, exist_ok=True)
+    forked = multiprocessing.get_context("fork")
+    for seed in args.seeds:
+        for name in args.methods:
+            path = args.runs / f"{name}-{seed}.json"
+            if path.is_file():
+                continue
+            start = time.time()
+            process = forked.Process(target=run_cell, args=(name, seed, args, path))
+            process.start()
+            process.join()
+            print(f"{name} {seed}: exit {process.exitcode}, {time.time() - start:.0f} s", flush=True)
+    rows = [json.loads(path.read_text()) for path in sorted(args.runs.glob("*.json"))]
+    settings = {key: getattr(args, key) for key in ("train", "test", "epochs", "batch", "max_length", "lr")}
+    command = "routed_lora/compare.py --data DATA --backbone PREPARED/minilm --runs RUNS"
+    report = {"manifest": collect() | {"command": command}, "settings": settings, "rows": rows}
+    RESULT.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
