@@ -18,10 +18,11 @@ from moe_adapt.routing.context import RoutingSession
 from moe_adapt.tuner.aux_losses import sum_aux_losses
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import ROUTER_PREFIX
-from moe_adapt.tuner.layer import RoutedLoraLayer, SiteSpec, adapted_layers
+from moe_adapt.tuner.layer import RoutedLoraLayer, adapted_layers
 from moe_adapt.tuner.loading import check_loaded_keys, is_adapter_key
 from moe_adapt.tuner.mixed_batch import naming_adapters
 from moe_adapt.tuner.peft_plugin import PREFIX, BaseTuner, BaseTunerLayer, is_supported_layer, layer_shape
+from moe_adapt.tuner.site import SiteSpec
 from moe_adapt.tuner.stock_lora import StockSite, collect_sites, read_lora
 from moe_adapt.tuner.summary import AdapterSummary
 from moe_adapt.tuner.targets import resolve_targets, site_depth, site_value

@@ -28,9 +28,10 @@ from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.experts import MergeMethod, PoolEdit, edit_factors
 from moe_adapt.routing import Router
 from moe_adapt.tuner.flat_state import FlatRouter
-from moe_adapt.tuner.layer import RoutedLoraLayer, SiteSpec, adapted_layers
+from moe_adapt.tuner.layer import RoutedLoraLayer, adapted_layers
 from moe_adapt.tuner.model import RoutedLoraModel
 from moe_adapt.tuner.optimizer_state import OptimizerState, Swap, differing_dim
+from moe_adapt.tuner.site import SiteSpec
 
 __all__ = ["add_experts", "duplicate_experts", "freeze_experts", "merge_experts", "prune_experts"]
 
