@@ -187,7 +187,7 @@ def join(
         UserError: If the response is empty, or leaves no room for any prompt.
 
     >>> join([1, 5, 6, 7], [8, 2], max_length=4, number=0)
-    Example(input_ids=[1, 7, 8, 2], labels=[-100, -100, 8, 2])
+    Example(input_ids=[1, 7, 8, 2], labels=[-100, -100, 8, 2], domain=None)
     """
     if not response:
         raise UserError(f"row {number} has an empty response: there is nothing to learn or to score.")
