@@ -11,6 +11,7 @@ from tests.tuner.tiny import adapted, batch, llama
 
 WITHOUT_ROUTER = (
     "lora",
+    "lora_sum",
     "uniform_dense",
     "random_fixed",
     "hash",
