@@ -49,7 +49,10 @@ MAY_IMPORT = {
     "demo": {"training", "hub", *TRAINING},
 }
 #: Upward imports inside functions, on purpose: the commands that start what stands above them.
-MAY_CLIMB = {"__init__.py": {"tuner"}, "training/cli/export.py": {"hub"}, "training/cli/stream.py": {"hub"}}
+MAY_CLIMB = {
+    "__init__.py": {"tuner"},
+    **{f"training/cli/{command}.py": {"hub"} for command in ("export", "pool", "stream")},
+}
 #: Rooms that need nothing but torch.
 LIGHT = {
     "__init__",

@@ -6,6 +6,7 @@ from moe_adapt.routing.scorers.frozen_linear import FrozenLinearScorer
 from moe_adapt.routing.scorers.hash import HashScorer
 from moe_adapt.routing.scorers.k_means import KMeansScorer
 from moe_adapt.routing.scorers.linear import LinearScorer
+from moe_adapt.routing.scorers.phatgoose import PhatgooseScorer
 from moe_adapt.routing.scorers.random_fixed import RandomFixedScorer
 from moe_adapt.routing.scorers.uniform import UniformScorer
 
@@ -16,6 +17,7 @@ __all__ = [
     "HashScorer",
     "KMeansScorer",
     "LinearScorer",
+    "PhatgooseScorer",
     "RandomFixedScorer",
     "UniformScorer",
 ]

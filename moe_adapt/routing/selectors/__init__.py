@@ -6,6 +6,7 @@ from moe_adapt.routing.selectors.dynmole import DynMoleSelector
 from moe_adapt.routing.selectors.growing_top_k import GrowingTopKSelector
 from moe_adapt.routing.selectors.hard_soft import HardSoftSelector
 from moe_adapt.routing.selectors.null_experts import NullExpertsSelector
+from moe_adapt.routing.selectors.sigmoid import SigmoidSelector
 from moe_adapt.routing.selectors.sparsegen import SparsegenSelector
 from moe_adapt.routing.selectors.sum import SumSelector
 from moe_adapt.routing.selectors.top_k import TopKSelector
@@ -18,6 +19,7 @@ __all__ = [
     "GrowingTopKSelector",
     "HardSoftSelector",
     "NullExpertsSelector",
+    "SigmoidSelector",
     "SparsegenSelector",
     "SumSelector",
     "TopKSelector",

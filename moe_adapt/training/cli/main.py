@@ -55,6 +55,9 @@ COMMANDS = {
         "moe_adapt.training.cli.stream:stream", "run a learner over a stream of tasks (or resume a run)"
     ),
     "export": Command("moe_adapt.training.cli.export:export", "write a run's adapter as a PEFT folder"),
+    "pool": Command(
+        "moe_adapt.training.cli.pool:pool", "choose among published adapters: add, remove, list, route"
+    ),
     "trace": Command(
         "moe_adapt.training.cli.trace:trace", "record how a run routes its data, or compare two records"
     ),

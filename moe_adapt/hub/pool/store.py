@@ -1,0 +1,159 @@
+"""A pool on disk: where its adapters are, what they are good at, their gates. JSON and safetensors."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from moe_adapt.errors import UserError
+from moe_adapt.hub.folder import new_folder, write_json
+from moe_adapt.hub.pool.router import Plan, PrototypeRouter
+
+__all__ = ["POOL_FILE", "AdapterPool", "Member"]
+
+POOL_FILE = "pool.json"
+TENSORS = "pool.safetensors"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Member:
+    """One adapter of a pool.
+
+    Attributes:
+        source: Its folder, or name on the Hub with an optional ``@revision``.
+        examples: How many examples its centroids are made of.
+        note: What it is for.
+        gates: Gate vectors [d] by layer, if they were trained (`moe_adapt.hub.pool.gates`).
+    """
+
+    source: str
+    examples: int
+    note: str = ""
+    gates: dict[str, Tensor] = field(default_factory=dict)
+
+
+class AdapterPool:
+    """Published adapters, and a router over them.
+
+    Args:
+        encoder: Name or folder of the model that embeds texts for the router.
+        centroids: Centroids per adapter.
+
+    Attributes:
+        members: The adapters by name.
+        router: Chooses among them.
+    """
+
+    def __init__(self, encoder: str, centroids: int = 1) -> None:
+        self.encoder = encoder
+        self.router = PrototypeRouter(centroids)
+        self.members: dict[str, Member] = {}
+
+    def add(
+        self,
+        uid: str,
+        source: str,
+        examples: Tensor,
+        note: str = "",
+        gates: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Add an adapter; no other's scores change.
+
+        Args:
+            uid: Its name.
+            source: Its folder or name on the Hub.
+            examples: Embeddings of what it is good at, [M, d].
+            note: What it is for.
+            gates: Gate vectors by layer.
+
+        Raises:
+            UserError: If the name is taken or cannot be used, or there are no examples.
+        """
+        if not uid or "/" in uid:
+            raise UserError(f"an adapter's name in a pool is not empty and has no slash, got {uid!r}.")
+        self.router.add(uid, examples)
+        self.members[uid] = Member(source, len(examples), note, dict(gates or {}))
+
+    def remove(self, uid: str) -> None:
+        """Remove an adapter; no other's scores change.
+
+        Raises:
+            UserError: If there is none of that name.
+        """
+        self.router.remove(uid)
+        del self.members[uid]
+
+    def route(self, embeddings: Tensor) -> Plan:
+        """Return which adapters suit the embeddings of queries, [Q, d]."""
+        return self.router.route(embeddings)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the pool, in the place of an earlier one.
+
+        Raises:
+            UserError: If the folder holds something else, or the disk is full.
+        """
+        tensors = {f"prototypes/{uid}": means for uid, means in self.router.prototypes.items()}
+        for uid, member in self.members.items():
+            tensors |= {f"gates/{uid}/{site}": gate for site, gate in member.gates.items()}
+        members = {
+            uid: {"source": member.source, "examples": member.examples, "note": member.note}
+            for uid, member in self.members.items()
+        }
+        content = {
+            "format_version": FORMAT_VERSION,
+            "encoder": self.encoder,
+            "centroids": self.router.count,
+            "order": list(members),
+            "members": members,
+        }
+        with new_folder(Path(folder), overwrite=True) as work:
+            write_json(work / POOL_FILE, content)
+            save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, work / TENSORS)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "AdapterPool":
+        """Read a pool.
+
+        Args:
+            folder: Its folder.
+
+        Raises:
+            UserError: If it is no pool, damaged, or of a newer format.
+        """
+        path = Path(folder) / POOL_FILE
+        if not path.is_file():
+            raise UserError(
+                f"{folder} is no pool: it has no {POOL_FILE}; make one with `moe-adapt pool add`."
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format_version"] > FORMAT_VERSION:
+                raise UserError(f"{path} was written by a newer moe-adapt; upgrade it.")
+            return cls._read(content, load_file(path.with_name(TENSORS)))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"the pool in {folder} is damaged ({error}); make it again.") from error
+
+    @classmethod
+    def _read(cls, content: dict[str, Any], tensors: dict[str, Tensor]) -> "AdapterPool":
+        pool = cls(str(content["encoder"]), content["centroids"])
+        for uid in content["order"]:
+            stored = content["members"][uid]
+            gates = {
+                name.removeprefix(f"gates/{uid}/"): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(f"gates/{uid}/")
+            }
+            pool.members[uid] = Member(
+                str(stored["source"]), int(stored["examples"]), str(stored["note"]), gates
+            )
+            pool.router.prototypes[uid] = tensors[f"prototypes/{uid}"]
+        return pool
