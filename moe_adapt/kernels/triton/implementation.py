@@ -10,7 +10,7 @@ from moe_adapt.kernels.implementations import Implementation, Work, register
 from moe_adapt.kernels.problem import Operands, Problem
 from moe_adapt.kernels.triton import operator
 from moe_adapt.kernels.triton.support import missing, works
-from moe_adapt.kernels.triton.tiles import DECODE_TOKENS, MAX_RANK
+from moe_adapt.kernels.triton.tiles import DECODE_TOKENS, MAX_RANK, uses_groups
 
 __all__ = ["forward"]
 
@@ -64,14 +64,25 @@ _available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _work(problem: Problem) -> Work:
     if problem.device != "cuda":
         return Work(math.inf, math.inf, math.inf)  # the interpreter is for tests
-    rows, width, size = problem.tokens, problem.width, problem.dtype.itemsize
+    rows, size, slots = problem.tokens, problem.dtype.itemsize, problem.slots
     features = problem.in_features + problem.out_features
-    flop = 2 * rows * width * features
-    moved = (rows * (features + problem.out_features) + width * features) * size + 2 * rows * width * size
+    decodes = slots is not None and not problem.trains and rows <= DECODE_TOKENS
+    sorts = slots is not None and not decodes and uses_groups(slots, problem.experts, problem.rank)
+    columns = slots * problem.rank if slots is not None and (decodes or sorts) else problem.width
+    experts = problem.experts if slots is None else min(problem.experts, rows * slots)
+    factors = (experts * problem.rank if decodes or sorts else problem.width) * features
+    passes = slots if slots is not None and sorts else 1
+    reads = passes * problem.in_features + 2 * passes * problem.out_features
+    flop, forward = (
+        2 * rows * columns * features,
+        (rows * reads + factors + 2 * rows * columns) * size,
+    )
+    calls = 2 if decodes else 11 + passes if sorts else 3
     if not problem.trains:
-        return Work(flop, moved, 3)
-    back = (2 * rows * features + rows * problem.in_features + 3 * width * features) * size
-    return Work(3 * flop, moved + back + rows * width * (8 + 4 * size), 11)
+        return Work(flop, forward, calls)
+    reads = 2 * passes * features + (2 * passes - 1) * problem.in_features
+    backward = (rows * reads + 3 * factors + 4 * rows * columns) * size + 8 * rows * columns
+    return Work(3 * flop, forward + backward, 2 * calls + 4)
 
 
 register(Implementation("triton", forward, _supports, _available, _work))

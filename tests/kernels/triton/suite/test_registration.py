@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moe_adapt.kernels import routed_lora
-from moe_adapt.kernels.triton import operator
+from moe_adapt.kernels.triton import operator, tiles
 from tests.kernels.triton.setting import DEVICE, INTERPRETED, MARKS, drawn, outcome
 
 pytestmark = MARKS
@@ -12,24 +12,29 @@ pytestmark = MARKS
 BACKENDS = ["aot_eager"] if INTERPRETED else ["aot_eager", "inductor"]
 
 
-@pytest.mark.parametrize("k", [None, 2])
-def test_opcheck(k):
-    (base, x, a, b, gates), options = drawn((5, 16, 24, 3, 2), torch.float32, k)
+@pytest.mark.parametrize("k, columns", [(None, 512), (2, 512), (1, 0)])
+def test_opcheck(k, columns, monkeypatch):
+    monkeypatch.setattr(tiles, "GROUPED_COLUMNS", columns)
+    (base, x, a, b, gates), options = drawn((5, 16, 24, 4, 2), torch.float32, k)
     index = options.get("index")
-    torch.library.opcheck(operator.forward, (x, base, a, b, gates, index, 1.5, [True, False, True], True))
+    flags = [True, False, True, True]
+    torch.library.opcheck(operator.forward, (x, base, a, b, gates, index, 1.5, flags, True))
     torch.library.opcheck(operator.forward, (x, None, a, b, gates, index, 1.5, None, True))
     args = [tensor.detach() for tensor in (x, a, b, gates)]
-    dy, hidden = torch.randn(5, 24, device=DEVICE), torch.randn(5, 6, device=DEVICE)
+    dy = torch.randn(5, 24, device=DEVICE)
+    _, hidden = operator.forward(*args[:1], None, *args[1:], index, 1.5, None, True)
     torch.library.opcheck(
-        operator.backward, (dy, *args, index, hidden, 1.5, [True, False, True], [True, True, False, True])
+        operator.backward,
+        (dy, *args, index, hidden, 1.5, flags, [True, True, False, True]),
     )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("k", [None, 2])
-def test_compiles_without_a_break(backend, k):
+@pytest.mark.parametrize("k, columns", [(None, 512), (2, 512), (1, 0)])
+def test_compiles_without_a_break(backend, k, columns, monkeypatch):
     torch._dynamo.reset()
-    tensors, options = drawn((5, 16, 24, 3, 2), torch.float32, k)
+    monkeypatch.setattr(tiles, "GROUPED_COLUMNS", columns)
+    tensors, options = drawn((5, 16, 24, 4, 2), torch.float32, k)
     name = "gates" if k is None else "weight"
 
     def run(base, x, a, b, weights, index=None):
