@@ -172,7 +172,7 @@ def group_expand_kernel(
     tiles = tl.cdiv(M, BLOCK_M)
     block = tl.program_id(0) // tiles
     expert, rows, live = _block(tokens, starts, first, owner, slot, block, N, BLOCKS, NUM_EXPERTS, BLOCK_N)
-    if expert > NUM_EXPERTS:
+    if (expert > NUM_EXPERTS) | ((expert == NUM_EXPERTS) & (slot > 0)):
         return
     features = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     present = live[:, None] & (features < M)[None, :]
