@@ -5,6 +5,7 @@ from moe_adapt.streams.base import Examples, Scenario, Task, TaskRecord, TaskStr
 from moe_adapt.streams.collate import Batch, collate
 from moe_adapt.streams.images import ImageStream
 from moe_adapt.streams.instruction_sources import jsonl_tasks, olora_order, olora_task, read_instructions
+from moe_adapt.streams.instruction_stream import InstructionStream
 from moe_adapt.streams.instruction_variants import (
     conflicting_tasks,
     letter_answers,
@@ -21,6 +22,7 @@ __all__ = [
     "Examples",
     "ImageStream",
     "Instruction",
+    "InstructionStream",
     "InstructionTask",
     "Labelled",
     "Scenario",

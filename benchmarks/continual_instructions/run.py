@@ -1,0 +1,175 @@
+"""Compare SAME, DyMoE and their baselines on sequences of real text tasks, with all-MiniLM-L6-v2.
+
+    python benchmarks/continual_instructions/run.py small --data $MOE_ADAPT_DATA --model MINILM --work WORK
+    python benchmarks/continual_instructions/run.py long --data $MOE_ADAPT_DATA --model MINILM --work WORK
+    python benchmarks/continual_instructions/run.py --render
+
+The model is an encoder that picks the choice nearest to the prompt (`ChoiceEncoder`); adapters are on the
+feed-forward layers of its last three blocks. Every method trains rank 16 per layer and task, with the same
+learning rate, epochs and batches; nothing was tuned per method. A cell (sequence, order, method) that is in
+WORK is not run again.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from sequences import SEQUENCES, build
+
+from moe_adapt.backbones import ChoiceEncoder
+from moe_adapt.learners import LEARNERS
+from moe_adapt.training.manifest import collect
+from moe_adapt.training.stream import StreamRunner
+from moe_adapt.training.stream.attribution import Attribution
+from moe_adapt.tuner import RoutedLoraConfig
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+FFN = r".*layer\.[345]\.(intermediate|output)\.dense"
+ADAPTER: dict[str, Any] = {"r": 4, "alpha": 8.0, "num_experts": 4, "dropout": 0.0, "target_modules": FFN}
+LORA: dict[str, Any] = {**ADAPTER, "r": 16, "alpha": 32.0, "num_experts": 1}
+SOFT = {**ADAPTER, "aux_losses": []}
+GUIDED = [
+    {"name": "token_assignment", "tau": 0.2, "tau_warmup": 0.1},
+    {"name": "temperature", "temperature": 0.01},
+]
+#: Options of SAME that do not change from rule to rule.
+SAME = {"freeze_after": 4, "refresh_every": 4}
+
+#: Label, learner, preset and options of its adapter, options of the learner.
+METHODS: dict[str, tuple[str, str, tuple[str, dict[str, Any]] | None, dict[str, Any]]] = {
+    "frozen": ("frozen model", "frozen_instructions", None, {}),
+    "joint": ("joint, routed pool", "joint_instructions", ("soft", SOFT), {}),
+    "seq_lora": ("sequential LoRA", "sequential_instructions", ("lora", LORA), {}),
+    "seq_moelora": ("sequential routed LoRA", "sequential_instructions", ("soft", SOFT), {}),
+    "olora": ("O-LoRA", "olora", ("lora_sum", LORA), {}),
+    "prototype_lora": ("LoRA per task, nearest prototype", "prototype_lora", ("lora", LORA), {}),
+    "replay": ("replay, 16 samples per task", "replay_instructions", ("soft", SOFT), {}),
+    "routing_anchor": ("routing anchor", "routing_anchor", ("soft", SOFT), {}),
+    "same": ("SAME as published", "same", ("soft", SOFT), {**SAME, "router_update": "paper", "mu": 0.9}),
+    "same_soft": (
+        "SAME, soft router rule",
+        "same",
+        ("soft", SOFT),
+        {**SAME, "router_update": "soft", "freeze_below": None},
+    ),
+    "same_strict": (
+        "SAME, strict router rule",
+        "same",
+        ("soft", SOFT),
+        {**SAME, "router_update": "strict", "freeze_below": None},
+    ),
+    "grip": (
+        "GRIP guard, top-2",
+        "same",
+        ("top_k", {**SOFT, "selector": {"name": "top_k", "k": 2}}),
+        {**SAME, "router_update": {"name": "guard", "k": 2}, "precondition": "none", "freeze_below": None},
+    ),
+    "inc_moelora": ("experts per task, no guidance", "dymoe", ("inc_moelora", ADAPTER), {}),
+    "dymoe": ("DyMoE as published", "dymoe", ("dymoe", ADAPTER), {}),
+    "dymoe_guarded": (
+        "DyMoE, guarded",
+        "dymoe",
+        ("dymoe", {**ADAPTER, "modifiers": GUIDED}),
+        {"row_init": "tokens"},
+    ),
+}
+#: Sizes of the sequences: samples per task, epochs, tokens.
+SIZES = {
+    "small": {"train": 64, "test": 32, "epochs": 3, "max_length": 18},
+    "long": {"train": 48, "test": 16, "epochs": 2, "max_length": 24},
+}
+LEARNING: dict[str, Any] = {"batch_size": 16, "lr": 6e-3, "schedule": "cosine", "warmup": 0.1}
+
+
+def run_cell(sequence: str, order: int, method: str, data: Path, model: str) -> dict[str, Any]:
+    """Run one method over one sequence in one order; return a JSON-ready row."""
+    _, name, adapter, options = METHODS[method]
+    sizes = SIZES[sequence]
+    stream = build(sequence, order, data, sizes["train"], sizes["test"])
+    torch.manual_seed(order)
+    if adapter is not None:
+        options = {**options, "tuner": RoutedLoraConfig(method=adapter[0], **adapter[1])}
+    backbone = ChoiceEncoder(model, max_length=sizes["max_length"])
+    learner = LEARNERS.get(name)(backbone=backbone, epochs=sizes["epochs"], **LEARNING, **options)  # type: ignore[call-arg]
+    routed = adapter is not None and adapter[1]["num_experts"] > 1 and learner.trains_on == "task"
+    watched = Attribution(learner, stream) if routed else None  # type: ignore[arg-type]
+    start, cpu = time.perf_counter(), time.process_time()
+    result = StreamRunner(seed=order, eval_batch_size=40).run(learner, stream)
+    row = {
+        "sequence": sequence,
+        "order": order,
+        "method": method,
+        "tasks": stream.task_names,
+        **{key: result.matrix.to_dict()[key] for key in ("total", "correct")},
+        "report": {k: v for k, v in learner.report().items() if not k.endswith("_by_site")},  # type: ignore[operator]
+        "attribution": watched.finish(result.matrix.rates()) if watched is not None else None,
+        "train_seconds": sum(task["seconds"]["steps"] for task in result.tasks if task["learned"]),
+        "cpu_seconds": time.process_time() - cpu,
+        "wall_seconds": time.perf_counter() - start,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    return row
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the cells that are missing, then gather all of a sequence."""
+    orders = SEQUENCES[options.sequence] if options.orders is None else options.orders
+    options.work.mkdir(parents=True, exist_ok=True)
+    for order in orders:
+        for method in options.methods or METHODS:
+            path = options.work / f"{options.sequence}-{order}-{method}.json"
+            if path.is_file():
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                row = run_cell(options.sequence, order, method, options.data, options.model)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(row))
+            temporary.replace(path)
+            correct, total = row["correct"][-1], row["total"]
+            mean = sum(c / t for c, t in zip(correct, total, strict=True)) / len(total)
+            print(f"{path.stem}: {mean:.3f}, {row['cpu_seconds']:.0f} s CPU", flush=True)
+
+
+def gather(sequence: str, work: Path) -> None:
+    """Write the cells of a sequence into one result file."""
+    rows = [json.loads(path.read_text()) for path in sorted(work.glob(f"{sequence}-*.json"))]
+    facts = collect()
+    facts["command"] = f"run.py {sequence} --data DATA --model MINILM --work WORK"
+    report = {"settings": {**SIZES[sequence], **LEARNING}, "rows": rows, "manifest": facts}
+    (RESULTS / f"continual_instructions_{sequence}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sequence", nargs="?", choices=list(SEQUENCES))
+    parser.add_argument("--data", type=Path, default=os.environ.get("MOE_ADAPT_DATA"), help="raw files")
+    parser.add_argument("--model", help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--work", type=Path, help="folder of finished cells")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS))
+    parser.add_argument("--orders", nargs="+", type=int)
+    parser.add_argument("--gather", action="store_true", help="only gather the cells in WORK")
+    parser.add_argument("--render", action="store_true", help="only write the tables")
+    options = parser.parse_args()
+    if options.render:
+        from tables import render
+
+        sys.exit(render())
+    if options.sequence is None or options.work is None:
+        parser.error("give a sequence and --work")
+    if not options.gather:
+        run(options)
+    gather(options.sequence, options.work)
+
+
+if __name__ == "__main__":
+    main()
