@@ -17,9 +17,9 @@ START, END = "<!-- results -->", "<!-- end of results -->"
 def averages(row: dict[str, Any]) -> dict[str, float]:
     """Return the metrics of one run: means over tasks, and drift where there is a routed pool.
 
-    ``final`` mean accuracy after the last task, ``average`` the mean over steps of the mean over tasks seen, ``bwt``
-    the mean change from right after a task to the end, ``forgetting`` the mean drop from the best, ``plasticity`` the
-    mean accuracy right after each task.
+    ``final`` mean accuracy after the last task, ``average`` the mean over steps of the mean over tasks
+    seen, ``bwt`` the mean change from right after a task to the end, ``forgetting`` the mean drop from the
+    best, ``plasticity`` the mean accuracy right after each task.
     """
     rates = np.array(row["correct"], dtype=float)
     rates[rates < 0] = np.nan
@@ -140,8 +140,8 @@ def _section(name: str, report: dict[str, Any]) -> str:
             f"{what}; {settings['train']} training and {settings['test']} test samples per task, "
             f"{settings['epochs']} epochs.",
             table(report, SCORES | COSTS, lambda method: True),
-            "Drift of routers and experts on test prompts of earlier tasks, from the end of each task to the end of the "
-            "sequence, and what each cost (mean over tasks and orders):",
+            "Drift of routers and experts on test prompts of earlier tasks, from the end of each task to the "
+            "end of the sequence, and what each cost (mean over tasks and orders):",
             table(report, DRIFT, lambda method: method in routed),
         ]
     )
@@ -169,13 +169,12 @@ def render() -> int:
 def _cost(report: dict[str, Any]) -> str:
     lines = [
         "## Cost of the transforms",
-        "Part of a training step (forward, backward, AdamW) that statistics and transforms take, CPU time, one thread:",
-        "| width d | tokens | statistics | transforms | both, share of a step |",
-        "|---|---|---|---|---|",
+        "Part of a training step (forward, backward, AdamW) that statistics and transforms take; CPU time, "
+        "one thread:",
+        "| widths | tokens | step | statistics | transforms | both, share of a step |",
+        "|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:
-        lines.append(
-            f"| {row['width']} | {row['tokens']} | {row['statistics_ms']:.1f} ms | {row['transforms_ms']:.1f} ms | "
-            f"{100 * row['share']:.1f} % |"
-        )
+        times = " | ".join(f"{row[key]:.1f} ms" for key in ("step_ms", "statistics_ms", "transforms_ms"))
+        lines.append(f"| {row['widths']} | {row['tokens']} | {times} | {100 * row['share']:.1f} % |")
     return "\n".join([lines[0], "", lines[1], "", *lines[2:]])

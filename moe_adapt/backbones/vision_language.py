@@ -1,8 +1,8 @@
 """A small vision-language model in the form of LLaVA: a vision tower, a projector, a language model.
 
-It is built from a configuration or from pretrained parts, and runs through transformers' own LLaVA classes. The
-projector between pretrained parts is random: adapters on its two layers (they are among ``all-linear``) learn to use
-it. An image takes one token per patch in front of the prompt.
+It is built from a configuration or from pretrained parts, and runs through transformers' own LLaVA classes.
+The projector between pretrained parts is random: adapters on its two layers (they are among ``all-linear``)
+learn to use it. An image takes one token per patch in front of the prompt.
 """
 
 from collections.abc import Sequence
@@ -44,9 +44,10 @@ def llava_from_parts(
         image_token_index=text.vocab_size,
         vision_feature_layer=-1,
     )
-    config.text_config.vocab_size = text.vocab_size + 1
+    config.text_config.vocab_size = text.vocab_size + 1  # type: ignore[union-attr]
     writer.resize_token_embeddings(text.vocab_size, mean_resizing=False)
-    joined = LlavaForConditionalGeneration(config).to(DTYPES[dtype])
+    joined = LlavaForConditionalGeneration(config)
+    joined.to(dtype=DTYPES[dtype])  # type: ignore[call-arg]
     joined.model.vision_tower.load_state_dict(tower.state_dict())
     own = joined.state_dict()
     for name, value in writer.state_dict().items():
@@ -59,7 +60,8 @@ class VisionLanguageAnswerer(CausalAnswerer):
     """A LLaVA-like model that answers questions about an image; batches have ``image`` [B, 3, H, W].
 
     Args:
-        backbone: Name or folder of a language model (or of a whole LLaVA if `vision` is None); its tokenizer is used.
+        backbone: Name or folder of a language model (or of a whole LLaVA if `vision` is None); its
+            tokenizer is used.
         vision: Name or folder of the vision tower.
         max_length: Most tokens of image, prompt and answer together.
         template: How a prompt is put; names {prompt}.

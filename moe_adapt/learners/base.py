@@ -292,6 +292,10 @@ class Learner(L.LightningModule):
         base = self.base_names()
         return {name: tensor for name, tensor in self.state_dict().items() if name not in base}
 
+    def report(self) -> dict[str, Any]:
+        """Return what is worth knowing about the task that has just ended, as numbers and texts by name."""
+        return {}
+
     def memory_bytes(self) -> dict[str, int]:
         """Return the bytes of what is kept beside the pretrained tensors, by kind."""
         state = {name: t for name, t in self.learner_state().items() if isinstance(t, Tensor)}

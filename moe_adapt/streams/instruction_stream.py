@@ -24,8 +24,8 @@ class InstructionStream(TaskStream):
         source: What the tasks are: jsonl (``<task>_train.jsonl``, ``<task>_test.jsonl``), olora (the O-LoRA
             benchmark) or rendered (pictures of shapes with questions, made on the fly; needs no folder).
         folder: Folder of the files.
-        order: Names of the tasks in order; for olora also the number of a published order (1 to 6). None takes all
-            that a jsonl folder or the rendered questions have.
+        order: Names of the tasks in order; for olora also the number of a published order (1 to 6). None
+            takes all that a jsonl folder or the rendered questions have.
         max_train: Most training instructions per task; None takes all.
         max_test: Most test instructions per task.
         overlap: Share of each later task's training set that comes from the first task.

@@ -1,7 +1,7 @@
 """Questions about rendered pictures: the smallest image-and-text stream on which routers can drift.
 
-A picture shows one shape in one colour at one place. Every task asks for another of its properties, so that the
-pictures of all tasks come from one distribution and only the question tells tasks apart.
+A picture shows one shape in one colour at one place. Every task asks for another of its properties, so that
+the pictures of all tasks come from one distribution and only the question tells tasks apart.
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.streams.toys import ToyEncoder, gaussian_stream
 
 from moe_adapt.errors import UserError
 from moe_adapt.learners import FeCam, NearestMean, RanPac, Ridge, Slda
@@ -9,7 +10,6 @@ from moe_adapt.learners.heads import RidgeHead
 from moe_adapt.streams.arrays import ArrayStream
 from moe_adapt.training.stream import StreamRunner
 from moe_adapt.tuner import RoutedLoraConfig
-from tests.streams.toys import ToyEncoder, gaussian_stream
 
 LEARNERS = {
     "ncm": NearestMean,

@@ -10,7 +10,7 @@ from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.evaluation.continual import accuracy_seen, forgetting_by_task
 from moe_adapt.evaluation.plots._matplotlib import pyplot_figure
 
-__all__ = ["draw_curve", "draw_forgetting", "draw_load", "draw_matrix"]
+__all__ = ["draw_curve", "draw_forgetting", "draw_load", "draw_matrix", "draw_pareto"]
 
 #: Up to so many tasks every cell of the matrix has its number written in it.
 ANNOTATED = 15
@@ -114,4 +114,24 @@ def draw_load(load: Mapping[str, list[float]], path: str | Path) -> None:
     axes.set_yticks(range(len(load)), [".".join(site.split(".")[-5:]) for site in load], fontsize=6)
     axes.set_xlabel("expert")
     figure.colorbar(image, ax=axes, label="share of picks")
+    figure.savefig(path, dpi=110)
+
+
+def draw_pareto(points: Mapping[str, tuple[float, float]], path: str | Path) -> None:
+    """Draw what each run learned against what it kept.
+
+    Args:
+        points: Plasticity (mean accuracy right after each task) and backward transfer of each run, by name.
+        path: The picture.
+
+    Raises:
+        UserError: If matplotlib is not installed.
+    """
+    figure, (axes,) = pyplot_figure(7.0, 5.0, [1.0])
+    for name, (plasticity, kept) in points.items():
+        axes.plot(plasticity, kept, "o")
+        axes.annotate(name, (plasticity, kept), textcoords="offset points", xytext=(4, 3), fontsize=8)
+    axes.axhline(0.0, color="grey", linewidth=0.6)
+    axes.set_xlabel("plasticity: accuracy right after each task")
+    axes.set_ylabel("backward transfer: change until the end")
     figure.savefig(path, dpi=110)

@@ -21,6 +21,7 @@ swapped.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,16 +30,28 @@ from torch import Tensor
 
 from moe_adapt.evaluation.trace import RoutingTrace
 from moe_adapt.evaluation.trace_compare import compare_traces
-from moe_adapt.learners.instructions import InstructionLearner
+from moe_adapt.evaluation.trace_file import load_trace, save_trace
+from moe_adapt.learners import Learner
+from moe_adapt.learners.instructions import InstructionLearner, PrototypeLoRA
 from moe_adapt.learners.instructions.observing import Sight, watch_layers
 from moe_adapt.streams import Batch, TaskStream
+from moe_adapt.training.stream.files import write_file
 from moe_adapt.tuner.tracing import TraceRecorder
 
-__all__ = ["Attribution", "shapley_shares"]
+__all__ = ["Attribution", "can_attribute", "shapley_shares"]
 
 ADAPTER = "default"
 #: Part of the name of a router's tensors.
 ROUTER = "moe_adapt_router__"
+
+
+def can_attribute(learner: Learner) -> bool:
+    """Return whether a learner has one pool of several routed experts that it trains task by task."""
+    if not isinstance(learner, InstructionLearner) or isinstance(learner, PrototypeLoRA):
+        return False
+    if learner.trains_on != "task" or learner.answerer.tuner is None:
+        return False
+    return any(layer.specs[ADAPTER].num_experts > 1 for layer in learner.layers())
 
 
 def shapley_shares(then: float, routers_now: float, experts_now: float, now: float) -> tuple[float, float]:
@@ -70,8 +83,9 @@ class Attribution:
     """Watches a learner with routed experts through a stream.
 
     Args:
-        learner: The learner; its `end_task` is wrapped.
+        learner: The learner.
         stream: The stream.
+        folder: Where what is kept of each task goes, so that a resumed run has it; None keeps it in memory.
         probe_samples: Test prompts of each task that are traced.
         rows: Inputs of each layer that are kept per task.
         batch_size: Prompts per forward.
@@ -81,19 +95,34 @@ class Attribution:
         self,
         learner: InstructionLearner,
         stream: TaskStream,
+        folder: Path | None = None,
         probe_samples: int = 32,
         rows: int = 256,
         batch_size: int = 32,
     ) -> None:
         self.learner, self.stream = learner, stream
         self.probe_samples, self.rows, self.batch_size = probe_samples, rows, batch_size
+        self.folder = folder
         self.snapshots: dict[int, _Snapshot] = {}
-        self._end_task = learner.end_task
-        learner.end_task = self._after_task  # type: ignore[method-assign]
 
-    def _after_task(self, task: Any, run: Any) -> None:
-        self._end_task(task, run)
-        self.snapshots[task.index] = self._snapshot(task.index)
+    def after_task(self, index: int) -> None:
+        """Keep the state of things at the end of a task."""
+        found = self._snapshot(index)
+        self.snapshots[index] = found
+        if self.folder is not None:
+            tensors = {"adapter": found.adapter, "inputs": found.inputs}
+            write_file(self.folder / f"task{index}.pt", lambda file: torch.save(tensors, file))
+            save_trace(found.trace, self.folder / f"task{index}.safetensors")
+
+    def _recall(self) -> None:
+        """Read what an earlier part of the run kept."""
+        for record in self.learner.history[:-1]:
+            file = None if self.folder is None else self.folder / f"task{record.index}.pt"
+            if record.index in self.snapshots or file is None or not file.is_file():
+                continue
+            tensors = torch.load(file, weights_only=True)
+            trace = load_trace(file.with_suffix(".safetensors"))
+            self.snapshots[record.index] = _Snapshot(tensors["adapter"], trace, tensors["inputs"])
 
     def _batches(self, index: int, limit: int | None = None) -> Iterator[Batch]:
         samples, tasks = self.stream.test_until(index)
@@ -156,9 +185,12 @@ class Attribution:
             accuracy: Accuracy after every task (rows) on every task, [T, T].
         """
         self.learner.eval()
+        self._recall()
         last = max(self.snapshots)
         grown = any(
-            value.shape != self._adapter()[name].shape for name, value in self.snapshots[0].adapter.items()
+            value.shape != self._adapter()[name].shape
+            for kept in self.snapshots.values()
+            for name, value in kept.adapter.items()
         )
         tasks = []
         for index in sorted(self.snapshots):

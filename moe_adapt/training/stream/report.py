@@ -7,10 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
+from moe_adapt.evaluation.continual import backward_transfer
 from moe_adapt.evaluation.html import image, page, table
-from moe_adapt.evaluation.plots.stream import draw_curve, draw_forgetting, draw_load, draw_matrix
+from moe_adapt.evaluation.plots.stream import draw_curve, draw_forgetting, draw_load, draw_matrix, draw_pareto
 from moe_adapt.training.stream.files import write_file
 from moe_adapt.training.stream.result import StreamResult
 
@@ -70,6 +73,8 @@ def write_report(folder: Path, result: StreamResult, bounds: list[Path]) -> Path
     else:
         with tempfile.TemporaryDirectory() as scratch:
             parts += _pictures(Path(scratch), result, names, curves)
+    if result.attribution.get("tasks"):
+        parts += _attribution(result.attribution)
     parts += [
         "<h2>Costs</h2>",
         table(["run", *costs], [[name, *(v.get(key) for key in costs)] for name, v in rows.items()]),
@@ -105,6 +110,21 @@ def _origin(result: StreamResult) -> str:
     )
 
 
+def _attribution(found: dict[str, Any]) -> list[str]:
+    """Return the section on drift and what it cost."""
+    heads = [key for key in found["tasks"][0] if key != "task"]
+    rows = [[row.get(key) for key in heads] for row in found["tasks"]]
+    rows.append(["mean", *(found["mean"].get(key) for key in heads[1:])])
+    said = (
+        "The pool grew and its old experts and router rows are as they were: what old tasks lost, they lost "
+        "to routing that leaks to newer experts."
+        if found["growing_pool"]
+        else "drop_by_routers and drop_by_experts add up to what each task lost from its end to the end of "
+        "the stream; they come from exchanging routers and experts of then and now."
+    )
+    return ["<h2>Drift, and what it cost</h2>", f"<p>{said}</p>", table(heads, rows)]
+
+
 def _pictures(
     scratch: Path, result: StreamResult, names: list[str], curves: dict[str, AccuracyMatrix]
 ) -> list[str]:
@@ -114,6 +134,14 @@ def _pictures(
     if len(result.matrix) > 1 and len(result.matrix.measured()) > 1:
         draw_forgetting(result.matrix, names, scratch / "forgetting.png")
         found["Forgetting"] = "forgetting"
+    points = {
+        name: (float(np.nanmean(np.diag(matrix.rates()))), backward_transfer(matrix))
+        for name, matrix in curves.items()
+        if len(matrix) > 1 and len(matrix.measured()) == len(matrix)
+    }
+    if points:
+        draw_pareto(points, scratch / "pareto.png")
+        found["Plasticity and stability: up and right is better"] = "pareto"
     if result.routing:
         draw_load(result.routing, scratch / "load.png")
         found["Expert load, samples of all tasks after the last one"] = "load"

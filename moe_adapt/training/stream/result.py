@@ -22,6 +22,7 @@ class StreamResult:
         manifest: What the run was made with: stream, learner, seed, versions.
         classes: Right answers and test samples of each class after the last task, two lists [C].
         routing: Share of picks of each expert by site, if there are routers.
+        attribution: Drift of routers and experts and what it cost, if it was measured.
     """
 
     matrix: AccuracyMatrix
@@ -30,6 +31,7 @@ class StreamResult:
     manifest: dict[str, Any] = field(default_factory=dict)
     classes: dict[str, list[int]] = field(default_factory=dict)
     routing: dict[str, list[float]] = field(default_factory=dict)
+    attribution: dict[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -72,7 +74,7 @@ class StreamResult:
             flat["accuracy_seen"] = seen[task["task"]]
             for key, value in task.items():
                 if isinstance(value, dict):
-                    flat |= {f"{key}_{name}": item for name, item in value.items()}
+                    flat |= {f"{key}_{n}": item for n, item in value.items() if not isinstance(item, dict)}
                 else:
                     flat[key] = value
             rows.append(flat)
@@ -88,6 +90,7 @@ class StreamResult:
             "accuracy_matrix_within_task": self.within.to_dict(),
             "class_counts": self.classes,
             "routing": self.routing,
+            "attribution": self.attribution,
             "tasks": self.tasks,
             "manifest": self.manifest,
         }

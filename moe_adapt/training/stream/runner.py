@@ -19,6 +19,7 @@ from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.learners import Learner
 from moe_adapt.streams import TaskStream
 from moe_adapt.training import manifest
+from moe_adapt.training.stream.attribution import Attribution, can_attribute
 from moe_adapt.training.stream.evaluate import Evaluation, evaluate
 from moe_adapt.training.stream.features import cached_stream
 from moe_adapt.training.stream.files import claim, write_predictions, write_result
@@ -63,6 +64,8 @@ class StreamRunner:
         trainer: Options of the Lightning trainers (``accelerator``, ``precision``, ...); they win over ours.
         callbacks: Callbacks of the Lightning trainers.
         progress: Is told of tasks and steps.
+        attribution: Measure, for learners of instructions with routed experts, what drift of routers and
+            experts cost (`moe_adapt.training.stream.attribution`).
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class StreamRunner:
         trainer: dict[str, Any] | None = None,
         callbacks: list[Callback] | None = None,
         progress: StreamProgress | None = None,
+        attribution: bool = True,
     ) -> None:
         if eval_batch_size < 1 or num_workers < 0:
             raise UserError(
@@ -93,6 +97,8 @@ class StreamRunner:
         self.trainer = TRAINER | (trainer or {})
         self.callbacks = callbacks or []
         self.progress = progress or StreamProgress()
+        self.attribution = attribution
+        self._attribution: Attribution | None = None
         self._written = 0.0
 
     def run(
@@ -122,6 +128,7 @@ class StreamRunner:
             claim(self.folder, overwrite)
         with quiet_lightning():
             learner.to(L.Trainer(**self.trainer).strategy.root_device)
+        self._attribution = self._attribution_of(learner, stream)
         self.progress.begin(len(stream), len(result.tasks))
         try:
             if self.cache_features:
@@ -138,6 +145,12 @@ class StreamRunner:
         finally:
             self.progress.end()
         return result
+
+    def _attribution_of(self, learner: Learner, stream: TaskStream) -> Attribution | None:
+        if not (self.attribution and can_attribute(learner)):
+            return None
+        folder = None if self.folder is None else self.folder / "attribution"
+        return Attribution(learner, stream, folder=folder)  # type: ignore[arg-type]
 
     def _said(self, learner: Learner, stream: TaskStream) -> dict[str, Any]:
         return {
@@ -186,6 +199,7 @@ class StreamRunner:
             "steps": session.steps,
             "trainable_parameters": trainable,
             "bytes": learner.memory_bytes(),
+            "report": learner.report(),
         }
         if found is not None:
             self._record(stream, index, found, result)
@@ -200,6 +214,10 @@ class StreamRunner:
             "evaluate_model": found.seconds if found else 0.0,
         }
         result.tasks.append(row)
+        if self._attribution is not None:
+            self._attribution.after_task(index)
+            if index == len(stream) - 1:
+                result.attribution = self._attribution.finish(result.matrix.rates())
         if index == len(stream) - 1:
             result.routing = routing_load(learner, stream, self.eval_batch_size)
             result.manifest["ended"] = manifest.now()

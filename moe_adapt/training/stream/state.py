@@ -39,6 +39,7 @@ def write_state(folder: Path, learner: Learner, result: StreamResult) -> None:
         "correct_within": torch.from_numpy(result.within.correct),
         "classes": result.classes,
         "routing": result.routing,
+        "attribution": result.attribution,
     }
     try:
         AtomicCheckpointIO().save_checkpoint(checkpoint, folder / FILE)
@@ -76,5 +77,5 @@ def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
     result.matrix = AccuracyMatrix(result.matrix.total, checkpoint["correct"].numpy())
     result.within = AccuracyMatrix(result.within.total, checkpoint["correct_within"].numpy())
     result.tasks, result.classes = checkpoint["tasks"], checkpoint["classes"]
-    result.routing = checkpoint["routing"]
+    result.routing, result.attribution = checkpoint["routing"], checkpoint["attribution"]
     result.manifest["resumed_after_task"] = len(result.tasks) - 1

@@ -69,9 +69,9 @@ def learner(
     name: str, backbone: Any = None, seed: int = 0, tuner: dict[str, Any] | None = None, **options: Any
 ) -> Any:
     """A learner by its short name, with an adapter that fits it."""
+    backbone = encoder() if backbone is None else backbone
     torch.manual_seed(seed)
     chosen: dict[str, Any] = {"epochs": 1, "batch_size": 6, "lr": 5e-3, **ROUTED[name], **options}
-    backbone = encoder() if backbone is None else backbone
     if "tuner" in chosen:
         method, settings = chosen["tuner"]
         targets = FFN if isinstance(backbone, ChoiceEncoder) else "ffn"
