@@ -68,7 +68,7 @@ def record_batches(
 ) -> None:
     """Run batches through a module in evaluation mode and record them.
 
-    Classification labels become the samples' groups.
+    The samples' groups are their domains (`domain_column` of the data), or else classification labels.
 
     Args:
         module: The module.
@@ -87,7 +87,7 @@ def record_batches(
         name = next((name for name in ("input_ids", "pixel_values") if name in batch), None)
         if name is None:
             raise UserError(f"a batch has {', '.join(batch)}, but neither input_ids nor pixel_values.")
-        labels = batch.get("labels")
+        labels = batch.get("domain_ids", batch.get("labels"))
         groups = labels if labels is not None and labels.ndim == 1 else None
         moved = move_data_to_device(batch, module.device)
         with recorder.forward(batch[name], batch.get("attention_mask"), groups):
@@ -203,7 +203,9 @@ def trace_run(
         raise UserError("the run trained no adapter, so there is no routing to trace.")
     recorder = TraceRecorder(tuner, sites, keep_probs, keep_token_ids)
     record_batches(module, split_batches(data, split), recorder, limit, advance)
-    names = [str(name) for name in getattr(data, "class_names", None) or []]
+    domains = getattr(data, "domains", None)
+    names = list(domains.names) if domains is not None and domains.column else []
+    names = names or [str(name) for name in getattr(data, "class_names", None) or []]
     with torch.inference_mode():
         geometry = router_geometry(tuner)
     return recorder.trace(names, meta), geometry

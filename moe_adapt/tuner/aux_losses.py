@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from moe_adapt.errors import UserError
 from moe_adapt.routing import AUX_LOSSES, AuxLoss, ExpertLoss, RouteContext, SiteExperts, group_records
 from moe_adapt.routing.carrier import carry
 from moe_adapt.routing.context import RoutingSession
@@ -26,6 +27,12 @@ def _on_decisions(
         return None
     grouped = group_records((context.records[key] for key in keys), context.progress)
     groups = [group for group, _ in grouped]
+    for group in groups:
+        if group.mask is not None and not bool(group.mask.any()):
+            raise UserError(
+                f"all tokens of this batch are padding at {group.sites[0]!r}, so routers have nothing to "
+                "learn from; look at the attention mask."
+            )
     terms = {name: loss.weight * loss(groups) for name, loss in losses}
     value = torch.stack(list(terms.values())).sum()
     places = [(group, point) for group in groups for point in group.points()]

@@ -29,8 +29,9 @@ class RoutedLoraConfig(PeftConfig):
         method: Preset: lora, soft, top_k, top_p, dynmole, mola, ld_mole, adamoe, cosine, k_means, lora_mixer,
             condenser, condenser_bias, hydralora, arrow, or a control: uniform_dense, random_fixed, hash,
             router_frozen, smoe_dropout.
-        target_modules: Layers that get experts: list of name endings, regular expression, ffn, attention or
-            all-linear. None takes the preset's group or PEFT's LoRA defaults for the architecture.
+        target_modules: Layers that get experts: list of name endings, regular expression, ffn, attention,
+            all-linear, or moe for gate and experts of a base that is a mixture itself. None takes the
+            preset's group or PEFT's LoRA defaults for the architecture.
         exclude_modules: Layers left out: list of name endings or regular expression.
         num_experts: Experts per layer: a number; a list spread over the depth of the model; or a mapping from
             regular expressions on the layer's path to numbers, with the optional key default.

@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,13 @@ from moe_adapt.tuner.flat_state import ROUTER_PREFIX
 from moe_adapt.tuner.layer import RoutedLoraLayer, adapted_layers
 from moe_adapt.tuner.loading import check_loaded_keys, is_adapter_key
 from moe_adapt.tuner.mixed_batch import naming_adapters
+from moe_adapt.tuner.moe_base import (
+    RoutedMoeExperts,
+    RoutedMoeGate,
+    is_moe_experts,
+    is_moe_gate,
+    num_moe_experts,
+)
 from moe_adapt.tuner.peft_plugin import PREFIX, BaseTuner, BaseTunerLayer, is_supported_layer, layer_shape
 from moe_adapt.tuner.site import SiteSpec
 from moe_adapt.tuner.stock_lora import StockSite, collect_sites, read_lora
@@ -84,7 +92,7 @@ class RoutedLoraModel(BaseTuner):
     """
 
     prefix: str = PREFIX
-    tuner_layer_cls = RoutedLoraLayer
+    tuner_layer_cls = (RoutedLoraLayer, RoutedMoeGate, RoutedMoeExperts)  # type: ignore[assignment]
     target_module_mapping: dict[str, list[str]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
@@ -137,10 +145,18 @@ class RoutedLoraModel(BaseTuner):
         assert isinstance(peft_config, RoutedLoraConfig)
         spec = self._site_spec(peft_config, current_key)
         trainable = adapter_name in self.active_adapters and not peft_config.inference_mode
-        if isinstance(target, RoutedLoraLayer):
+        if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, spec, peft_config, trainable)
             return
         layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        kind = RoutedMoeGate if is_moe_gate(layer) else RoutedMoeExperts if is_moe_experts(layer) else None
+        if kind is not None:
+            moe = kind(target, current_key, self.hooks.session).train(target.training)
+            spec = replace(spec, num_experts=num_moe_experts(layer))
+            peft_config.sites[current_key] = spec.to_dict()  # type: ignore[index]
+            moe.update_layer(adapter_name, spec, peft_config, trainable)
+            setattr(parent, target_name, moe)
+            return
         if not is_supported_layer(layer):
             raise UserError(
                 f"the layer {current_key!r} is a {type(layer).__name__}; routed LoRA adapts nn.Linear, "
@@ -219,7 +235,9 @@ class RoutedLoraModel(BaseTuner):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for key in sorted(sums):
                 torch.distributed.all_reduce(sums[key])
-        for layer in adapted_layers(self.model):
+        for layer in self.model.modules():
+            if not isinstance(layer, RoutedLoraLayer | RoutedMoeGate):
+                continue
             for adapter, router in layer.routers.items():
                 own = {name: value for (a, s, name), value in sums.items() if (a, s) == (adapter, layer.site)}
                 if own:
@@ -293,9 +311,20 @@ class RoutedLoraModel(BaseTuner):
             for record in context.records.values()
         }
 
+    def broken_sites(self) -> list[str]:
+        """Return the layers whose router gave logits that are NaN or +inf in the last forward, in order."""
+        context = self.hooks.session.context
+        records = [] if context is None else context.records.values()
+        return [
+            record.site
+            for record in records
+            if bool((record.logits.isnan() | (record.logits == torch.inf)).any())
+        ]
+
     def uncalled_sites(self) -> list[str]:
         """Return the adapted layers that no forward has reached: their experts cannot learn."""
-        return [layer.site for layer in adapted_layers(self.model) if not layer.was_called]
+        layers: list[Any] = [m for m in self.model.modules() if isinstance(m, self.tuner_layer_cls)]
+        return [layer.site for layer in layers if not layer.was_called]
 
     def _config(self, adapter_name: str) -> RoutedLoraConfig:
         config = self.peft_config[adapter_name]
@@ -309,7 +338,9 @@ class RoutedLoraModel(BaseTuner):
             adapter_name: Name of the adapter; None takes the active one.
         """
         adapter = adapter_name or self.active_adapters[0]
-        specs = [layer.specs[adapter] for layer in adapted_layers(self.model) if adapter in layer.specs]
+        kinds = (RoutedLoraLayer, RoutedMoeExperts)
+        layers = [module for module in self.model.modules() if isinstance(module, kinds)]
+        specs = [layer.specs[adapter] for layer in layers if adapter in layer.specs]
         groups = self.parameter_groups()
         base_linears = [name for name, module in self.model.named_modules() if is_supported_layer(module)]
         return AdapterSummary(

@@ -29,7 +29,11 @@ _ATTENTION = (
 )
 
 #: Regular expressions (full match on the path of a layer) behind the names of target groups.
-TARGET_GROUPS: dict[str, str] = {"ffn": rf".*\.({_FFN})", "attention": rf".*\.({_ATTENTION})"}
+TARGET_GROUPS: dict[str, str] = {
+    "ffn": rf".*\.({_FFN})",
+    "attention": rf".*\.({_ATTENTION})",
+    "moe": r".*\.(mlp|block_sparse_moe|feed_forward)\.(gate|experts)",
+}
 
 #: Projections that fused state-space kernels read past the module: an adapter there would do nothing.
 _BYPASSED = {

@@ -252,3 +252,19 @@ def test_lora_mixer_on_a_state_space_model(tmp_path):
     refused = RoutedLoraConfig(method="lora_mixer", target_modules=["out_proj"])
     with pytest.raises(UserError, match="fused kernels"):
         peft.get_peft_model(mamba(), refused)
+
+
+def test_a_broken_router_is_named_and_padding_alone_is_refused():
+    model = adapted("top_k").train()
+    model(**batch())
+    assert model.base_model.broken_sites() == []
+    layer = adapted_layers(model)[2]
+    layer.moe_adapt_router__scorer__weight["default"].data[0, 0] = torch.nan
+    model(**batch())
+    assert model.base_model.broken_sites()[0] == layer.site
+    rows = batch()
+    rows["attention_mask"] = torch.zeros_like(rows["attention_mask"])
+    other = adapted("top_k").train()
+    other(**rows)
+    with pytest.raises(UserError, match="all tokens of this batch are padding"):
+        other.base_model.aux_loss()

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from moe_adapt.evaluation.balance import max_violation
 from moe_adapt.evaluation.plots import draw_routing
 from moe_adapt.evaluation.routing import RoutingStats
 
@@ -20,8 +21,9 @@ class RoutingMonitor(L.Callback):
     """Log routing statistics; write ``routing.json`` and ``routing.png`` when training ends.
 
     Logged, averaged over sites: ``route/mean/entropy`` (of the router's probabilities, 1 is uniform),
-    ``route/mean/load_max`` (largest share of picks that one expert gets), ``route/mean/dead`` (experts that
-    no token of the batch picked) and ``route/mean/k`` (experts per token). The load in the files is that of
+    ``route/mean/load_max`` (largest share of picks that one expert gets), ``route/mean/max_vio`` (how far
+    that is above an even share: 0 at balance, E - 1 if one takes all), ``route/mean/dead`` (experts that no
+    token of the batch picked) and ``route/mean/k`` (experts per token). The load in the files is that of
     the last epoch, over the batches that were logged.
 
     Args:
@@ -102,6 +104,7 @@ def _values(stats: RoutingStats) -> dict[str, float]:
     return {
         "entropy": stats.entropy,
         "load_max": float(torch.max(stats.load)),
+        "max_vio": max_violation(stats.load),
         "dead": float(stats.dead_experts),
         "k": stats.mean_k,
     }

@@ -168,6 +168,11 @@ class AdaptedModule(L.LightningModule):
 
     def _stop_not_finite(self, batch_idx: int, parts: dict[str, Tensor]) -> None:
         values = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
+        broken = [] if self.tuner is None else self.tuner.broken_sites()
+        if broken:
+            values += (
+                f"; the router logits are not finite at {broken[0]!r}, the first of {len(broken)} layers"
+            )
         raise UserError(
             f"the loss is not finite at step {self.global_step} (epoch {self.current_epoch}, batch "
             f"{batch_idx}): {values}. The step was not taken and the last checkpoint is kept; lower the "
