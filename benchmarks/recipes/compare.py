@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from routed_table import routed_table
+
 from moe_adapt.training.cli import main as moe_adapt
 from moe_adapt.training.manifest import collect
 
@@ -184,10 +186,12 @@ def render() -> None:
     step = RESULTS / "routed_step.json"
     if step.is_file():
         tables.append(step_table(json.loads(step.read_text())))
+    routed = RESULTS / "routed_lora.json"
+    long = [routed_table(json.loads(routed.read_text()))] if routed.is_file() else []
     head = (
         "# Results\n\nRendered by `python benchmarks/recipes/compare.py --render` from the JSON files here."
     )
-    (RESULTS / "README.md").write_text("\n\n".join([head, *tables]) + "\n")
+    (RESULTS / "README.md").write_text("\n\n".join([head, *tables, *long]) + "\n")
     readme = HERE.parents[1] / "README.md"
     before, _, rest = readme.read_text().partition(START)
     after = rest.partition(END)[2]

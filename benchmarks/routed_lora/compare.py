@@ -159,10 +159,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=40, help="tokens")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--collect", action="store_true", help="run nothing, gather the cells that are there")
     args = parser.parse_args()
     args.runs.mkdir(parents=True, exist_ok=True)
     forked = multiprocessing.get_context("fork")
-    for seed in args.seeds:
+    for seed in args.seeds if not args.collect else ():
         for name in args.methods:
             path = args.runs / f"{name}-{seed}.json"
             if path.is_file():
@@ -172,7 +173,10 @@ def main() -> None:
             process.start()
             process.join()
             print(f"{name} {seed}: exit {process.exitcode}, {time.time() - start:.0f} s", flush=True)
-    rows = [json.loads(path.read_text()) for path in sorted(args.runs.glob("*.json"))]
+    labels = {name: label for name, (label, _) in (METHODS | CONTROLS).items()}
+    paths = [args.runs / f"{name}-{seed}.json" for name in labels for seed in args.seeds]
+    rows = [json.loads(path.read_text()) for path in paths if path.is_file()]
+    rows = [{"label": labels[row["method"]], "control": row["method"] in CONTROLS} | row for row in rows]
     settings = {key: getattr(args, key) for key in ("train", "test", "epochs", "batch", "max_length", "lr")}
     command = "routed_lora/compare.py --data DATA --backbone PREPARED/minilm --runs RUNS"
     report = {"manifest": collect() | {"command": command}, "settings": settings, "rows": rows}
