@@ -90,6 +90,28 @@ def _finish(
 
 
 @triton.jit
+def _place(
+    N,
+    R,
+    NUM_EXPERTS,
+    RANK: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """Return the first expert of this program's tile, its rows, its columns, and which of them there are."""
+    tiles = tl.cdiv(NUM_EXPERTS, EXPERTS)
+    first = tl.program_id(0) % tiles * EXPERTS
+    rows = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    live = rows < N
+    lanes = tl.arange(0, BLOCK_R)
+    experts = first + lanes // RANK
+    columns = first * RANK + lanes
+    valid = (lanes < EXPERTS * RANK) & (columns < R)
+    return first, rows, live, columns, valid, experts
+
+
+@triton.jit
 def shrink_kernel(
     x,
     w,
@@ -123,14 +145,7 @@ def shrink_kernel(
     UPCAST: tl.constexpr,
 ):
     """Multiply one row tile of `x` with the factors of one tile of experts, over one part of the sum."""
-    tiles = tl.cdiv(NUM_EXPERTS, EXPERTS)
-    first = tl.program_id(0) % tiles * EXPERTS
-    rows = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    live = rows < N
-    lanes = tl.arange(0, BLOCK_R)
-    experts = first + lanes // RANK
-    columns = first * RANK + lanes
-    valid = (lanes < EXPERTS * RANK) & (columns < R)
+    first, rows, live, columns, valid, experts = _place(N, R, NUM_EXPERTS, RANK, EXPERTS, BLOCK_N, BLOCK_R)
     start = tl.program_id(1) * CHUNK
     stop = tl.minimum(start + CHUNK, L)
     total = tl.zeros((BLOCK_N, BLOCK_R), dtype=tl.float32)
@@ -203,14 +218,7 @@ def add_planes_kernel(
     SAVE: tl.constexpr,
 ):
     """Add the planes of one tile in order and finish it."""
-    tiles = tl.cdiv(NUM_EXPERTS, EXPERTS)
-    first = tl.program_id(0) % tiles * EXPERTS
-    rows = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    live = rows < N
-    lanes = tl.arange(0, BLOCK_R)
-    experts = first + lanes // RANK
-    columns = first * RANK + lanes
-    valid = (lanes < EXPERTS * RANK) & (columns < R)
+    first, rows, live, columns, valid, experts = _place(N, R, NUM_EXPERTS, RANK, EXPERTS, BLOCK_N, BLOCK_R)
     total = tl.zeros((BLOCK_N, BLOCK_R), dtype=tl.float32)
     for plane in range(SPLITS):
         places = (rows + plane * N)[:, None] * R + columns[None, :]
