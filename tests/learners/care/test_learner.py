@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from moe_adapt.checks import check_learner
 from moe_adapt.errors import UserError
 from moe_adapt.learners.care import Care, CareBlock, CareOptions, Scope
 from moe_adapt.learners.care.reference import dense_forward
@@ -266,3 +267,13 @@ def test_the_linear_variant_grows_linearly():
         return sum(v.numel() for v in block.routers.state_dict().values())
 
     assert routers(301) == 301 * routers(1) < 0.11 * 769 * 301 * 302 / 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("bert", {"row": "mean", "mixture": SMALL}), ("timm", {"mixture": CareOptions(rank=4, router="keys")})],
+    ids=["bert", "timm"],
+)
+def test_is_a_good_learner(kind, options):
+    stream = make_stream(text=kind == "bert", train=8, test=6)
+    check_learner(lambda: learner(kind, epochs=2, **options), stream)
