@@ -51,7 +51,8 @@ over all test samples of the classes seen; the task is never given.
 are numpy's permutations under seeds 1993, 1990 and 1996. Nothing was chosen on test samples; the options of
 CaRE and LoRA were set once and not searched. Their training is short, because it had to fit two CPU cores
 shared by others: 2 epochs (one and one) where the papers take 20 and more, and their encoder is held in
-bfloat16. So their rows say what this little training gives, not what the methods can reach."""
+bfloat16. So their rows say what this little training gives, not what the methods can reach. Times are wall
+times on a machine that did other work, too."""
 
 
 def spread(rows: list[dict[str, Any]], key: Any) -> str:
@@ -141,11 +142,12 @@ def stream_table(name: str, rows: list[dict[str, Any]]) -> str:
     samples = rows[0]["metrics"]["final_accuracy_standard_error"]
     encoder = next((row["encoder_seconds_per_sample"] for row in rows if row["features_kept"]), None)
     kept = "" if encoder is None else f" (the encoder takes {1000 * encoder:.0f} ms per sample)"
-    after = ", ".join(str(step + 1) for step in steps[-4:])
+    everything = len(steps) == rows[0]["tasks"]
+    after = "all" if everything else "after tasks " + ", ".join(str(step + 1) for step in steps)
     lines += [
         "",
-        f"Shared steps: after tasks {after}. Standard error of A_B about {100 * samples:.1f}. * over features "
-        f"that were computed once{kept}. {verdict(rows)}",
+        f"Shared steps: {after}. Standard error of A_B about {100 * samples:.1f}. * over "
+        f"features that were computed once{kept}. {verdict(rows)}",
     ]
     recalls = [row for row in rows if row["method"] == "care" and "recall" in row]
     if recalls:
