@@ -25,6 +25,7 @@ import yaml
 from encode import encoded
 from jsonargparse import ArgumentParser
 
+from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.evaluation.continual import accuracy_seen, continual_metrics
 from moe_adapt.learners import Care, Learner
 from moe_adapt.learners.closed_form import ClosedForm
@@ -162,6 +163,21 @@ def run(stream_name: str, method: str, order: int, prepared: Path, runs: Path) -
     return row
 
 
+def unfinished(runs: Path) -> list[dict[str, Any]]:
+    """Return what is known of cells that were stopped: the curve as far as it goes."""
+    found = []
+    for path in sorted(runs.glob("*/*/result.json")):
+        stream, (method, _, order) = path.parent.parent.name, path.parent.name.rpartition("-")
+        if (runs / "cells" / f"{stream}.{method}.{order}.json").is_file():
+            continue
+        result = json.loads(path.read_text())
+        seen = accuracy_seen(AccuracyMatrix(**result["accuracy_matrix"]))
+        curve = [[step, float(value)] for step, value in enumerate(seen) if value == value]
+        if curve:
+            found.append({"stream": stream, "method": method, "order": int(order), "curve": curve})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -205,7 +221,9 @@ def main() -> None:
         manifest = collect() | {
             "command": "run.py --prepared PREPARED --streams ... --methods ... --orders ..."
         }
-        RESULT.write_text(json.dumps({"manifest": manifest, "rows": rows}, indent=1) + "\n")
+        RESULT.write_text(
+            json.dumps({"manifest": manifest, "rows": rows, "unfinished": unfinished(runs)}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     closed = ("ncm", "slda", "ridge", "ranpac", "fecam", "fecam_shared")
     ours = [method for method in final if method.startswith("care")]
     if not ours:
-        return "CaRE was not run on this stream."
+        return "CaRE has no finished row here."
     best = max(ours, key=lambda method: statistics.mean(final[method].values()))
     orders = set(final[best])
     comparable = {m: [final[m][o] for o in orders] for m in closed if orders <= set(final.get(m, {}))}
@@ -127,6 +127,20 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     return (
         f"The best CaRE ({LABELS[best]}) is {abs(100 * gap):.1f} points {word} the best closed-form head "
         f"({LABELS[rival]}) in A_B, on {len(orders)} order(s)."
+    )
+
+
+def stopped(rows: list[dict[str, Any]], cell: dict[str, Any]) -> str:
+    """Return a sentence on a cell that was stopped, beside the others after the same task."""
+    step, value = cell["curve"][-1]
+    others = [
+        f"{LABELS[row['method']]} {100 * dict(row['curve'])[step]:.1f}"
+        for row in rows
+        if row["order"] == cell["order"] and step in dict(row["curve"])
+    ]
+    return (
+        f"{LABELS[cell['method']]} was stopped before its end. Accuracy on everything seen after task "
+        f"{step + 1} of {rows[0]['tasks']}, order {cell['order']}: {100 * value:.1f}; {', '.join(others)}."
     )
 
 
@@ -211,12 +225,15 @@ def render() -> None:
     parts = [HEAD]
     path = RESULTS / "class_incremental.json"
     if path.is_file():
-        rows = json.loads(path.read_text())["rows"]
+        report = json.loads(path.read_text())
+        rows = report["rows"]
         names = sorted(p.stem for p in (HERE / "streams").glob("*.yaml"))
         for name in sorted(names, key=lambda n: (n.rsplit("_", 1)[0], int(n.rsplit("_", 1)[1]))):
             own = [row for row in rows if row["stream"] == name]
             if own:
                 parts.append(stream_table(name, own))
+                cells = [cell for cell in report["unfinished"] if cell["stream"] == name]
+                parts += [stopped(own, cell) for cell in cells]
     parts += care_speed() + ranpac_speed()
     (RESULTS / "class_incremental.md").write_text("\n\n".join(parts) + "\n")
 
