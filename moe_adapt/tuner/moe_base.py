@@ -54,26 +54,33 @@ def num_moe_experts(module: nn.Module) -> int:
     return len(module.weight if is_moe_gate(module) else module.gate_up_proj)  # type: ignore[arg-type]
 
 
-class RoutedMoeGate(nn.Module, BaseTunerLayer):
-    """The gate of a MoE block with an adapter's modifiers and selector.
+class _MoePart(nn.Module, BaseTunerLayer):
+    """A part of a MoE block with adapters.
 
     Args:
-        base_layer: The gate.
+        base_layer: The part.
         site: Its path in the model.
         session: Opens the route context of each model forward.
     """
+
+    def __init__(self, base_layer: nn.Module, site: str, session: RoutingSession) -> None:
+        super().__init__()
+        self.base_layer, self.site, self.session = base_layer, site, session
+        self.specs: dict[str, SiteSpec] = {}
+        self.was_called = False
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+
+class RoutedMoeGate(_MoePart):
+    """The gate of a MoE block with an adapter's modifiers and selector."""
 
     adapter_layer_names: tuple[str, ...] = ()
     other_param_names: tuple[str, ...] = ("routers",)
 
     def __init__(self, base_layer: nn.Module, site: str, session: RoutingSession) -> None:
-        super().__init__()
-        self.base_layer, self.site, self.session = base_layer, site, session
+        super().__init__(base_layer, site, session)
         self.routers: dict[str, FlatRouter] = {}
-        self.specs: dict[str, SiteSpec] = {}
-        self.was_called = False
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
 
     def update_layer(
         self, adapter_name: str, spec: SiteSpec, config: RoutedLoraConfig, trainable: bool = True
@@ -131,14 +138,8 @@ class RoutedMoeGate(nn.Module, BaseTunerLayer):
         return scores, gates, index.masked_fill(taken == 0, scores.shape[-1])
 
 
-class RoutedMoeExperts(nn.Module, BaseTunerLayer):
-    """Fused experts of a MoE block with a LoRA on the weights of each.
-
-    Args:
-        base_layer: The experts.
-        site: Their path in the model.
-        session: Opens the route context of each model forward.
-    """
+class RoutedMoeExperts(_MoePart):
+    """Fused experts of a MoE block with a LoRA on the weights of each."""
 
     adapter_layer_names: tuple[str, ...] = (
         "moe_adapt_gate_up_A",
@@ -149,15 +150,10 @@ class RoutedMoeExperts(nn.Module, BaseTunerLayer):
     other_param_names: tuple[str, ...] = ("specs", "scales")
 
     def __init__(self, base_layer: nn.Module, site: str, session: RoutingSession) -> None:
-        super().__init__()
-        self.base_layer, self.site, self.session = base_layer, site, session
+        super().__init__(base_layer, site, session)
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
-        self.specs: dict[str, SiteSpec] = {}
         self.scales: dict[str, float] = {}
-        self.was_called = False
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
 
     def update_layer(
         self, adapter_name: str, spec: SiteSpec, config: RoutedLoraConfig, trainable: bool = True
