@@ -41,7 +41,7 @@ def averages(row: dict[str, Any]) -> dict[str, float]:
         "parameters": row["report"]["trainable_parameters"],
         "stored_mb": row["report"]["stored_bytes"] / 2**20,
         "statistics_mb": row["report"].get("statistics_bytes", 0) / 2**20,
-        "seconds": row["train_seconds"],
+        "seconds": row["cpu_seconds"],
         "memory": row["peak_memory_mb"],
         "admission": row["report"].get("admission", {}).get("new", np.nan),
     }
@@ -92,7 +92,7 @@ COSTS = {
     "trainable": ("parameters", 0),
     "stored MB": ("stored_mb", 1),
     "statistics MB": ("statistics_mb", 1),
-    "training s": ("seconds", 0),
+    "CPU s": ("seconds", 0),
 }
 DRIFT = {
     "agreement": ("top1", 3),
@@ -171,10 +171,11 @@ def _cost(report: dict[str, Any]) -> str:
         "## Cost of the transforms",
         "Part of a training step (forward, backward, AdamW) that statistics and transforms take; CPU time, "
         "one thread:",
-        "| widths | tokens | step | statistics | transforms | both, share of a step |",
-        "|---|---|---|---|---|---|",
+        "| widths | tokens | rows observed | step | statistics | transforms | both, share of a step |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:
         times = " | ".join(f"{row[key]:.1f} ms" for key in ("step_ms", "statistics_ms", "transforms_ms"))
-        lines.append(f"| {row['widths']} | {row['tokens']} | {times} | {100 * row['share']:.1f} % |")
+        head = f"| {row['widths']} | {row['tokens']} | {row['observe_rows']}"
+        lines.append(f"{head} | {times} | {100 * row['share']:.1f} % |")
     return "\n".join([lines[0], "", lines[1], "", *lines[2:]])
