@@ -14,6 +14,7 @@ Reference: Bifet et al., Efficient Online Evaluation of Big Data Stream Classifi
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,7 @@ def recovery(
     """
     total = np.concatenate([[0], np.cumsum(truth == predicted)])
     found = []
-    for drift, end in zip(drifts, [*drifts[1:], len(truth)], strict=True):
+    for drift, end in pairwise([*drifts, len(truth)]):
         start = max(drift - window, 0)
         before = (total[drift] - total[start]) / (drift - start)
         ends = np.arange(drift + window, end + 1)

@@ -24,6 +24,9 @@ PACKAGES = (
     "datasets",
     "torchmetrics",
     "safetensors",
+    "river",
+    "numpy",
+    "scipy",
 )
 
 

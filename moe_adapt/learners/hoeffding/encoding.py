@@ -125,10 +125,11 @@ class FeatureTable:
             if not _missing(value):
                 known = self.values[column]
                 known.setdefault(value, len(known))
-        self._refresh()
+        self.refresh()
         return self.read(x)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Prepare for reading rows after columns were added."""
         self._get_numbers = _getter(list(self.numeric))
         self._get_codes = _getter(list(self.nominal))
 
@@ -150,7 +151,7 @@ class FeatureTable:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._refresh()
+        self.refresh()
 
 
 def _getter(names: list[Hashable]) -> Any:

@@ -175,7 +175,6 @@ class LeafStore:
         row: Row,
         y: int,
         weights: np.ndarray,
-        masks: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         """Add a row to the distributions of class `y` of some leaves; class weights are not touched.
 
@@ -184,40 +183,32 @@ class LeafStore:
             row: The row.
             y: Number of the class.
             weights: Weight of the row in each leaf [k].
-            masks: Numeric [k, F] and nominal [k, G] columns that each leaf may see; None for all.
         """
         if self.n_numeric:
             old_mean, old = self.gauss[slots, 0, y], self.moments[slots, y]
-            present = mask = None if masks is None else masks[0]
-            x = row.numbers
-            if not row.complete:
-                here = ~np.isnan(x)
-                x = np.where(here, x, 0.0)
-                present = here[None, :] if mask is None else mask & here
-            w = weights[:, None]
-            new = old.copy() if present is not None else old
-            n, squares = new[:, 0], new[:, 1]
-            n += w
+            x, w = row.numbers, weights[:, None]
+            new = np.empty_like(old)
+            n, squares, low, high = new.transpose(1, 0, 2)
+            np.add(old[:, 0], w, out=n)
             delta = x - old_mean
             mean = old_mean + (w / n) * delta
-            squares += w * delta * (x - mean)
-            np.minimum(new[:, 2], x, out=new[:, 2])
-            np.maximum(new[:, 3], x, out=new[:, 3])
-            if present is not None:
-                mean = np.where(present, mean, old_mean)
-                new = np.where(present[:, None], new, old)
-                n, squares = new[:, 0], new[:, 1]
+            np.add(old[:, 1], w * delta * (x - mean), out=squares)
+            np.minimum(old[:, 2], x, out=low)
+            np.maximum(old[:, 3], x, out=high)
+            if not row.complete:
+                here = ~np.isnan(x)
+                mean = np.where(here, mean, old_mean)
+                np.copyto(new, old, where=~here)
             known = (squares > 0) & (n > 1)
-            precision = np.divide(0.5 * (1.0 - n), squares, out=np.zeros_like(n), where=known)
+            precision = np.divide(0.5 * (1.0 - n), squares, out=np.zeros(n.shape), where=known)
             self.gauss[slots, 0, y] = mean
             self.gauss[slots, 1, y] = precision
             self.moments[slots, y] = new
-            logs = np.log(np.divide(precision, -np.pi, out=np.ones_like(n), where=known))
+            logs = np.log(precision * (-1.0 / np.pi) + ~known)
             self.normaliser[slots, y] = 0.5 * logs.sum(axis=1)
         if self.n_nominal:
             columns, codes = self._known_codes(row)
-            added = weights[:, None] if masks is None else weights[:, None] * masks[1][:, columns]
-            self.table[slots[:, None], columns, codes, y] += added
+            self.table[slots[:, None], columns, codes, y] += weights[:, None]
             own = self.table[slots, :, :, y]
             whole = own.sum(axis=2, keepdims=True)
             share = np.divide(own, whole, out=np.ones_like(own), where=own > 0)
@@ -246,7 +237,7 @@ class LeafStore:
         total = count.sum(axis=1, keepdims=True)
         prior = np.log(np.divide(count, total, out=np.ones_like(count), where=positive))
         base = np.where(positive, prior + self.normaliser[slots], -np.inf)
-        if positive.sum() < sum(len(self.order[slot]) for slot in slots.tolist()):
+        if np.count_nonzero(positive) < sum(len(self.order[slot]) for slot in slots.tolist()):
             for place, slot in enumerate(slots.tolist()):
                 for c in self.order[slot]:  # a class that a split left without weight votes with log 1
                     if not positive[place, c]:

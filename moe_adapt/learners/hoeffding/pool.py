@@ -165,7 +165,6 @@ class FastHoeffdingTreePool(TreeNodes):
         reading: Reading,
         trees: list[int] | None = None,
         weights: list[float] | None = None,
-        masks: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         """Let trees learn a row.
 
@@ -175,7 +174,6 @@ class FastHoeffdingTreePool(TreeNodes):
             reading: What `read` returned for this row, with nothing learned since.
             trees: Which trees; all if not given.
             weights: Weight of the row in each of them, above 0; 1 if not given.
-            masks: Numeric [E, F] and nominal [E, G] columns that each tree of the pool may use.
         """
         chosen = list(range(self.n_trees)) if trees is None else trees
         if not chosen:
@@ -198,10 +196,9 @@ class FastHoeffdingTreePool(TreeNodes):
                     store.bayes_right[slot] += mass[position]
         index, weight = np.array(slots), np.array(mass)
         if len(observing) == len(slots):
-            store.observe(index, row, y, weight, _rows(masks, chosen))
+            store.observe(index, row, y, weight)
         elif observing:
-            some = [chosen[position] for position in observing]
-            store.observe(index[observing], row, y, weight[observing], _rows(masks, some))
+            store.observe(index[observing], row, y, weight[observing])
         for position in observing:
             observed = store.observed[slots[position]]
             if y not in observed:
@@ -248,6 +245,11 @@ class FastHoeffdingTreePool(TreeNodes):
         self.n_leaves[tree] = 0
         self.root[tree] = self._new_leaf(tree, 0)
 
+    def add_tree(self) -> None:
+        """Add an empty tree."""
+        self.n_leaves.append(0)
+        self.root.append(self._new_leaf(len(self.root), 0))
+
     def swap(self, one: int, other: int) -> None:
         """Exchange two trees."""
         for values in (self.root, self.n_leaves):
@@ -276,14 +278,16 @@ class FastHoeffdingTreePool(TreeNodes):
             store.forget(slot)
             return
         before = entropy(count)
-        n, squares, low, high = store.moments[slot].transpose(1, 0, 2)
-        mean = store.gauss[slot, 0]
-        numeric = numeric_splits(
-            n, mean, squares, low, high, before, options.min_branch_fraction, options.n_splits
-        )
-        table = store.table[slot].transpose(2, 0, 1)
-        nominal = nominal_splits(table, before, options.min_branch_fraction, options.binary_split)
-        merits = [-math.inf, *numeric.merit.tolist(), *nominal.merit.tolist()]  # the first: no split
+        merits = [-math.inf]  # not to split
+        if store.n_numeric:
+            n, squares, low, high = store.moments[slot].transpose(1, 0, 2)
+            share, splits = options.min_branch_fraction, options.n_splits
+            numeric = numeric_splits(n, store.gauss[slot, 0], squares, low, high, before, share, splits)
+            merits += numeric.merit.tolist()
+        if store.n_nominal:
+            table = store.table[slot].transpose(2, 0, 1)
+            nominal = nominal_splits(table, before, options.min_branch_fraction, options.binary_split)
+            merits += nominal.merit.tolist()
         ranked = sorted(range(len(merits)), key=merits.__getitem__)
         if len(ranked) < 2:
             return
@@ -356,9 +360,3 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
     total = shifted.sum(axis=1, keepdims=True)
     shifted /= np.where(total > 0, total, 1.0)
     return shifted
-
-
-def _rows(
-    masks: tuple[np.ndarray, np.ndarray] | None, trees: list[int]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    return None if masks is None else (masks[0][trees], masks[1][trees])

@@ -19,7 +19,7 @@ from typing import Any
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.streams.drift.base import DriftStream, Row
 
-__all__ = ["REAL_STREAMS", "data_folder", "real_stream"]
+__all__ = ["REAL_STREAMS", "SHIPPED", "data_folder", "real_stream"]
 
 _FLIGHTS = ("carrier", "origin", "dest", "month", "weekday", "hour", "distance")
 
@@ -90,7 +90,7 @@ REAL_STREAMS: dict[str, _Recipe] = {
 }
 
 #: Shipped inside River: short name -> class in `river.datasets`, classes.
-_SHIPPED = {
+SHIPPED = {
     "phishing": ("Phishing", 2),
     "image_segments": ("ImageSegments", 7),
     "bananas": ("Bananas", 2),
@@ -127,10 +127,10 @@ def real_stream(name: str, n_rows: int | None = None, folder: str | Path | None 
     Raises:
         UserError: If the name is unknown or the file is not there.
     """
-    if name in _SHIPPED:
+    if name in SHIPPED:
         return _shipped(name, n_rows)
     if name not in REAL_STREAMS:
-        known = (*REAL_STREAMS, *_SHIPPED)
+        known = (*REAL_STREAMS, *SHIPPED)
         raise UserError(
             f"there is no real stream {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
         )
@@ -188,7 +188,7 @@ def _open(path: Path) -> io.TextIOWrapper:
 def _shipped(name: str, n_rows: int | None) -> DriftStream:
     from river import datasets
 
-    attribute, classes = _SHIPPED[name]
+    attribute, classes = SHIPPED[name]
     dataset = getattr(datasets, attribute)()
     first = next(iter(dataset))[0]
     features = tuple(first)

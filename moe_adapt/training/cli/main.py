@@ -61,6 +61,7 @@ COMMANDS = {
     "trace": Command(
         "moe_adapt.training.cli.trace:trace", "record how a run routes its data, or compare two records"
     ),
+    "drift": Command("moe_adapt.training.cli.drift:drift", "compare learners on streams whose rule changes"),
     "list": Command(
         "moe_adapt.training.cli.listing:show", "list packaged configurations and routing components"
     ),

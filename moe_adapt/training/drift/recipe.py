@@ -9,7 +9,7 @@ import yaml
 
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.streams.drift.base import DriftStream
-from moe_adapt.streams.drift.real import real_stream
+from moe_adapt.streams.drift.real import REAL_STREAMS, SHIPPED, real_stream
 from moe_adapt.streams.drift.suites import SUITES, synthetic_stream
 from moe_adapt.training.drift.methods import METHODS
 
@@ -193,6 +193,10 @@ def _stream(path: Path, entry: Any) -> StreamSpec:
             raise UserError(f"{path}: a stream has no {key!r}.{did_you_mean(key, known)}")
     if "name" not in options:
         raise UserError(f"{path}: the stream {entry!r} has no name.")
+    names = {*SUITES["arf"], *REAL_STREAMS, *SHIPPED}
+    if options["name"] not in names:
+        name = str(options["name"])
+        raise UserError(f"{path}: there is no stream {name!r}.{did_you_mean(name, names)}")
     if "seeds" in options:
         options["seeds"] = _seeds(path, options["seeds"])
     return StreamSpec(**options)

@@ -1,0 +1,72 @@
+"""Saving in the middle of a stream and going on."""
+
+import json
+
+import pytest
+from river import naive_bayes
+
+from moe_adapt.errors import UserError
+from moe_adapt.learners.driftmoe import DriftMoEClassifier
+from moe_adapt.learners.driftmoe.state import load_driftmoe, save_driftmoe
+from moe_adapt.streams.drift import real_stream, synthetic_stream
+
+STREAMS = {
+    "numbers": lambda: list(synthetic_stream("RBF_f", 700)),
+    "nominal": lambda: list(synthetic_stream("AGR_a", 700)),
+    "words": lambda: [
+        ({**x, "word": "ab c"[int(x["attrib1"]) % 4]}, f"class {y}")
+        for x, y in synthetic_stream("SEA_a", 700)
+    ],
+    "late": lambda: list(real_stream("image_segments", 400)),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "task"}, {"train_rule": "all", "poisson": 1.0, "detector": False}]
+)
+def test_goes_on_as_if_never_saved(stream, options, tmp_path):
+    rows = STREAMS[stream]()
+    nominal = ("elevel", "car", "zipcode") if stream == "nominal" else None
+    model = DriftMoEClassifier(n_experts=4, top_k=2, seed=1, nominal_attributes=nominal, **options)
+    half = len(rows) // 2 + 3
+    for x, y in rows[:half]:
+        model.learn_one(x, y)
+    save_driftmoe(model, tmp_path / "model")
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"state.json", "arrays.npz"}
+    loaded = load_driftmoe(tmp_path / "model")
+    assert loaded._get_params() == model._get_params()
+    for x, y in rows[half:]:
+        assert loaded.predict_proba_one(x) == model.predict_proba_one(x)
+        loaded.learn_one(x, y)
+        model.learn_one(x, y)
+    assert loaded.events == model.events
+    assert loaded.expert_rows == model.expert_rows
+
+
+def test_an_untrained_model_can_be_kept(tmp_path):
+    save_driftmoe(DriftMoEClassifier(seed=1), tmp_path / "model")
+    loaded, fresh = load_driftmoe(tmp_path / "model"), DriftMoEClassifier(seed=1)
+    for x, y in synthetic_stream("SEA_a", 250):
+        loaded.learn_one(x, y)
+        fresh.learn_one(x, y)
+    assert loaded.predict_proba_one(x) == fresh.predict_proba_one(x)
+
+
+def test_mistakes_are_told(tmp_path):
+    model = DriftMoEClassifier(seed=1)
+    save_driftmoe(model, tmp_path / "model")
+    with pytest.raises(UserError, match="exists"):
+        save_driftmoe(model, tmp_path / "model")
+    with pytest.raises(UserError, match="River"):
+        save_driftmoe(DriftMoEClassifier(expert=naive_bayes.GaussianNB()), tmp_path / "other")
+    model.learn_one({("a", 1): 2.0}, "x")
+    with pytest.raises(UserError, match="JSON"):
+        save_driftmoe(model, tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(UserError, match="does not hold"):
+        load_driftmoe(tmp_path)
+    state = tmp_path / "model" / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "format": 99}))
+    with pytest.raises(UserError, match="99"):
+        load_driftmoe(tmp_path / "model")
