@@ -69,7 +69,7 @@ def ablation(content: dict[str, Any]) -> list[str]:
         cells = " | ".join(f"{found[stream][name][0]:.2f}" for stream in results)
         lines.append(f"| {name} | {cells} | {mean(name):.2f} | {mean(name) - mean(full):+.2f} |")
     seeds = len(next(iter(results.values()))[full])
-    text = f"Accuracy in %, {seeds} seed(s) that no other table uses, 4,000 rows each; variants of one seed differ by noise."
+    text = f"Accuracy in %, {seeds} seed(s) that no other table uses, 4,000 rows each."
     return ["## Parts of the drift-aware preset", text, "\n".join(lines)]
 
 
