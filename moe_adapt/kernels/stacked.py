@@ -9,7 +9,7 @@ $$dg_e = s \langle h_e, u_e \rangle, \quad dh = s\,(g \otimes 1_r) \odot u, \qua
 dB = dy^T z$$
 
 The gate's gradient never leaves rank space: exact at `g = 0`, nothing divided by a gate, no [N, E, o] tensor.
-Kept for the backward pass: `x`, which the layer keeps anyway, and `h` and `g` of size [N, R] and [N, E].
+Kept for the backward pass: `x`, which the layer keeps anyway, and two tensors [N, R], `h` and the gates.
 Experts that are not trained cost no `dA` and `dB`.
 
 The two halves are separate functions because the router stands between them: its logits are `E` more rows of
@@ -22,7 +22,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from moe_adapt.kernels.implementations import Implementation, Work, register
 from moe_adapt.kernels.problem import Operands, Problem
@@ -40,6 +39,11 @@ def _trained_columns(trainable: Sequence[bool] | None, rank: int) -> slice | lis
     return slice(experts[0] * rank, (experts[-1] + 1) * rank) if experts else slice(0, 0)
 
 
+def _no_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("the stacked kernel has no second derivative; use impl='reference'.")
+
+
 class _Shrink(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -55,8 +59,8 @@ class _Shrink(torch.autograd.Function):
         return (both, None) if rows is None else (both[:, :width], both[:, width:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        _no_second_derivative()
         x, down = ctx.saved_tensors
         dh, dlogits = grads
         assert dh is not None
@@ -89,11 +93,13 @@ class _Expand(torch.autograd.Function):
         scale: float,
         trainable: Sequence[bool] | None,
     ) -> Tensor:
-        ctx.save_for_backward(h, b, gates)
-        ctx.scale, ctx.trainable = scale, trainable
+        out, experts, rank = b.shape
+        # Spread over the rank once: a product that broadcasts over `r` is several times slower.
+        weights = (gates * scale).unsqueeze(-1).expand(-1, -1, rank).reshape(h.shape)
+        ctx.save_for_backward(h, b, weights)
+        ctx.scale, ctx.trainable, ctx.gates_dtype = scale, trainable, gates.dtype
         ctx.base_dtype = None if base is None else base.dtype
-        z = _gated(h, gates, scale, b.shape[1])
-        up = b.reshape(b.shape[0], -1)
+        z, up = (h * weights).to(h.dtype), b.reshape(out, experts * rank)
         if base is None:
             return F.linear(z, up)
         if base.dtype == z.dtype:
@@ -101,9 +107,9 @@ class _Expand(torch.autograd.Function):
         return base + F.linear(z, up)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        h, b, gates = ctx.saved_tensors
+        _no_second_derivative()
+        h, b, weights = ctx.saved_tensors
         (dy,) = grads
         out, experts, rank = b.shape
         needs_base, needs_h, needs_b, needs_gates, _, _ = ctx.needs_input_grad
@@ -111,28 +117,21 @@ class _Expand(torch.autograd.Function):
         dh = db = dgates = None
         if needs_b:
             columns = _trained_columns(ctx.trainable, rank)
-            z = _gated(h, gates, ctx.scale, experts)
+            z = (h * weights).to(h.dtype)
             if columns is None:
-                db = (inner.t() @ z).view(b.shape)
+                db = inner.t() @ z
             else:
                 db = torch.zeros(out, experts * rank, dtype=b.dtype, device=b.device)
                 db[:, columns] = inner.t() @ z[:, columns]
-                db = db.view(b.shape)
+            db = db.view(b.shape)
         if needs_h or needs_gates:
-            u = inner @ b.reshape(out, -1)
+            u = inner @ b.reshape(out, experts * rank)
             if needs_gates:
-                products = h.to(torch.promote_types(h.dtype, gates.dtype)) * u
-                dgates = products.view(-1, experts, rank).sum(dim=-1).mul_(ctx.scale).to(gates.dtype)
+                products = h * u.to(torch.promote_types(h.dtype, ctx.gates_dtype))
+                dgates = products.view(-1, experts, rank).sum(dim=-1).mul_(ctx.scale).to(ctx.gates_dtype)
             if needs_h:
-                dh = _gated(u, gates, ctx.scale, experts)
-        dbase = dy.to(ctx.base_dtype) if needs_base else None
-        return dbase, dh, db, dgates, None, None
-
-
-def _gated(h: Tensor, gates: Tensor, scale: float, experts: int) -> Tensor:
-    """Return `s (g x 1_r) * h`, [N, R], rounded once to the type of `h`."""
-    product = h.view(len(h), experts, h.shape[1] // experts) * (gates * scale).unsqueeze(-1)
-    return product.view(h.shape).to(h.dtype)
+                dh = (u * weights).to(h.dtype)
+        return dy.to(ctx.base_dtype) if needs_base else None, dh, db, dgates, None, None
 
 
 def shrink(

@@ -13,6 +13,7 @@ The carrier is created after all layers, so autograd runs it first. Loss scaling
 follow, because the scale is the true incoming gradient.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,25 +25,16 @@ from moe_adapt.routing.records import Point
 __all__ = ["carry", "inject"]
 
 
-class _Inject(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, context: RouteContext, key: SiteKey, point: Point) -> Tensor:
-        ctx.context, ctx.key, ctx.point = context, key, point
-        return logits.view_as(logits)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad,) = grads
-        extra = ctx.context.aux_gradients.get((ctx.key, ctx.point))
-        if extra is None:
-            return grad, None, None, None
-        scale = ctx.context.aux_scale
-        if scale is None:
-            raise RuntimeError(
-                "aux_loss() was computed for this forward but its value is not part of the loss being "
-                "differentiated; add it: loss = task_loss + tuner.aux_loss()."
-            )
-        return grad + scale * extra, None, None, None
+def _add_auxiliary(context: RouteContext, place: tuple[SiteKey, Point], grad: Tensor) -> Tensor:
+    extra = context.aux_gradients.get(place)
+    if extra is None:
+        return grad
+    if context.aux_scale is None:
+        raise RuntimeError(
+            "aux_loss() was computed for this forward but its value is not part of the loss being "
+            "differentiated; add it: loss = task_loss + tuner.aux_loss()."
+        )
+    return grad + context.aux_scale * extra
 
 
 class _Carry(torch.autograd.Function):
@@ -68,7 +60,8 @@ def inject(logits: Tensor, context: RouteContext, key: SiteKey, point: Point = "
     """
     if not (torch.is_grad_enabled() and logits.requires_grad):
         return logits
-    return _Inject.apply(logits, context, key, point)
+    logits.register_hook(partial(_add_auxiliary, context, (key, point)))
+    return logits
 
 
 def carry(value: Tensor, context: RouteContext) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from moe_adapt.routing.softmax import softmax
+
 __all__ = ["Point", "RecordGroup", "RoutingRecord", "group_records"]
 
 #: Where in a router auxiliary gradients enter: at the scorer's output, or after the modifiers.
@@ -85,7 +87,7 @@ class RecordGroup:
     @cached_property
     def probs(self) -> Tensor:
         """Router probabilities `softmax(logits)`, [L, N, E], differentiable."""
-        return self.logits.softmax(dim=-1)
+        return softmax(self.logits)
 
     def token_mean(self, values: Tensor) -> Tensor:
         """Return the mean of `values` [L, N, ...] over the unpadded tokens, [L, ...]."""

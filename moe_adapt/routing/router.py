@@ -1,6 +1,7 @@
 """The router of a site: scorer, modifiers and selector in a row."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -85,7 +86,10 @@ class Router(nn.Module):
         """
         nulls = self.selector.nulls
         key = ctx.enter_site(adapter, site)
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        device = x.device.type
+        # Entering autocast costs more than asking for it.
+        autocast = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             if scores is None:
                 scores = self.scorer(x, ctx, bank)

@@ -4,6 +4,7 @@ import torch
 
 from moe_adapt.routing.base import SELECTORS, Logits, RoutingDecision, Selector
 from moe_adapt.routing.context import RouteContext
+from moe_adapt.routing.softmax import softmax
 
 __all__ = ["DenseSelector"]
 
@@ -14,5 +15,5 @@ class DenseSelector(Selector):
 
     def forward(self, logits: Logits, ctx: RouteContext) -> RoutingDecision:
         """Return softmax gates, [N, E]."""
-        gates = logits.weight.softmax(dim=-1)
+        gates = softmax(logits.weight)
         return RoutingDecision(gates=gates, selected=torch.ones_like(gates, dtype=torch.bool))

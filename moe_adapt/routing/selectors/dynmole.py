@@ -16,6 +16,7 @@ from moe_adapt.routing.base import SELECTORS, Logits, RoutingDecision, Selector
 from moe_adapt.routing.context import RouteContext
 from moe_adapt.routing.entropy import EntropyKind, check_entropy, routing_entropy
 from moe_adapt.routing.selectors.top_p import check_top_p, top_p_mask
+from moe_adapt.routing.softmax import softmax
 
 __all__ = ["DynMoleSelector"]
 
@@ -63,11 +64,12 @@ class DynMoleSelector(Selector):
 
     def forward(self, logits: Logits, ctx: RouteContext) -> RoutingDecision:
         """Return masked softmax gates, [N, E]."""
+        probs = softmax(logits.weight)
         with torch.no_grad():
-            choice = logits.select.softmax(dim=-1)
+            choice = probs.detach() if logits.select is logits.weight else softmax(logits.select)
             dense = routing_entropy(choice + self.eps, self.q, self.entropy) > self.entropy_threshold
             selected = top_p_mask(choice, self.top_p, self.keep_top_k, self.inclusive) | dense.unsqueeze(-1)
-        gates = logits.weight.softmax(dim=-1) * selected
+        gates = probs * selected
         if self.renormalize:
             gates = gates / gates.sum(dim=-1, keepdim=True)
         return RoutingDecision(gates=gates, selected=selected)

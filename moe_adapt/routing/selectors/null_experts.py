@@ -15,6 +15,7 @@ import torch
 from moe_adapt.errors import UserError
 from moe_adapt.routing.base import SELECTORS, Logits, RoutingDecision, Selector
 from moe_adapt.routing.context import RouteContext
+from moe_adapt.routing.softmax import softmax
 
 __all__ = ["NullExpertsSelector"]
 
@@ -49,4 +50,4 @@ class NullExpertsSelector(Selector):
         kept[..., experts:] = False
         some = kept.any(dim=-1, keepdim=True)
         weight = logits.weight.masked_fill(~kept & some, float("-inf"))
-        return RoutingDecision(gates=weight.softmax(dim=-1) * kept, selected=selected)
+        return RoutingDecision(gates=softmax(weight) * kept, selected=selected)

@@ -1,12 +1,36 @@
 """Top-k selector: the `k` experts with the largest logits. Ties go to the lower index."""
 
 import torch
+from torch import Tensor
 
 from moe_adapt.errors import UserError
 from moe_adapt.routing.base import SELECTORS, Logits, RoutingDecision, Selector
 from moe_adapt.routing.context import RouteContext
+from moe_adapt.routing.softmax import softmax
 
-__all__ = ["TopKSelector"]
+__all__ = ["TopKSelector", "top_k_mask"]
+
+
+def top_k_mask(values: Tensor, k: int) -> Tensor:
+    """Return where the `k` largest values of each row are, bool [N, E]; ties go to the lower index.
+
+    Args:
+        values: [N, E].
+        k: At least 1, at most `E`.
+
+    >>> top_k_mask(torch.tensor([[0.5, 2.0, 2.0, 1.0]]), 2)
+    tensor([[False,  True,  True, False]])
+    """
+    selected = torch.zeros_like(values, dtype=torch.bool)
+    if k > 2:  # from here on sorting is cheaper
+        best = values.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+        return selected.scatter_(-1, best, True)
+    first = values.argmax(dim=-1, keepdim=True)
+    selected.scatter_(-1, first, True)
+    if k == 2:
+        second = values.masked_fill(selected, -torch.inf).argmax(dim=-1, keepdim=True)
+        selected.scatter_(-1, second, True)
+    return selected
 
 
 @SELECTORS.register("top_k")
@@ -39,11 +63,10 @@ class TopKSelector(Selector):
 
     def choose(self, logits: Logits, k: int) -> RoutingDecision:
         """Return the decision for the `k` best, or for all if there are fewer."""
-        best = logits.select.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-        selected = torch.zeros_like(logits.select, dtype=torch.bool).scatter_(-1, best, True)
-        selected &= logits.select > -torch.inf
+        kept = min(k, logits.select.shape[-1])
+        selected = top_k_mask(logits.select, kept) & (logits.select > -torch.inf)
         if self.renormalize:
-            gates = logits.weight.masked_fill(~selected, float("-inf")).softmax(dim=-1)
+            gates = softmax(logits.weight.masked_fill(~selected, float("-inf")))
         else:
-            gates = logits.weight.softmax(dim=-1) * selected
+            gates = softmax(logits.weight) * selected
         return RoutingDecision(gates=gates, selected=selected)

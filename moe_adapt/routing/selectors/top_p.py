@@ -9,6 +9,7 @@ from torch import Tensor
 from moe_adapt.errors import UserError
 from moe_adapt.routing.base import SELECTORS, Logits, RoutingDecision, Selector
 from moe_adapt.routing.context import RouteContext
+from moe_adapt.routing.softmax import softmax
 
 __all__ = ["TopPSelector", "check_top_p", "top_p_mask"]
 
@@ -73,8 +74,8 @@ class TopPSelector(Selector):
     def forward(self, logits: Logits, ctx: RouteContext) -> RoutingDecision:
         """Return gates that are zero outside the kept experts, [N, E]."""
         with torch.no_grad():
-            selected = top_p_mask(logits.select.softmax(dim=-1), self.top_p, self.keep_top_k, self.inclusive)
-        gates = logits.weight.softmax(dim=-1) * selected
+            selected = top_p_mask(softmax(logits.select), self.top_p, self.keep_top_k, self.inclusive)
+        gates = softmax(logits.weight) * selected
         if self.renormalize:
             gates = gates / gates.sum(dim=-1, keepdim=True)
         return RoutingDecision(gates=gates, selected=selected)
