@@ -3,7 +3,7 @@
 Needs torch alone; Triton is used where it is installed.
 """
 
-from moe_adapt.kernels import reference, stacked, triton
+from moe_adapt.kernels import grouped, reference, stacked, triton
 from moe_adapt.kernels.operator import routed_lora
 
-__all__ = ["reference", "routed_lora", "stacked", "triton"]
+__all__ = ["grouped", "reference", "routed_lora", "stacked", "triton"]

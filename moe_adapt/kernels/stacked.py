@@ -26,7 +26,7 @@ from torch import Tensor
 from moe_adapt.kernels.implementations import Implementation, Work, register
 from moe_adapt.kernels.problem import Operands, Problem
 
-__all__ = ["expand", "forward", "shrink"]
+__all__ = ["expand", "forward", "no_second_derivative", "shrink"]
 
 
 def _trained_columns(trainable: Sequence[bool] | None, rank: int) -> slice | list[int] | None:
@@ -39,9 +39,10 @@ def _trained_columns(trainable: Sequence[bool] | None, rank: int) -> slice | lis
     return slice(experts[0] * rank, (experts[-1] + 1) * rank) if experts else slice(0, 0)
 
 
-def _no_second_derivative() -> None:
+def no_second_derivative() -> None:
+    """Raise in a backward pass that is itself differentiated."""
     if torch.is_grad_enabled():
-        raise RuntimeError("the stacked kernel has no second derivative; use impl='reference'.")
+        raise RuntimeError("this kernel has no second derivative; use impl='reference'.")
 
 
 class _Shrink(torch.autograd.Function):
@@ -60,7 +61,7 @@ class _Shrink(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        _no_second_derivative()
+        no_second_derivative()
         x, down = ctx.saved_tensors
         dh, dlogits = grads
         assert dh is not None
@@ -108,7 +109,7 @@ class _Expand(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _no_second_derivative()
+        no_second_derivative()
         h, b, weights = ctx.saved_tensors
         (dy,) = grads
         out, experts, rank = b.shape
