@@ -1,8 +1,9 @@
 """Time of one training step: routed LoRA against plain LoRA of the same width and against a per-expert loop.
 
 All variants adapt every linear layer of a Llama of SmolLM2-135M's shape (random weights: time does not depend
-on them) and take turns within one run, so that a drifting machine slows all of them alike. What is reported
-is the median over rounds of the ratio to PEFT's LoRA of rank `E r`.
+on them) and take turns within one run, so that a drifting machine slows all of them alike. Times are
+processor time, which other programs on the machine disturb least. What is reported is the median over rounds
+of the ratio to PEFT's LoRA of rank `E r`.
 
     python benchmarks/routed_step.py --out benchmarks/results/routed_step.json
 """
@@ -118,9 +119,9 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for turn in track(range(args.rounds + args.warmup), description="rounds"):
         for name, (step, context) in steps.items():
             with context():
-                start = time.perf_counter()
+                start = time.process_time()
                 step()
-                elapsed = time.perf_counter() - start
+                elapsed = time.process_time() - start
             if turn >= args.warmup:
                 seconds[name].append(elapsed)
     base = seconds["plain LoRA"]
@@ -145,8 +146,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30, help="blocks of the model")
     parser.add_argument("--rounds", type=int, default=11, help="counted rounds")
     parser.add_argument("--warmup", type=int, default=2, help="rounds not counted")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", type=Path, help="where to write the result as JSON")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     result = measure(args)
     table = Table("variant", "median s / step", "ratio to plain LoRA", "middle half")
     for name, row in result.items():

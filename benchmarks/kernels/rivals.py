@@ -7,7 +7,15 @@ from torch import Tensor
 from moe_adapt.kernels.implementations import Implementation, register
 from moe_adapt.kernels.problem import Operands
 
-__all__ = ["expert_loop", "register_rivals"]
+__all__ = [
+    "RIVALS",
+    "einsum",
+    "expert_loop",
+    "grouped_mm",
+    "plain_lora",
+    "register_rivals",
+    "stacked_autograd",
+]
 
 
 def expert_loop(operands: Operands) -> Tensor:
@@ -22,6 +30,54 @@ def expert_loop(operands: Operands) -> Tensor:
     return result
 
 
+def einsum(operands: Operands) -> Tensor:
+    """Form every expert's output for every token, [N, E, o], and sum."""
+    assert operands.base is not None
+    hidden = torch.einsum("nd,erd->ner", operands.x, operands.a)
+    outputs = torch.einsum("ner,oer->neo", hidden, operands.b)
+    return operands.base + torch.einsum("neo,ne->no", outputs, operands.dense_gates()) * operands.scale
+
+
+def grouped_mm(operands: Operands) -> Tensor:
+    """Sort pairs by expert, multiply by `grouped_mm`, add to the tokens: autograd does the rest."""
+    assert operands.index is not None and operands.base is not None
+    flat = operands.index.flatten().long()
+    order = flat.argsort(stable=True)
+    tokens = order // operands.index.shape[1]
+    ends = torch.bincount(flat, minlength=len(operands.a)).cumsum(0).to(torch.int32)
+    hidden = F.grouped_mm(operands.x[tokens], operands.a.transpose(1, 2), offs=ends)
+    output = F.grouped_mm(hidden, operands.b.permute(1, 2, 0), offs=ends)
+    weight = operands.slot_weights().flatten()[order].unsqueeze(1) * operands.scale
+    return operands.base.index_add(0, tokens, output * weight)
+
+
+def stacked_autograd(operands: Operands) -> Tensor:
+    """Take two products over all experts and leave the gradients to autograd."""
+    assert operands.base is not None
+    experts, rank, features = operands.a.shape
+    hidden = F.linear(operands.x, operands.a.reshape(-1, features)).view(-1, experts, rank)
+    gated = (hidden * (operands.dense_gates() * operands.scale).unsqueeze(-1)).view(-1, experts * rank)
+    return torch.addmm(operands.base, gated, operands.b.reshape(-1, experts * rank).t())
+
+
+def plain_lora(operands: Operands) -> Tensor:
+    """Compute one LoRA of rank `E r` as PEFT does, without gates: the yardstick."""
+    assert operands.base is not None
+    experts, rank, features = operands.a.shape
+    hidden = F.linear(operands.x, operands.a.reshape(-1, features))
+    return operands.base + F.linear(hidden, operands.b.reshape(-1, experts * rank)) * operands.scale
+
+
+RIVALS = {
+    "expert_loop": expert_loop,
+    "einsum": einsum,
+    "grouped_mm": grouped_mm,
+    "stacked_autograd": stacked_autograd,
+    "plain_lora": plain_lora,
+}
+
+
 def register_rivals() -> None:
     """Make the rivals known to the operator, for ``impl=`` and ``MOE_ADAPT_KERNEL``."""
-    register(Implementation("expert_loop", expert_loop, lambda _: "", lambda *_: ""))
+    for name, forward in RIVALS.items():
+        register(Implementation(name, forward, lambda _: "", lambda *_: ""))

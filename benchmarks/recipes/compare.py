@@ -166,9 +166,8 @@ def step_table(report: dict[str, Any]) -> str:
         "",
         f"Forward, backward and AdamW on a Llama of SmolLM2-135M's shape, all linear layers adapted, "
         f"E={settings['experts']}, r={settings['rank']}, {settings['tokens']} tokens, fp32, "
-        f"{facts['cpu_threads']} CPU threads. The variants take turns in one run; the ratio is the median "
-        f"over "
-        f"{settings['rounds']} rounds.",
+        f"{facts['cpu_threads']} CPU thread(s). The variants take turns in one run; the ratio of processor "
+        f"times is the median over {settings['rounds']} rounds.",
         "",
         "| variant | ratio to plain LoRA of rank E r | middle half of the rounds |",
         "|---|---|---|",

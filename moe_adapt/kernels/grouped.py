@@ -195,7 +195,7 @@ def _work(problem: Problem) -> Work:
     pairs, features = problem.tokens * problem.slots, problem.in_features + problem.out_features
     flop = 2 * pairs * problem.rank * features
     moved = (3 * pairs * features + problem.width * features) * problem.dtype.itemsize
-    calls = 12 + (0 if _fits_grouped_mm(problem) else 2 * problem.experts)
+    calls = 12 + 2 * problem.experts
     passes = 3 if problem.trains else 1
     return Work(passes * flop, passes * moved, passes * calls)
 

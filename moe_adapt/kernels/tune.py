@@ -161,7 +161,10 @@ def main() -> None:
                 for trains, seconds in zip((False, True), timing, strict=True)
             ]
         print(f"\r{number} of {len(problems)} problems", end="", flush=True)
+    out = args.out or COSTS / f"{args.device}.json"
     constants: dict[str, dict[str, list[float]]] = {}
+    if out.is_file():  # what is not measured now keeps its constants
+        constants = json.loads(out.read_text(encoding="utf-8"))["seconds_per"]
     for (name, dtype), found in rows.items():
         constants.setdefault(name, {})[dtype] = fit(found)
     print()
@@ -184,7 +187,6 @@ def main() -> None:
         "order": ["flop", "byte", "call"],
         "seconds_per": constants,
     }
-    out = args.out or COSTS / f"{args.device}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {out}")

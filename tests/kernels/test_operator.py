@@ -9,11 +9,14 @@ from moe_adapt.errors import UserError
 from moe_adapt.kernels import routed_lora
 from tests.kernels.problems import definition, gradients, problem, slots
 
-IMPLEMENTATIONS = ["reference", "stacked"]
+DENSE = ["reference", "stacked"]
+IMPLEMENTATIONS = [*DENSE, "grouped"]
 
 
 def run(base, x, a, b, gates, scale, impl, **options):
-    return routed_lora(x, base, a, b, scale, gates=gates, impl=impl, **options)
+    """Compute by dense gates; every expert is listed where an implementation needs an index."""
+    index = None if impl in DENSE else torch.arange(len(a)).expand(len(x), -1)
+    return routed_lora(x, base, a, b, scale, gates=gates, index=index, impl=impl, **options)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
