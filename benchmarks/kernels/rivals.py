@@ -35,7 +35,10 @@ def einsum(operands: Operands) -> Tensor:
     assert operands.base is not None
     hidden = torch.einsum("nd,erd->ner", operands.x, operands.a)
     outputs = torch.einsum("ner,oer->neo", hidden, operands.b)
-    return operands.base + torch.einsum("neo,ne->no", outputs, operands.dense_gates()) * operands.scale
+    return (
+        operands.base
+        + torch.einsum("neo,ne->no", outputs, operands.dense_gates().to(outputs.dtype)) * operands.scale
+    )
 
 
 def grouped_mm(operands: Operands) -> Tensor:

@@ -195,9 +195,8 @@ def _work(problem: Problem) -> Work:
     pairs, features = problem.tokens * problem.slots, problem.in_features + problem.out_features
     flop = 2 * pairs * problem.rank * features
     moved = (3 * pairs * features + problem.width * features) * problem.dtype.itemsize
-    calls = 12 + 2 * problem.experts
     passes = 3 if problem.trains else 1
-    return Work(passes * flop, passes * moved, passes * calls)
+    return Work(passes * flop, passes * moved, passes * 12, passes * problem.experts)
 
 
 def _supports(problem: Problem) -> str:

@@ -20,11 +20,13 @@ class Work(NamedTuple):
         flop: Floating-point operations of its matrix products.
         bytes: Bytes that it reads and writes.
         calls: Operations that it starts.
+        segments: Experts that it handles one by one.
     """
 
     flop: float
     bytes: float
     calls: float
+    segments: float = 0
 
 
 @dataclass(frozen=True)

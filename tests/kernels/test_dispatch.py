@@ -64,9 +64,9 @@ def test_a_named_kernel_that_cannot_compute_the_problem_is_an_error():
 
 
 def test_the_least_estimate_decides(costs, caplog):
-    costs(stacked={"float32": [0, 0, 1]}, grouped={"float32": [0, 0, 9]})
+    costs(stacked={"float32": [0, 0, 1, 0]}, grouped={"float32": [0, 0, 9, 0]})
     assert choose(SMALL) == "stacked"
-    costs(stacked={"float32": [0, 0, 9]}, grouped={"float32": [0, 0, 1]})
+    costs(stacked={"float32": [0, 0, 9, 0]}, grouped={"float32": [0, 0, 1, 0]})
     with caplog.at_level(logging.DEBUG, logger=dispatch.__name__):
         assert choose(SMALL) == "grouped"
     assert "kernel grouped" in caplog.text

@@ -12,6 +12,8 @@ from rich.table import Table
 from torch import nn
 
 from moe_adapt.errors import UserError
+from moe_adapt.kernels.dispatch import explain
+from moe_adapt.kernels.problem import Problem
 from moe_adapt.training.cli.arguments import CommandParser
 
 __all__ = ["doctor"]
@@ -41,6 +43,9 @@ def doctor(argv: Sequence[str]) -> None:
     table.add_section()
     for name, found in _machine():
         table.add_row(name, found, "")
+    table.add_section()
+    for name, chosen, candidates in _kernels():
+        table.add_row(name, chosen, candidates)
     table.add_section()
     for extra, modules in EXTRAS.items():
         absent = [module for module in modules if find_spec(module) is None]
@@ -81,6 +86,19 @@ def _machine() -> list[tuple[str, str]]:
         rows.append(
             ("GPU", "Apple MPS" if torch.backends.mps.is_available() else "none: training runs on the CPU")
         )
+    return rows
+
+
+def _kernels() -> list[tuple[str, str, str]]:
+    """Return what computes few and many experts of a usual layer here, and why not the others."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = []
+    for experts in (8, 64):
+        problem = Problem(512, 768, 768, experts, 8, 2, torch.float32, device, True)
+        found = explain(problem)
+        chosen = next(candidate.name for candidate in found if candidate.chosen)
+        refused = [f"{candidate.name}: {candidate.refusal}" for candidate in found if candidate.refusal]
+        rows.append((f"kernel for {experts} experts", f"{chosen} ({device}, fp32)", "; ".join(refused)))
     return rows
 
 
