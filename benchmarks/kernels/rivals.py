@@ -51,7 +51,7 @@ def grouped_mm(operands: Operands) -> Tensor:
     hidden = F.grouped_mm(operands.x[tokens], operands.a.transpose(1, 2), offs=ends)
     output = F.grouped_mm(hidden, operands.b.permute(1, 2, 0), offs=ends)
     weight = operands.slot_weights().flatten()[order].unsqueeze(1) * operands.scale
-    return operands.base.index_add(0, tokens, output * weight)
+    return operands.base.index_add(0, tokens, (output * weight).to(operands.base.dtype))
 
 
 def stacked_autograd(operands: Operands) -> Tensor:
@@ -59,7 +59,8 @@ def stacked_autograd(operands: Operands) -> Tensor:
     assert operands.base is not None
     experts, rank, features = operands.a.shape
     hidden = F.linear(operands.x, operands.a.reshape(-1, features)).view(-1, experts, rank)
-    gated = (hidden * (operands.dense_gates() * operands.scale).unsqueeze(-1)).view(-1, experts * rank)
+    weights = (operands.dense_gates() * operands.scale).to(hidden.dtype)
+    gated = (hidden * weights.unsqueeze(-1)).view(-1, experts * rank)
     return torch.addmm(operands.base, gated, operands.b.reshape(-1, experts * rank).t())
 
 

@@ -23,7 +23,7 @@ from moe_adapt.kernels.implementations import find, implementations
 from moe_adapt.kernels.operator import routed_lora
 from moe_adapt.kernels.problem import Problem
 
-__all__ = ["Timing", "fit", "grid", "inputs", "measure", "run_once"]
+__all__ = ["Timing", "fit", "grid", "inputs", "measure", "run_once", "with_implementation"]
 
 #: Median seconds of forward, and of forward with backward.
 Timing = tuple[float, float]
