@@ -166,8 +166,8 @@ def step_table(report: dict[str, Any]) -> str:
         "",
         f"Forward, backward and AdamW on a Llama of SmolLM2-135M's shape, all linear layers adapted, "
         f"E={settings['experts']}, r={settings['rank']}, {settings['tokens']} tokens, fp32, "
-        f"{facts['cpu_threads']} CPU thread(s). The variants take turns in one run; the ratio of processor "
-        f"times is the median over {settings['rounds']} rounds.",
+        f"{facts['cpu_threads']} CPU thread(s). The variants take turns in one run; the ratio is the "
+        f"median over {settings['rounds']} rounds.",
         "",
         "| variant | ratio to plain LoRA of rank E r | middle half of the rounds |",
         "|---|---|---|",
@@ -175,6 +175,29 @@ def step_table(report: dict[str, Any]) -> str:
     for name, row in report["results"].items():
         low, high = row["ratio_quartiles"]
         lines.append(f"| {name} | {row['ratio_median']:.2f} | {low:.2f} to {high:.2f} |")
+    return "\n".join(lines)
+
+
+def kernel_table(report: dict[str, Any]) -> str:
+    """Return the Markdown table of ``kernels_cpu.json``."""
+    ways = ["expert_loop", "einsum", "grouped_mm", "stacked_autograd", "stacked", "grouped"]
+    lines = [
+        "## Time of the operator on the CPU",
+        "",
+        "Forward and backward of the mixture alone, processor time of one thread divided by that of one LoRA "
+        f"of rank E r without a router; median over {report['settings']['rounds']} rounds on a busy machine. "
+        "`stacked` and `grouped` are ours, one of which the dispatcher chooses. "
+        f"`{report['manifest']['command']}`.",
+        "",
+        f"| N, d, o | E, r, K | dtype | {' | '.join(ways)} | chosen |",
+        "|---" * (len(ways) + 4) + "|",
+    ]
+    for row in report["rows"]:
+        shape, seconds = row["problem"], row["step_seconds"]
+        cells = [f"{seconds[w] / seconds['plain_lora']:.2f}" if w in seconds else "" for w in ways]
+        widths = f"{shape['tokens']}, {shape['in_features']}, {shape['out_features']}"
+        experts = f"{shape['experts']}, {shape['rank']}, {shape['slots']}"
+        lines.append(f"| {widths} | {experts} | {shape['dtype']} | {' | '.join(cells)} | {row['chosen']} |")
     return "\n".join(lines)
 
 
@@ -187,6 +210,9 @@ def render() -> None:
         tables.append(step_table(json.loads(step.read_text())))
     routed = RESULTS / "routed_lora.json"
     long = [routed_table(json.loads(routed.read_text()))] if routed.is_file() else []
+    kernels = RESULTS / "kernels_cpu.json"
+    if kernels.is_file():
+        long.append(kernel_table(json.loads(kernels.read_text())))
     head = (
         "# Results\n\nRendered by `python benchmarks/recipes/compare.py --render` from the JSON files here."
     )
