@@ -62,6 +62,9 @@ COMMANDS = {
         "moe_adapt.training.cli.trace:trace", "record how a run routes its data, or compare two records"
     ),
     "drift": Command("moe_adapt.training.cli.drift:drift", "compare learners on streams whose rule changes"),
+    "sweep": Command(
+        "moe_adapt.training.cli.sweep:sweep", "run methods x tasks x seeds, many at a time, on Ray"
+    ),
     "list": Command(
         "moe_adapt.training.cli.listing:show", "list packaged configurations and routing components"
     ),

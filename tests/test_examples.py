@@ -1,0 +1,72 @@
+"""The scripts in examples/ run and do what they say."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import PeftConfig
+
+from tests.hub.stand_in import Hub
+from tests.training.tiny import tiny_bert, tiny_llama
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_trainer(tmp_path):
+    backbone = str(tiny_llama(tmp_path / "llama"))
+    trainer = load("hf_trainer").train(backbone, "to be or not to be, " * 40, tmp_path / "out", steps=6)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert trainer.model.base_model.hooks.session.context.aux_computed, "the auxiliary loss was in the loss"
+    assert PeftConfig.from_pretrained(str(tmp_path / "out")).peft_type == "ROUTED_LORA"
+
+
+def test_preference_loop(tmp_path):
+    history = load("preference_loop").train(str(tiny_llama(tmp_path / "llama")), steps=6, lr=1e-2)
+    assert history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # adapter and reference agree at the start
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert all(row["aux"] > 0 for row in history)
+
+
+@pytest.mark.slow
+def test_tutorial(tmp_path):
+    tiny_bert(tmp_path / "bert")
+    with Hub() as hub:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": Hub.token,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        words = [
+            "--backbone",
+            str(tmp_path / "bert"),
+            "--repo",
+            "me/colours",
+            "--work",
+            str(tmp_path / "work"),
+        ]
+        command = [sys.executable, str(EXAMPLES / "tutorial.py"), *words]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=280, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert "the largest difference of a logit is 0.0e+00" in done.stdout
+        assert hub.repositories["me/colours"].private
+        assert (tmp_path / "work" / "stream" / "result.json").is_file()
+        loose = [
+            request for request in hub.requests if "colours" not in request and "repos/create" not in request
+        ]
+        assert all("yaml" in request or "whoami" in request for request in loose), loose
