@@ -99,7 +99,7 @@ def _rank(rank, path, port):
 
 @pytest.mark.slow
 def test_two_processes_move_the_bias_as_one(tmp_path):
-    multiprocessing.spawn(_rank, (str(tmp_path), 29517), nprocs=2)
+    multiprocessing.start_processes(_rank, (str(tmp_path), 29517), nprocs=2, start_method="fork")
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alone = condensing().train()
     for rank in range(2):
