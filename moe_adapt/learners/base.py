@@ -19,6 +19,7 @@ Predictions never depend on the task or on what else is in the batch.
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -162,8 +163,12 @@ class Learner(L.LightningModule):
         scores = self.scores(batch)
         labels = batch["labels"]
         prediction = scores.argmax(dim=1)
-        inside = scores.masked_fill(~within, float("-inf")).argmax(dim=1)
-        return Outcome(prediction == labels, prediction, inside == labels)
+        correct = prediction == labels
+        inside = correct.clone()  # what is best of all is best within its task
+        wrong = torch.nonzero(~correct)[:, 0]
+        candidates = scores[wrong].masked_fill(~within[wrong], float("-inf"))
+        inside[wrong] = candidates.argmax(dim=1) == labels[wrong]
+        return Outcome(correct, prediction, inside)
 
     # What a subclass says.
 
@@ -361,4 +366,6 @@ def _described(value: Any) -> Any:
         return [_described(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return getattr(value, "value", value)
+    if isinstance(value, partial):
+        return {"function": _described(value.func), **_described(value.keywords)}
     return getattr(value, "__qualname__", type(value).__qualname__)

@@ -19,7 +19,14 @@ from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.streams.base import Scenario, TaskStream
 from moe_adapt.streams.collate import Batch, collate
 
-__all__ = ["Labelled", "arrange", "class_order", "incremental_stream", "task_sizes"]
+__all__ = [
+    "Labelled",
+    "arrange",
+    "class_order",
+    "incremental_stream",
+    "number_by_appearance",
+    "task_sizes",
+]
 
 
 class Labelled(NamedTuple):
@@ -141,7 +148,7 @@ def arrange(
         task_names = None
     else:
         raise UserError(f"rows with labels make no stream of the scenario {scenario!r}.")
-    number = _by_appearance(np.asarray(train.labels), rows[0], arrangement)
+    number = number_by_appearance(np.asarray(train.labels), rows[0], arrangement)
     return {
         "scenario": scenario,
         "train": train.inputs,
@@ -214,7 +221,7 @@ def _rows_of(tasks: np.ndarray, count: int) -> list[np.ndarray]:
     return [np.flatnonzero(tasks == task) for task in range(count)]
 
 
-def _by_appearance(labels: np.ndarray, rows: list[np.ndarray], arrangement: np.ndarray) -> np.ndarray:
+def number_by_appearance(labels: np.ndarray, rows: list[np.ndarray], arrangement: np.ndarray) -> np.ndarray:
     """Return the new number of every class [C]: by first task, within a task by `arrangement`."""
     rank = np.argsort(arrangement)
     first = np.full(len(arrangement), len(rows))

@@ -66,6 +66,7 @@ def draw_curve(curves: Mapping[str, AccuracyMatrix], path: str | Path) -> None:
             width = 2.2 if number == 0 else 1.2
             axes.plot(steps + 1, seen[steps], color=colour, linewidth=width, marker=marker, ms=3, label=name)
     axes.set_xlabel("tasks learned")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("accuracy over all classes seen")
     axes.set_ylim(0.0, 1.02)
     axes.grid(alpha=0.3)

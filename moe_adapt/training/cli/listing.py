@@ -1,4 +1,4 @@
-"""``moe-adapt list``: packaged configurations, method presets and routing components, one line each."""
+"""``moe-adapt list``: packaged configurations, method presets, learners, components, one line each."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from moe_adapt.training.cli.config_names import first_line, packaged_configs
 
 __all__ = ["SECTIONS", "show"]
 
-SECTIONS = ("configs", "methods", "scorers", "modifiers", "selectors", "losses")
+SECTIONS = ("configs", "methods", "learners", "scorers", "modifiers", "selectors", "losses")
 
 
 def show(argv: Sequence[str]) -> None:
@@ -24,7 +24,9 @@ def show(argv: Sequence[str]) -> None:
     Raises:
         UserError: For a mistake in the arguments.
     """
-    parser = CommandParser("list", "List packaged configurations, method presets and routing components.")
+    parser = CommandParser(
+        "list", "List packaged configurations, method presets, learners and routing components."
+    )
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"what to list: {', '.join(SECTIONS)}")
     wanted = parser.parse(argv).sections
     for section in wanted:
@@ -42,6 +44,10 @@ def _entries(section: str) -> dict[str, str]:
         from moe_adapt.presets import PRESETS
 
         return {name: _preset(preset) for name, preset in PRESETS.items()}
+    if section == "learners":
+        from moe_adapt.learners import LEARNERS
+
+        return {LEARNERS.get(name).__name__: first for name, first in _documented(LEARNERS).items()}
     import moe_adapt.routing as routing
 
     registries: dict[str, Registry] = {

@@ -66,7 +66,7 @@ COMMANDS = {
         "moe_adapt.training.cli.sweep:sweep", "run methods x tasks x seeds, many at a time, on Ray"
     ),
     "list": Command(
-        "moe_adapt.training.cli.listing:show", "list packaged configurations and routing components"
+        "moe_adapt.training.cli.listing:show", "list packaged configurations, learners and routing components"
     ),
     "doctor": Command(
         "moe_adapt.training.cli.doctor:doctor", "check versions, device, extras and PEFT registration"

@@ -50,8 +50,13 @@ def claim(folder: Path, overwrite: bool) -> None:
             path.unlink()
 
 
-def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_file(path: Path, write: Callable[[BinaryIO], Any], flush: bool = True) -> None:
     """Write a file beside its name, flush it, rename it.
+
+    Args:
+        path: The file.
+        write: Writes into the open file.
+        flush: Whether to wait for the disk.
 
     Raises:
         UserError: If the disk refuses; a file that was there is intact then.
@@ -61,8 +66,9 @@ def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
@@ -87,7 +93,7 @@ def write_predictions(folder: Path, step: int, found: Evaluation) -> None:
     values = found.prediction
     if values.max(initial=0) < 2**15:
         values = values.astype(np.int16)
-    write_file(folder / "predictions" / f"{step:04d}.npy", lambda file: np.save(file, values))
+    write_file(folder / "predictions" / f"{step:04d}.npy", lambda file: np.save(file, values), flush=False)
 
 
 def jsonable(value: Any) -> Any:

@@ -62,7 +62,7 @@ def write_report(folder: Path, result: StreamResult, bounds: list[Path]) -> Path
     parts = [
         _origin(result),
         "<h2>Results</h2>",
-        table(["run", *shown], [[name, *(v.get(key) for key in shown)] for name, v in rows.items()]),
+        table(["", *rows], [[key, *(values.get(key) for values in rows.values())] for key in shown]),
         f"<p>Standard error of the final accuracy: {metrics['final_accuracy_standard_error']:.4f}. A "
         "difference below about three times that, on one seed, is none.</p>",
     ]
@@ -77,7 +77,7 @@ def write_report(folder: Path, result: StreamResult, bounds: list[Path]) -> Path
         parts += _attribution(result.attribution)
     parts += [
         "<h2>Costs</h2>",
-        table(["run", *costs], [[name, *(v.get(key) for key in costs)] for name, v in rows.items()]),
+        table(["", *rows], [[key, *(values.get(key) for values in rows.values())] for key in costs]),
         "<h2>Tasks</h2>",
         _tasks(result),
     ]

@@ -27,6 +27,9 @@ def routing_load(learner: Learner, stream: TaskStream, batch_size: int) -> dict[
     tuner = getattr(learner.backbone, "tuner", None)
     if tuner is None:
         return {}
+    summary = tuner.summary()
+    if summary.experts == summary.sites:  # one expert each: nothing is chosen
+        return {}
     learner.eval()
     examples, tasks = stream.test_until(len(stream) - 1)
     firsts = torch.from_numpy(tasks).unique(return_counts=True)[1].cumsum(0).tolist()

@@ -4,6 +4,7 @@ One file, ``last.ckpt``, written beside its name and renamed: never half a file.
 values only, so it is read without unpickling.
 """
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ __all__ = ["FILE", "read_state", "write_state"]
 FILE = "last.ckpt"
 FORMAT = "moe_adapt.stream/1"
 
+#: Parts of the result that are JSON types; as one text, because pickling 300 tasks value by value takes
+#: longer than the tensors do.
+TOLD = ("manifest", "tasks", "classes", "routing", "attribution")
+
 
 def write_state(folder: Path, learner: Learner, result: StreamResult) -> None:
     """Write the learner and the result so far.
@@ -31,15 +36,11 @@ def write_state(folder: Path, learner: Learner, result: StreamResult) -> None:
     """
     checkpoint = {
         "format": FORMAT,
-        "history": [asdict(record) for record in learner.history],
+        "history": json.dumps([asdict(record) for record in learner.history]),
         "state_dict": learner.learner_state(),
-        "manifest": result.manifest,
-        "tasks": result.tasks,
         "correct": torch.from_numpy(result.matrix.correct),
         "correct_within": torch.from_numpy(result.within.correct),
-        "classes": result.classes,
-        "routing": result.routing,
-        "attribution": result.attribution,
+        "told": json.dumps({name: getattr(result, name) for name in TOLD}),
     }
     try:
         AtomicCheckpointIO().save_checkpoint(checkpoint, folder / FILE)
@@ -63,19 +64,19 @@ def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
     if checkpoint.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of a stream run (format {checkpoint.get('format')!r}).")
     compared = ("seed", "learner", "stream", "eval_at")
-    changed = [
-        d for key in compared for d in differences(checkpoint["manifest"][key], result.manifest[key], key)
-    ]
+    told = json.loads(checkpoint["told"])
+    old, new = told["manifest"], json.loads(json.dumps(result.manifest))
+    changed = [d for key in compared for d in differences(old[key], new[key], key)]
     if changed:
         raise UserError(
             f"the run in {folder} has another configuration: {'; '.join(changed[:5])}"
             f"{' and more' if len(changed) > 5 else ''}. Resume with the configuration of the run, or start "
             "a new one."
         )
-    records = (TaskRecord(**{**r, "classes": tuple(r["classes"])}) for r in checkpoint["history"])
+    records = (TaskRecord(**{**r, "classes": tuple(r["classes"])}) for r in json.loads(checkpoint["history"]))
     learner.restore(records, checkpoint["state_dict"])
     result.matrix = AccuracyMatrix(result.matrix.total, checkpoint["correct"].numpy())
     result.within = AccuracyMatrix(result.within.total, checkpoint["correct_within"].numpy())
-    result.tasks, result.classes = checkpoint["tasks"], checkpoint["classes"]
-    result.routing, result.attribution = checkpoint["routing"], checkpoint["attribution"]
+    result.tasks, result.classes, result.routing = told["tasks"], told["classes"], told["routing"]
+    result.attribution = told["attribution"]
     result.manifest["resumed_after_task"] = len(result.tasks) - 1
