@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.streams.toys import ToyEncoder, gaussian_stream
 
+from moe_adapt.checks import ToyEncoder, gaussian_stream
 from moe_adapt.errors import UserError
 from moe_adapt.learners import FeCam, NearestMean, RanPac, Ridge, Slda
 from moe_adapt.learners.heads import RidgeHead
