@@ -1,4 +1,4 @@
-"""A place to run what the documentation shows."""
+"""Tiny tokenizers, and a place to run what the documentation shows."""
 
 import logging
 import sys
@@ -9,6 +9,19 @@ import lightning  # noqa: F401  so that its loggers exist
 import pytest
 
 from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS
+from tests.training.tiny import tiny_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory) -> str:
+    """The folder of a tiny tokenizer."""
+    return str(tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer(tmp_path_factory) -> str:
+    """The folder of a tiny tokenizer with a chat template."""
+    return str(tiny_tokenizer(tmp_path_factory.mktemp("chat_tokenizer"), chat=True))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ never on timings at run time, so that it is the same in every run and under a ca
 
 import json
 import logging
+import math
 import os
 from functools import cache, lru_cache
 from pathlib import Path
@@ -80,7 +81,7 @@ def _cheapest(problem: Problem) -> str:
         for candidate in able
         if (seconds := _estimate(candidate, problem)) is not None
     }
-    names = {candidate.name for candidate in able}
+    names = {c.name for c in able if c.work is None or all(map(math.isfinite, c.work(problem)))}
     name = min(priced, key=priced.__getitem__) if priced else next(n for n in UNTUNED if n in names)
     logger.debug("kernel %s for %s; estimates in seconds: %s", name, problem, priced or "none")
     return name

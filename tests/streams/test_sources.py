@@ -8,12 +8,6 @@ from PIL import Image
 
 from moe_adapt.errors import UserError
 from moe_adapt.streams import ArrayStream, ImageStream, TextStream
-from tests.training.tiny import tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> str:
-    return str(tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture(autouse=True)
