@@ -1,6 +1,7 @@
 """Every CPU path over grids of shapes, against float64, with a tolerance that knows no scale.
 
-The error relative to the largest value may be twice that of the reference in the same dtype, plus 1e-6.
+The error relative to the largest value may be twice that of the reference in the same dtype, plus 1e-6. The
+reference counts as off by one rounding at least: over the few numbers of a single token it can be lucky.
 """
 
 import itertools
@@ -57,7 +58,8 @@ def check(shape, dtype, impl, index=None):
     names = ("y", "x", "a", "b", "weight", "base")
     for name, own, other, true in zip(names, ours, plain, truth, strict=True):
         assert own.dtype == other.dtype and own.shape == other.shape, name
-        assert error(own, true) <= 2 * error(other, true) + 1e-6, name
+        allowed = 2 * max(error(other, true), torch.finfo(dtype).eps / 2) + 1e-6
+        assert error(own, true) <= allowed, name
 
 
 @pytest.mark.parametrize("impl", PATHS)
