@@ -1,0 +1,108 @@
+"""Two processes on the CPU (gloo) train as one does, auxiliary losses included."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_adapt.training.checkpoint import read_checkpoint
+from tests.training.tiny import tiny_bert
+
+PROGRAM = "import sys\nfrom moe_adapt.training.cli import main\nsys.exit(main())\n"
+
+GRADIENTS = """\
+import sys
+
+sys.path.insert(0, ROOT)
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tiny import adapted, batch
+
+rank, rendezvous = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+inputs = [batch(rows=2, left_padding=padding) for padding in (1, 4)]
+
+
+class Step(torch.nn.Module):  # as Lightning does it: the whole step runs inside the wrapper's forward
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs):
+        return self.model(**inputs).loss + 10 * self.model.base_model.aux_loss()
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+expected = {}
+for one in inputs:
+    step = Step(adapted("dynmole").train())
+    step(one).backward()
+    for name, gradient in gradients(step).items():
+        expected[name] = expected.get(name, 0) + gradient / 2
+step = Step(adapted("dynmole").train())
+parallel = DistributedDataParallel(step)  # has to outlive the backward pass, in which it averages
+parallel(inputs[rank]).backward()
+found = gradients(step)
+assert found.keys() == expected.keys()
+for name in expected:
+    torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-7)
+routers = [name for name in expected if "router" in name]
+assert routers and all(expected[name].abs().sum() > 0 for name in routers)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_gradients_of_two_processes_are_the_mean_of_theirs(tmp_path):
+    program = GRADIENTS.replace("ROOT", repr(str(Path(__file__).parents[1] / "tuner")))
+    commands = [[sys.executable, "-c", program, str(rank), str(tmp_path / "meet")] for rank in range(2)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        assert out.strip().endswith("equal")
+
+
+def fit(folder, name, *flags):
+    words = [sys.executable, str(folder / "program.py"), "fit", "--model=SequenceClassifier"]
+    words += [f"--model.backbone={folder / 'bert'}", "--model.pooling=mean", "--model.lr=0.01"]
+    words += ["--model.tuner.method=soft", "--model.tuner.num_experts=3", "--model.tuner.r=2"]
+    words += ["--model.tuner.dropout=0", "--model.tuner.target_modules=ffn", "--data=TextClassificationData"]
+    words += [f"--data.train={folder / 'train.jsonl'}", f"--data.validation={folder / 'validation.jsonl'}"]
+    words += ["--trainer.accelerator=cpu", "--trainer.max_epochs=2", f"--out={folder / name}", *flags]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=280, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    with (folder / name / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    metrics = {key: float(row[key]) for row in rows for key in ("val/acc", "val/loss") if row.get(key)}
+    state = read_checkpoint(folder / name / "checkpoints" / "last.ckpt")["state_dict"]
+    return metrics, state, json.loads((folder / name / "manifest.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
+def test_two_processes_train_as_one(tmp_path, strategy):
+    tiny_bert(tmp_path / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    for split, count in (("train", 32), ("validation", 16)):
+        rows = [{"text": f"{'red' if i % 2 else 'blue'} thing {i}", "label": i % 2} for i in range(count)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, single, _ = fit(tmp_path, "one", "--data.batch_size=8")
+    devices = ("--trainer.devices=2", f"--trainer.strategy={strategy}")
+    two, double, manifest = fit(tmp_path, "two", "--data.batch_size=4", *devices)
+    assert manifest["device"] == "2 x cpu"
+    assert two == pytest.approx(one, abs=1e-4)
+    assert single.keys() == double.keys()
+    for name in single:
+        torch.testing.assert_close(double[name], single[name], rtol=1e-3, atol=1e-4)
