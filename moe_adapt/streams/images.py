@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from moe_adapt.data.image_sources import ImageSource, choose_classes, open_images
+from moe_adapt.data.image_sources import ImageSource, open_images
 from moe_adapt.data.tables import SourceOption
 from moe_adapt.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_transforms, seeded_transform
 from moe_adapt.streams.base import Scenario, TaskStream
-from moe_adapt.streams.rows import Opened, RowTable, held_out, per_class, read_rows, said
+from moe_adapt.streams.rows import Opened, RowTable, read_splits, said
 from moe_adapt.streams.splits import Labelled, arrange
 
 __all__ = ["ImageStream", "Pictures"]
@@ -116,14 +116,9 @@ class ImageStream(TaskStream):
             return Opened(images, images.labels, images.class_names)
 
         train, test = _folders(train, test)
-        rows = read_rows(train, lambda source: opened(source, "train"))
-        everything, chosen = rows.class_names, choose_classes(rows.class_names, classes)
-        if test is None:
-            rows, testing = held_out(rows.only(chosen), test_fraction, seed)
-        else:
-            testing = read_rows(test, lambda source: opened(source, "test"), everything).only(chosen)
-            rows = rows.only(chosen)
-        rows, testing = per_class(rows, train_per_class, seed), per_class(testing, test_per_class, seed)
+        rows, testing = read_splits(
+            train, test, opened, classes, test_fraction, train_per_class, test_per_class, seed
+        )
         plain, augmented = image_transforms(image_size, crop_fraction, mean, std, crop_scale)
         inputs = Pictures(rows, plain)
         if augment:
@@ -140,7 +135,7 @@ class ImageStream(TaskStream):
             **arrange(
                 Labelled(inputs, rows.labels, rows.domains),
                 Labelled(Pictures(testing, plain), testing.labels, testing.domains),
-                chosen,
+                rows.class_names,
                 scenario,
                 increment,
                 first,

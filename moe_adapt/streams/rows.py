@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_adapt.data.image_sources import choose_classes
 from moe_adapt.errors import UserError, did_you_mean
 
-__all__ = ["Opened", "RowTable", "held_out", "per_class", "read_rows", "said"]
+__all__ = ["Opened", "RowTable", "held_out", "per_class", "read_rows", "read_splits", "said"]
 
 
 class Opened(NamedTuple):
@@ -99,6 +100,38 @@ def read_rows(
         np.repeat(np.array(list(parts), dtype=object), sizes) if named else None,
         names,
     )
+
+
+def read_splits(
+    train: Any,
+    test: Any,
+    opened: Callable[[Any, str], Opened],
+    classes: int | list[str] | None,
+    test_fraction: float,
+    train_per_class: int | None,
+    test_per_class: int | None,
+    seed: int,
+) -> tuple[RowTable, RowTable]:
+    """Open training and test sources; both tables number the chosen classes alike.
+
+    Args:
+        train: A source, or a mapping from the names of domains to sources.
+        test: The same for testing; None holds out `test_fraction` of the training rows.
+        opened: Opens one source; its second argument is ``train`` or ``test``.
+        classes: Use these classes only: the first n, or those listed by name; None takes all.
+        test_fraction: Share of every class held out if there are no test sources.
+        train_per_class: Most training rows of a class; None takes all.
+        test_per_class: Most test rows of a class; None takes all.
+        seed: Decides which rows are held out and chosen.
+    """
+    rows = read_rows(train, lambda source: opened(source, "train"))
+    everything, chosen = rows.class_names, choose_classes(rows.class_names, classes)
+    rows = rows.only(chosen)
+    if test is None:
+        rows, testing = held_out(rows, test_fraction, seed)
+    else:
+        testing = read_rows(test, lambda source: opened(source, "test"), everything).only(chosen)
+    return per_class(rows, train_per_class, seed), per_class(testing, test_per_class, seed)
 
 
 def held_out(table: RowTable, fraction: float, seed: int) -> tuple[RowTable, RowTable]:

@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from moe_adapt.data.image_sources import choose_classes
 from moe_adapt.data.labels import encode_labels, infer_class_names
 from moe_adapt.data.tables import SourceOption, load_table, texts_of
 from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.streams.base import Scenario, TaskStream
-from moe_adapt.streams.rows import Opened, RowTable, held_out, per_class, read_rows, said
+from moe_adapt.streams.rows import Opened, RowTable, read_splits, said
 from moe_adapt.streams.splits import Labelled, arrange
 
 __all__ = ["TextStream", "Tokenized"]
@@ -94,20 +93,15 @@ class TextStream(TaskStream):
             names = infer_class_names(table, label_column, source)
             return Opened(texts, encode_labels(table, label_column, names, source), names)
 
-        rows = read_rows(train, lambda source: opened(source, "train"))
-        everything, chosen = rows.class_names, choose_classes(rows.class_names, classes)
-        if test is None:
-            rows, testing = held_out(rows.only(chosen), test_fraction, seed)
-        else:
-            testing = read_rows(test, lambda source: opened(source, "test"), everything).only(chosen)
-            rows = rows.only(chosen)
-        rows, testing = per_class(rows, train_per_class, seed), per_class(testing, test_per_class, seed)
+        rows, testing = read_splits(
+            train, test, opened, classes, test_fraction, train_per_class, test_per_class, seed
+        )
         words = load_tokenizer(tokenizer, max_length)
         super().__init__(
             **arrange(
                 Labelled(Tokenized(rows, words, max_length), rows.labels, rows.domains),
                 Labelled(Tokenized(testing, words, max_length), testing.labels, testing.domains),
-                chosen,
+                rows.class_names,
                 scenario,
                 increment,
                 first,
