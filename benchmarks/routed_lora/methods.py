@@ -35,7 +35,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "condenser": ("condenser", {"method": "condenser", **_EIGHT}),
     "condenser_bias": ("condenser, first phase alone", {"method": "condenser_bias", **_EIGHT}),
     "soft": ("soft mixture", {"method": "soft", **_EIGHT}),
-    "top_k": ("top-k (MoLA, equal counts)", {"method": "top_k", **_EIGHT}),
+    "top_k": ("top-k", {"method": "top_k", **_EIGHT}),
+    "mola": (
+        "MoLA, 3 to 13 experts by depth",
+        {"method": "mola", **_EIGHT, "num_experts": [3, 5, 7, 9, 11, 13]},
+    ),
     "top_p": ("top-p", {"method": "top_p", **_EIGHT}),
     "hydralora": ("HydraLoRA", {"method": "hydralora", "num_experts": 8, "r": 7, "alpha": 14.0}),
     "ld_mole": ("sparsegen (LD-MoLE)", {"method": "ld_mole", **_EIGHT}),
@@ -50,6 +54,16 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "cosine": ("cosine router", {"method": "cosine", **_EIGHT}),
+    "arrow": (
+        "Arrow, experts trained by label",
+        {
+            "method": "arrow",
+            "num_experts": 5,
+            "r": 7,
+            "alpha": 14.0,
+            "selector": {"name": "hard_soft", "k": 3, "hard_until": 1.0},
+        },
+    ),
     "k_means": ("K-means router", {"method": "k_means", **_NINE}),
     "smoe_dropout": (
         "SMoE-Dropout",
