@@ -3,9 +3,10 @@
     python benchmarks/update_cost.py --out benchmarks/results/update_cost.json
 
 A feed-forward pair (d to 4 d to d) and four d x d projections in front stand for a transformer block; the
-pair has eight experts of rank 8. A round times the plain step, then what is added to it: the second moment
-of the inputs (with `observe_rows` as given), and the transforms of router rows and `A` after the step. CPU
-time, one thread, medians.
+pair has eight experts of rank 8. A round times the plain step, then what is added to it: statistics of the
+inputs (of every token, or sampled as by default, beyond a task's first tokens), and the transforms of router
+rows and `A` after the step. The decomposition that the rules `paper` and `relevant` repeat every 50 steps is
+timed, too. CPU time, one thread, medians.
 """
 
 import argparse
@@ -20,9 +21,18 @@ from torch import nn
 
 from moe_adapt.experts import ExpertBank
 from moe_adapt.training.manifest import collect
-from moe_adapt.updates import DownPreconditioner, InputMoment, StrictUpdate, UpdateHook
+from moe_adapt.updates import (
+    DownPreconditioner,
+    ExpertUsage,
+    InputMoment,
+    RowSample,
+    StrictUpdate,
+    UpdateHook,
+)
 
-EXPERTS, RANK = 8, 8
+EXPERTS, RANK, REFRESH = 8, 8, 50
+#: Consecutive steps whose statistics are timed together: sampling leaves short steps out.
+STEPS = 8
 
 
 def timed(work: Any) -> float:
@@ -32,7 +42,7 @@ def timed(work: Any) -> float:
     return 1000 * (time.process_time() - start)
 
 
-def measure(width: int, tokens: int, rows: int, rounds: int) -> dict[str, Any]:
+def measure(width: int, tokens: int, share: float, rounds: int) -> dict[str, Any]:
     """Return medians for one width."""
     torch.manual_seed(0)
     sizes = [(width, 4 * width), (4 * width, width)]
@@ -60,6 +70,7 @@ def measure(width: int, tokens: int, rows: int, rounds: int) -> dict[str, Any]:
     for moment, inputs in zip(moments, seen, strict=True):
         moment.observe(inputs)
         moment.end_task()
+        moment.observe(inputs)
     transforms: dict[str, Any] = {}
     for number, (moment, router, a) in enumerate(zip(moments, routers, downs, strict=True)):
         strict, down = StrictUpdate(), DownPreconditioner()
@@ -68,27 +79,48 @@ def measure(width: int, tokens: int, rows: int, rounds: int) -> dict[str, Any]:
         transforms |= {f"{number}/router": (router, [strict]), f"{number}/A": (a, [down])}
     hook = UpdateHook(transforms)
 
+    gates = torch.rand(tokens, EXPERTS).softmax(-1)
+    usages = [ExpertUsage(EXPERTS) for _ in sizes]
+    samples = [RowSample(d, share) for d, _ in sizes]
+    for sample in samples:
+        sample.chosen(16 * width)
+
     def observe() -> None:
-        for moment, inputs in zip(moments, seen, strict=True):
-            moment.observe(inputs[:: max(1, -(-tokens // rows))])
+        for moment, usage, sample, inputs in zip(moments, usages, samples, seen, strict=True):
+            positions, weight = sample.chosen(tokens)
+            rows, used = (inputs, gates) if positions is None else (inputs[positions], gates[positions])
+            if len(rows):
+                moment.observe(rows, weight)
+                usage.observe(used, rows, weight)
+
+    def observe_steps() -> None:
+        for _ in range(STEPS):
+            observe()
+
+    def decompose() -> None:
+        for moment in moments:
+            moment.spectrum("all")
 
     def transform() -> None:
         hook.before_step()
         hook.after_step()
 
-    times: dict[str, list[float]] = {"step": [], "statistics": [], "transforms": []}
+    times: dict[str, list[float]] = {"step": [], "statistics": [], "transforms": [], "decomposition": []}
     step()
     for _ in range(rounds):
-        for name, work in (("step", step), ("statistics", observe), ("transforms", transform)):
+        for name, work in (("step", step), ("statistics", observe_steps), ("transforms", transform)):
             times[name].append(timed(work))
+    times["decomposition"] = [timed(decompose) for _ in range(3)]
     medians = {f"{name}_ms": statistics.median(found) for name, found in times.items()}
-    share = (medians["statistics_ms"] + medians["transforms_ms"]) / medians["step_ms"]
+    medians["statistics_ms"] /= STEPS
+    added = medians["statistics_ms"] + medians["transforms_ms"]
     return {
         "widths": f"{width}, {4 * width}",
         "tokens": tokens,
-        "observe_rows": rows,
+        "observe_share": share,
         **medians,
-        "share": share,
+        "share_of_step": added / medians["step_ms"],
+        "share_of_step_with_refresh": (added + medians["decomposition_ms"] / REFRESH) / medians["step_ms"],
     }
 
 
@@ -97,13 +129,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [
-        measure(width, tokens, observed, options.rounds)
-        for width, tokens in ((256, 2048), (256, 512))
-        for observed in (tokens, 128)
+        measure(width, tokens, share, options.rounds)
+        for width, tokens in ((256, 2048), (256, 512), (128, 2048))
+        for share in (1.0, 1 / 16)
     ]
     facts = collect()
     facts["command"] = "update_cost.py --out benchmarks/results/update_cost.json"

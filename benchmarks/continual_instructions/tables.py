@@ -171,11 +171,13 @@ def _cost(report: dict[str, Any]) -> str:
         "## Cost of the transforms",
         "Part of a training step (forward, backward, AdamW) that statistics and transforms take; CPU time, "
         "one thread:",
-        "| widths | tokens | rows observed | step | statistics | transforms | both, share of a step |",
-        "|---|---|---|---|---|---|---|",
+        "| widths | tokens | tokens observed | step | statistics | transforms | both, share of a step "
+        "| with a decomposition every 50 steps |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:
         times = " | ".join(f"{row[key]:.1f} ms" for key in ("step_ms", "statistics_ms", "transforms_ms"))
-        head = f"| {row['widths']} | {row['tokens']} | {row['observe_rows']}"
-        lines.append(f"{head} | {times} | {100 * row['share']:.1f} % |")
+        head = f"| {row['widths']} | {row['tokens']} | {row['observe_share']:.4g} of all"
+        shares = " | ".join(f"{100 * row[k]:.1f} %" for k in ("share_of_step", "share_of_step_with_refresh"))
+        lines.append(f"{head} | {times} | {shares} |")
     return "\n".join([lines[0], "", lines[1], "", *lines[2:]])

@@ -74,16 +74,16 @@ class ExpertUsage(nn.Module):
         for name in ("gate", "gate_sq", "weighted", "past_gate_sq", "past_weighted"):
             self.register_buffer(name, torch.zeros(num_experts, dtype=torch.float64))
         for name in ("tokens", "past_tokens"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
-    def observe(self, gates: Tensor, rows: Tensor) -> None:
-        """Add tokens: their gates [N, E] and inputs [N, d], padding left out."""
-        gates = gates.double()
+    def observe(self, gates: Tensor, rows: Tensor, weight: float = 1.0) -> None:
+        """Add tokens: their gates [N, E] and inputs [N, d], padding left out; each counts `weight` times."""
+        gates = weight * gates.double()
         self.gate += gates.sum(0)
-        self.gate_sq += gates.square().sum(0)
+        self.gate_sq += gates.square().sum(0) / weight
         self.weighted += gates.t() @ rows.float().square().sum(-1).double()
-        self.tokens += len(gates)
+        self.tokens += weight * len(gates)
 
     def end_task(self) -> None:
         """Make the task under way a finished one."""
@@ -113,7 +113,7 @@ class ExpertUsage(nn.Module):
 
     def frozen(self, tau: float) -> Tensor:
         """Return which experts to freeze now, bool [E]."""
-        return frozen_experts(self.current, self.importance, tau, has_past=int(self.past_tokens) > 0)
+        return frozen_experts(self.current, self.importance, tau, has_past=bool(self.past_tokens > 0))
 
 
 class FreezeExperts(UpdateTransform):

@@ -3,8 +3,8 @@ r"""Running second moment of a layer's inputs, task by task, without centring.
 $$C^t = \frac{1}{n_1 + \dots + n_t} \sum_{s \le t} \sum_{x \in s} x x^T$$
 
 The sum and the count are kept apart for finished tasks (``past``) and the one under way, so that the mean
-over any split, order or set of processes is the same. Up to `max_exact` inputs the sum is exact in fp32;
-wider layers keep a Frequent-Directions sketch.
+over any split, order or set of processes is the same. Rows may have weights: they count that many times. Up
+to `max_exact` inputs the sum is exact in fp32; wider layers keep a Frequent-Directions sketch.
 
 The paper's released code replaces the statistic by a centred sketch of one batch; this follows the paper's
 equation 3 (SAME, arXiv 2602.01990).
@@ -45,9 +45,7 @@ class InputMoment(nn.Module):
         super().__init__()
         self.width = width
         self.exact = width <= max_exact
-        for name in ("count", "past_count"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
-        for name in ("energy", "past_energy"):
+        for name in ("count", "past_count", "energy", "past_energy"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
         if self.exact:
             self.register_buffer("total", torch.zeros(width, width))
@@ -57,20 +55,22 @@ class InputMoment(nn.Module):
             self.past_sketch = FrequentDirections(width, sketch_rank)
 
     @torch.no_grad()
-    def observe(self, rows: Tensor, gram: Tensor | None = None) -> None:
+    def observe(self, rows: Tensor, weight: float | Tensor = 1.0) -> None:
         """Add rows of the task under way.
 
         Args:
             rows: Inputs, [N, d], padding left out.
-            gram: Their `rows^T rows` [d, d] in fp32, if it is known already (layers that share an input).
+            weight: How many times each row counts, for all or [N].
         """
         rows = rows.float()
+        weights = torch.as_tensor(weight, dtype=torch.float32, device=rows.device).expand(len(rows))
+        scaled = rows * weights[:, None] if isinstance(weight, Tensor) or weight != 1.0 else rows
         if self.exact:
-            self.total += rows.t() @ rows if gram is None else gram
+            self.total.addmm_(scaled.t(), rows)
         else:
-            self.sketch.update(rows)
-        self.count += len(rows)
-        self.energy += rows.square().sum(dtype=torch.float64)
+            self.sketch.update(rows * weights.sqrt()[:, None])
+        self.count += weights.sum(dtype=torch.float64)
+        self.energy += (scaled * rows).sum(dtype=torch.float64)
 
     @torch.no_grad()
     def end_task(self) -> None:
@@ -121,16 +121,19 @@ class InputMoment(nn.Module):
             self.past_sketch.update(other.past_sketch.content())
 
     def rows_seen(self, period: Period = "past") -> int:
-        """Return how many rows the moment is of."""
-        return int(sum(self._terms(period, self.past_count, self.count)))
+        """Return how many rows the moment is of, weights counted."""
+        return round(self._mass(period))
+
+    def _mass(self, period: Period) -> float:
+        return float(sum(self._terms(period, self.past_count, self.count)))
 
     def matrix(self, period: Period = "past") -> Tensor:
         """Return `C` [d, d]; zeros if there were no rows."""
-        rows = max(self.rows_seen(period), 1)
+        mass = self._mass(period) or 1.0
         if self.exact:
-            return torch.stack(self._terms(period, self.past_total, self.total)).sum(0) / rows
+            return torch.stack(self._terms(period, self.past_total, self.total)).sum(0) / mass
         content = self._content(period)
-        return content.t() @ content / rows
+        return content.t() @ content / mass
 
     def _content(self, period: Period) -> Tensor:
         return torch.cat(self._terms(period, self.past_sketch.content(), self.sketch.content()))
@@ -142,17 +145,17 @@ class InputMoment(nn.Module):
     def trace(self, period: Period = "past") -> float:
         """Return `tr C`, exact also for a sketch."""
         energy = sum(self._terms(period, self.past_energy, self.energy))
-        return float(energy) / max(self.rows_seen(period), 1)
+        return float(energy) / (self._mass(period) or 1.0)
 
     def spectrum(self, period: Period = "past") -> Spectrum | None:
         """Return the eigenpairs of `C`, or None if there were no rows."""
-        rows = self.rows_seen(period)
-        if rows == 0:
+        mass = self._mass(period)
+        if mass == 0:
             return None
         if self.exact:
             found = Spectrum.of(self.matrix(period))
         else:
-            found = Spectrum.of_rows(self._content(period), rows)
+            found = Spectrum.of_rows(self._content(period), mass)
         return Spectrum(found.values, found.vectors, self.trace(period))
 
     @property

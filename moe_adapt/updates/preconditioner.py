@@ -17,6 +17,8 @@ Reference:
     SAME, arXiv 2602.01990; K-FAC, 1503.05671.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,13 @@ from moe_adapt.updates.moment import InputMoment
 from moe_adapt.updates.router import soft_filter
 from moe_adapt.updates.spectrum import SpectralFilter
 
-__all__ = ["DownPreconditioner", "UpPreconditioner", "degradation", "product_update"]
+__all__ = [
+    "DownPreconditioner",
+    "ExpertDownPreconditioner",
+    "UpPreconditioner",
+    "degradation",
+    "product_update",
+]
 
 
 def degradation(update: Tensor, moment: Tensor) -> Tensor:
@@ -82,6 +90,33 @@ class DownPreconditioner(UpdateTransform):
     def after_step(self, delta: Tensor, before: Tensor) -> Tensor:
         """Return the scaled update; before there are old inputs, the update itself."""
         return delta if self.filter is None else self.filter(delta)
+
+
+class ExpertDownPreconditioner(UpdateTransform):
+    """Scales updates of `A` [E, r, d], expert by expert, by old inputs as that expert was used on them.
+
+    The moment of expert `i` is `C_i = sum w_i x x^T / sum w_i`; an expert that old tokens never used learns
+    freely. (Not in the paper, whose `C` is that of the layer.)
+
+    Args:
+        c: Regulariser in units of the mean eigenvalue of each `C_i`.
+        mu: Absolute regulariser instead.
+    """
+
+    def __init__(self, c: float = 0.05, mu: float | None = None) -> None:
+        self.c, self.mu = c, mu
+        self.experts: list[DownPreconditioner] = []
+
+    def prepare(self, moments: Sequence[InputMoment]) -> None:
+        """Take the moments of the finished tasks, one per expert."""
+        self.experts = [DownPreconditioner(self.c, self.mu) for _ in moments]
+        for expert, moment in zip(self.experts, moments, strict=True):
+            expert.prepare(moment)
+
+    def after_step(self, delta: Tensor, before: Tensor) -> Tensor:
+        """Return the scaled update."""
+        scaled = [e.after_step(*pair) for e, *pair in zip(self.experts, delta, before, strict=True)]
+        return torch.stack(scaled)
 
 
 class UpPreconditioner(UpdateTransform):

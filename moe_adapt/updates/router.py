@@ -7,6 +7,9 @@ With the eigenpairs of the inputs' second moment `C` (`V_k` the leading ones, en
   $\hat\lambda$ the mean over a window of the spectrum, and `C` of old **and** current inputs.
 * ``strict``: $\Delta (I - V_k V_k^T)$, `C` of old inputs only.
 * ``soft``: $\Delta\, \mu (C + \mu I)^{-1}$, `C` of old inputs, $\mu = c\, \mathrm{tr}(C)/d$.
+* ``relevant``: the soft rule within the directions that matter to the task: $\Delta\, \mu V_k V_k^T$ for the
+  leading `k` generalised eigenpairs $C_{new} v = \ell\, (C_{old} + \mu I)\, v$ (all of them give the soft
+  rule). Ours: it fits the paper's words better than its formula does.
 * ``null_ratio``: $\Delta P / \lVert P \rVert_F$, `P` the projector on eigenvalues of at most `a` times the
   smallest, `C` of old inputs (Adam-NSCL).
 
@@ -31,10 +34,12 @@ __all__ = [
     "NullRatioUpdate",
     "PaperUpdate",
     "PlainUpdate",
+    "RelevantUpdate",
     "SoftUpdate",
     "StrictUpdate",
     "null_ratio_filter",
     "paper_filter",
+    "relevant_filter",
     "soft_filter",
     "strict_filter",
     "trailing_mean",
@@ -71,6 +76,22 @@ def strict_filter(spectrum: Spectrum, rank: int) -> SpectralFilter:
 def soft_filter(spectrum: Spectrum, mu: float) -> SpectralFilter:
     """Return `mu (C + mu I)^-1`; a direction without old energy keeps its learning rate."""
     return SpectralFilter(spectrum.vectors, mu / (spectrum.values + mu))
+
+
+def relevant_filter(old: Spectrum, new: Spectrum, mu: float, delta: float) -> SpectralFilter:
+    """Return `mu V_k V_k^T` for the leading generalised eigenvectors, those with the share `delta` of energy.
+
+    Args:
+        old: Of the finished tasks.
+        new: Of the task under way.
+        mu: Regulariser.
+        delta: Share of the generalised eigenvalues' sum that the directions hold.
+    """
+    root = SpectralFilter(old.vectors, (mu / (old.values + mu)).sqrt())
+    whitened = Spectrum.of_rows(root(new.values.sqrt()[:, None] * new.vectors.t()), 1.0)
+    kept = root(whitened.vectors[:, : whitened.rank(delta)].t())
+    basis = Spectrum.of_rows(kept, 1.0)
+    return SpectralFilter(basis.vectors, basis.values, scale=0.0)
 
 
 def null_ratio_filter(spectrum: Spectrum, ratio: float) -> SpectralFilter:
@@ -170,6 +191,27 @@ class SoftUpdate(_FilteredUpdate):
         spectrum = moment.spectrum("past")
         if spectrum is not None and spectrum.trace > 0:
             self.filter = soft_filter(spectrum, self.c * spectrum.mean)
+
+
+@ROUTER_UPDATES.register("relevant")
+class RelevantUpdate(SoftUpdate):
+    """Moves along what the task has and the old ones have not; until it is known, as the soft rule.
+
+    Args:
+        c: Regulariser in units of the mean eigenvalue of old inputs.
+        delta: Share of the generalised eigenvalues' sum that the directions hold.
+    """
+
+    def __init__(self, c: float = 0.05, delta: float = 0.95) -> None:
+        super().__init__(c)
+        _check_share(delta)
+        self.delta = delta
+
+    def refresh(self, moment: InputMoment) -> None:
+        """Compare the task so far with the finished ones."""
+        old, new = moment.spectrum("past"), moment.spectrum("current")
+        if old is not None and new is not None and old.trace > 0:
+            self.filter = relevant_filter(old, new, self.c * old.mean, self.delta)
 
 
 @ROUTER_UPDATES.register("null_ratio")

@@ -7,6 +7,7 @@ from torch import nn
 from moe_adapt.errors import UserError
 from moe_adapt.updates import (
     DownPreconditioner,
+    ExpertDownPreconditioner,
     ExpertUsage,
     FreezeExperts,
     InputMoment,
@@ -55,6 +56,27 @@ def test_down_preconditioner_equals_the_inverse_and_reduces_damage():
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     ratio = degradation(found, c).sum() / degradation(delta, c).sum()
     assert ratio < 0.1 * found.square().sum() / delta.square().sum()
+
+
+def test_each_expert_can_have_its_own_inputs():
+    rows, generator = task_inputs(0), torch.Generator().manual_seed(0)
+    gates = torch.rand(len(rows), E, generator=generator).softmax(-1)
+    gates[:, 3] = 0
+    moments = [InputMoment(WIDTH) for _ in range(E)]
+    for moment, gate in zip(moments, gates.t(), strict=True):
+        moment.observe(rows, gate)
+        moment.end_task()
+    own = torch.einsum("ne,nd,nf->edf", gates, rows, rows) / gates.sum(0)[:, None, None]
+    for expert in range(3):
+        torch.testing.assert_close(moments[expert].matrix(), own[expert], rtol=1e-4, atol=1e-5)
+    rule, (delta, _) = ExpertDownPreconditioner(c=0.05), factors(2)
+    rule.prepare(moments)
+    found = rule.after_step(delta, delta)
+    for expert in range(3):
+        mu = 0.05 * float(own[expert].trace()) / WIDTH
+        inverse = torch.linalg.inv(own[expert].double() + mu * torch.eye(WIDTH)).float()
+        torch.testing.assert_close(found[expert], delta[expert] @ (mu * inverse), rtol=1e-3, atol=1e-3)
+    assert torch.equal(found[3], delta[3]), "an expert that old tokens never used learns freely"
 
 
 def test_up_preconditioner_equals_the_inverse():

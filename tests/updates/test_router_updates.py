@@ -14,7 +14,13 @@ from moe_adapt.updates import (
     TrustUpdate,
     UpdateHook,
 )
-from moe_adapt.updates.router import null_ratio_filter, paper_filter, soft_filter, trailing_mean
+from moe_adapt.updates.router import (
+    null_ratio_filter,
+    paper_filter,
+    relevant_filter,
+    soft_filter,
+    trailing_mean,
+)
 from tests.updates.data import EXPERTS, WIDTH, task_inputs
 
 OPTIMIZERS = {
@@ -91,6 +97,39 @@ def test_projecting_the_gradient_does_not_protect_under_adam():
     assert (weight.detach() @ vectors).norm() / weight.detach().norm() > 0.1
 
 
+def spectra(exact=True):
+    found = []
+    for task in (0, 1):
+        moment = InputMoment(WIDTH, **({} if exact else {"max_exact": 1, "sketch_rank": WIDTH}))
+        moment.observe(task_inputs(task))
+        moment.end_task()
+        found.append((moment.spectrum(), moment.matrix().double()))
+    return found
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_relevant_directions_are_the_generalised_eigenvectors(exact):
+    (old, old_matrix), (new, new_matrix) = spectra(exact)
+    mu, delta = 0.05 * old.mean, 0.9
+    metric = old_matrix + mu * torch.eye(WIDTH)
+    lower = torch.linalg.inv(torch.linalg.cholesky(metric))
+    values, vectors = torch.linalg.eigh(lower @ new_matrix @ lower.t())
+    values, vectors = values.flip(0), (lower.t() @ vectors.flip(1))
+    k = int((values.cumsum(0) / values.sum() < delta).sum()) + 1
+    expected = mu * vectors[:, :k] @ vectors[:, :k].t()
+    found = relevant_filter(old, new, mu, delta)(torch.eye(WIDTH)).double()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_all_relevant_directions_are_the_soft_rule():
+    (old, _), _ = spectra()
+    everywhere = InputMoment(WIDTH)
+    everywhere.observe(torch.eye(WIDTH))
+    mu = 0.05 * old.mean
+    found = relevant_filter(old, everywhere.spectrum("current"), mu, 1.0)(torch.eye(WIDTH))
+    torch.testing.assert_close(found, soft_filter(old, mu)(torch.eye(WIDTH)), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw foreach"])
 def test_the_published_rule_without_its_window_is_the_plain_update(optimizer):
     plain, start, _, _ = learn(None, optimizer)
@@ -102,11 +141,13 @@ def test_the_published_rule_without_its_window_is_the_plain_update(optimizer):
 
 def test_rules_order_as_their_protection():
     changes, losses = {}, {}
-    for name in ("plain", "paper", "soft", "strict"):
+    for name in ("plain", "paper", "soft", "relevant", "strict"):
         rule = ROUTER_UPDATES.build(name)
         weight, start, losses[name], _ = learn(rule, "sgd", steps=60)
         changes[name] = score_change(weight, start)
-    assert max(changes["strict"], changes["soft"]) < 0.2 * min(changes["plain"], changes["paper"])
+    assert max(changes[name] for name in ("strict", "soft", "relevant")) < 0.2 * min(
+        changes["plain"], changes["paper"]
+    )
     assert losses["plain"] < min(losses["strict"], losses["soft"]), "protection costs plasticity"
 
 

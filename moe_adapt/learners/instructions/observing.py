@@ -1,11 +1,9 @@
 """Watching adapted layers: what they see and how they gate, without touching the model.
 
 A forward hook on every adapted layer hands its inputs without padding, and the routing record if there is
-one, to a callback; recomputation by gradient checkpointing is left out. Layers that share one input tensor
-(the two projections into a feed-forward layer) get its second moment from one product.
+one, to a callback; recomputation by gradient checkpointing is left out.
 """
 
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -16,7 +14,7 @@ from moe_adapt.routing import RoutingRecord
 from moe_adapt.routing.context import in_backward
 from moe_adapt.tuner.layer import RoutedLoraLayer
 
-__all__ = ["GramCache", "Sight", "watch_layers"]
+__all__ = ["Sight", "watch_layers"]
 
 
 class Sight(NamedTuple):
@@ -24,14 +22,12 @@ class Sight(NamedTuple):
 
     Attributes:
         layer: The layer.
-        source: Its input as it came; the same object for layers that share it.
         rows: The input without padding, [N, d].
         mask: Which tokens those are, bool [all tokens]; None if all.
         record: The routing, over all tokens; None if nothing is recorded.
     """
 
     layer: RoutedLoraLayer
-    source: Tensor
     rows: Tensor
     mask: Tensor | None
     record: RoutingRecord | None
@@ -61,21 +57,6 @@ def watch_layers(
         x = args[0]
         rows, mask = x.detach().reshape(-1, layer.in_features), context.flat_mask(x.shape[:-1])
         kept = rows if mask is None else rows[mask]
-        watcher(Sight(layer, x, kept, mask, context.records.get((adapter, layer.site, 0))))
+        watcher(Sight(layer, kept, mask, context.records.get((adapter, layer.site, 0))))
 
     return [layer.register_forward_hook(hook) for layer in layers]
-
-
-class GramCache:
-    """`X^T X` of the last input seen."""
-
-    def __init__(self) -> None:
-        self._source: weakref.ref[Tensor] | None = None
-        self._gram: Tensor | None = None
-
-    def __call__(self, source: Tensor, rows: Tensor) -> Tensor:
-        """Return `rows^T rows` in fp32, [d, d], of the rows of an input; `source` tells inputs apart."""
-        if self._gram is None or self._source is None or self._source() is not source:
-            values = rows.float()
-            self._source, self._gram = weakref.ref(source), values.t() @ values
-        return self._gram

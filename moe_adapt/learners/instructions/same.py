@@ -12,16 +12,17 @@ retained inputs. Only the last two may claim preservation. What the released cod
 (statistics of one batch, routing by the batch's mean, a second router that knows task prototypes) is not
 here.
 
-The cost of statistics is one product `X^T X` per distinct input and step; `observe_rows` bounds the rows of
-a step that it is made of. An eigendecomposition per layer is made once per task, under ``paper`` every
-`refresh_every` steps.
+Statistics are products `X^T X` of layer inputs: of all tokens at the start of a task, then of a random share
+that stands for the rest (`moe_adapt.updates.sampling`; `observe_share: 1` takes every token). An
+eigendecomposition per layer is made once per task, under ``paper`` and ``relevant`` every `refresh_every`
+steps.
 
 Reference:
     Xie et al., "SAME: Stabilized Mixture-of-Experts for Multimodal Continual Instruction Tuning", arXiv
     2602.01990; a clean-room implementation of its equations.
 """
 
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,88 +31,16 @@ from moe_adapt.backbones.instructions import InstructionModel
 from moe_adapt.errors import UserError
 from moe_adapt.learners.base import LEARNERS, TaskRun
 from moe_adapt.learners.instructions.base import InstructionLearner
-from moe_adapt.learners.instructions.observing import GramCache, Sight, watch_layers
+from moe_adapt.learners.instructions.observing import Sight, watch_layers
+from moe_adapt.learners.instructions.site_state import ADAPTER, Precondition, SiteState
 from moe_adapt.registry import Spec
 from moe_adapt.streams import Task
 from moe_adapt.tuner import RoutedLoraConfig
 from moe_adapt.tuner.layer import RoutedLoraLayer
-from moe_adapt.updates import (
-    ROUTER_UPDATES,
-    DownPreconditioner,
-    ExpertUsage,
-    FreezeExperts,
-    GuardUpdate,
-    InputMoment,
-    PlainUpdate,
-    RouterUpdate,
-    UpdateHook,
-    UpdateTransform,
-    UpPreconditioner,
-)
+from moe_adapt.updates import ROUTER_UPDATES, GuardUpdate, PlainUpdate, UpdateHook, UpdateTransform
 from moe_adapt.updates.preconditioner import degradation, product_update
 
-__all__ = ["SAME", "SiteState"]
-
-ADAPTER = "default"
-#: What of the experts is preconditioned.
-Precondition = Literal["none", "down", "both"]
-
-
-class SiteState(nn.Module):
-    """Statistics and transforms of one adapted layer.
-
-    Args:
-        layer: The layer.
-        rule: The router rule.
-        precondition: What of the experts is preconditioned.
-        c: Regulariser of the preconditioner in units of the mean eigenvalue.
-        mu: Absolute regulariser instead.
-        max_exact: Widest layer whose moment is kept whole.
-    """
-
-    def __init__(
-        self,
-        layer: RoutedLoraLayer,
-        rule: RouterUpdate,
-        precondition: Precondition,
-        c: float,
-        mu: float | None,
-        max_exact: int,
-    ) -> None:
-        super().__init__()
-        experts = layer.specs[ADAPTER].num_experts
-        self.moment = InputMoment(layer.in_features, max_exact)
-        self.usage = ExpertUsage(experts)
-        self.rule = rule
-        self.down = DownPreconditioner(c, mu) if precondition != "none" else None
-        self.up = UpPreconditioner(c) if precondition == "both" else None
-        self.freeze = (FreezeExperts(dim=0), FreezeExperts(dim=1))
-
-    def get_extra_state(self) -> dict[str, Tensor]:
-        """Return what a rule keeps beside the moments."""
-        return self.rule.state()
-
-    def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Restore it."""
-        self.rule.load_state(state)
-
-    def begin_task(self, layer: RoutedLoraLayer, task: int) -> None:
-        """Make filters of the finished tasks, and thaw every expert."""
-        for freeze in self.freeze:
-            freeze.mask = None
-        self.rule.prepare(self.moment, task)
-        if self.down is not None:
-            self.down.prepare(self.moment)
-        if self.up is not None:
-            self.up.prepare(self.moment, layer.bank(ADAPTER).a, self.usage.mean_gate_sq)
-
-    def transforms(self) -> dict[str, list[UpdateTransform]]:
-        """Return the transforms of the router's rows, `A` and `B`."""
-        return {
-            "router": [self.rule],
-            "A": [t for t in (self.down, self.freeze[0]) if t is not None],
-            "B": [t for t in (self.up, self.freeze[1]) if t is not None],
-        }
+__all__ = ["SAME"]
 
 
 @LEARNERS.register("same")
@@ -121,15 +50,16 @@ class SAME(InstructionLearner):
     Args:
         backbone: The model.
         tuner: The adapter: a linear scorer, more than one expert, none of them frozen.
-        router_update: Rule of the routers: plain, paper, strict, soft, null_ratio, trust, guard, or a
-            mapping of name and options.
-        precondition: What of the experts is scaled by old curvature: none, down (`A`) or both (`A` and `B`).
+        router_update: Rule of the routers: plain, paper, strict, soft, relevant, null_ratio, trust, guard, or
+            a mapping of name and options.
+        precondition: What of the experts is scaled by old curvature: none, down (`A`), down_per_expert (`A`,
+            each expert by inputs weighted with its own gates) or both (`A` and `B`).
         c: Regulariser of the preconditioner, in units of the mean eigenvalue of the layer's inputs.
         mu: Absolute regulariser instead, as in the paper (0.9).
         freeze_below: Score under which an expert is frozen for a task; None freezes none.
         freeze_after: Steps of a task before the score is taken.
         refresh_every: Steps between readings of running statistics.
-        observe_rows: Most rows of a forward that enter a layer's moment; None takes all.
+        observe_share: Share of tokens that statistics are made of after a task's first ones; 1 takes all.
         max_exact: Widest layer whose moment is kept whole; wider ones are sketched.
         settings: Arguments of `Learner`.
 
@@ -148,27 +78,27 @@ class SAME(InstructionLearner):
         freeze_below: float | None = 0.1,
         freeze_after: int = 50,
         refresh_every: int = 50,
-        observe_rows: int | None = None,
+        observe_share: float = 1 / 16,
         max_exact: int = 4096,
         **settings: Any,
     ) -> None:
         super().__init__(backbone, tuner, **settings)
-        if precondition not in ("none", "down", "both"):
-            raise UserError(f"precondition is 'none', 'down' or 'both', got {precondition!r}.")
-        if min(freeze_after, refresh_every) < 1 or (observe_rows is not None and observe_rows < 1):
-            raise UserError("freeze_after, refresh_every and observe_rows are at least 1.")
+        if precondition not in get_args(Precondition):
+            known = ", ".join(get_args(Precondition))
+            raise UserError(f"precondition is one of {known}, got {precondition!r}.")
+        if min(freeze_after, refresh_every) < 1:
+            raise UserError("freeze_after and refresh_every are at least 1.")
         self.router_update, self.precondition = router_update, precondition
         self.c, self.mu = c, mu
         self.freeze_below, self.freeze_after = freeze_below, freeze_after
-        self.refresh_every, self.observe_rows, self.max_exact = refresh_every, observe_rows, max_exact
+        self.refresh_every, self.observe_share, self.max_exact = refresh_every, observe_share, max_exact
         self.sites = nn.ModuleDict()
         for layer in self.layers():
             self._check(layer)
             rule = ROUTER_UPDATES.build(router_update)
-            state = SiteState(layer, rule, precondition, c, mu, max_exact)
+            state = SiteState(layer, rule, precondition, c, mu, max_exact, observe_share)
             self.sites[layer.site.replace(".", "/")] = state
         self._collected: dict[str, list[Tensor]] | None = None
-        self._grams = GramCache()
         self._steps = 0
         self._update_hook: UpdateHook | None = None
         self._start: dict[str, tuple[Tensor, Tensor]] = {}
@@ -195,12 +125,7 @@ class SAME(InstructionLearner):
             self._collected.setdefault(sight.layer.site, []).append(sight.rows.float().cpu())
         if not (self.training and sight.layer.training and torch.is_grad_enabled()):
             return
-        state, rows, gates = self.state_of(sight.layer), sight.rows, sight.gates()
-        if gates is not None:
-            state.usage.observe(gates, rows)
-        stride = 1 if self.observe_rows is None else -(-len(rows) // self.observe_rows)
-        rows = rows[::stride]
-        state.moment.observe(rows, self._grams(sight.source, rows) if state.moment.exact else None)
+        self.state_of(sight.layer).observe(sight.rows, sight.gates())
 
     # The course of a task.
 
@@ -254,12 +179,9 @@ class SAME(InstructionLearner):
         guarded = [layer for layer in self.layers() if isinstance(self.state_of(layer).rule, GuardUpdate)]
         rows = self._collect(task, run) if guarded else {}
         for layer in self.layers():
-            state = self.state_of(layer)
-            state.rule.finish(state.moment)
             if layer.site in rows:
                 self._retain(layer, rows[layer.site], task.index)
-            state.moment.end_task()
-            state.usage.end_task()
+            self.state_of(layer).end_task()
 
     def _collect(self, task: Task, run: TaskRun) -> dict[str, Tensor]:
         """Return inputs of every layer on training prompts of the task."""

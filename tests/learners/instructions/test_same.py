@@ -62,17 +62,27 @@ def test_the_guard_keeps_the_selection_of_retained_inputs():
 
 
 @pytest.mark.parametrize(
-    "rule", ["paper", "strict", "soft", "null_ratio", "trust", {"name": "guard", "k": 2}]
+    ("rule", "precondition", "optimizer"),
+    [
+        ("paper", "both", torch.optim.AdamW),
+        ("strict", "both", torch.optim.SGD),
+        ("soft", "both", torch.optim.AdamW),
+        ("relevant", "down_per_expert", torch.optim.SGD),
+        ("null_ratio", "down", torch.optim.AdamW),
+        ("trust", "none", torch.optim.AdamW),
+        ({"name": "guard", "k": 2}, "both", torch.optim.AdamW),
+    ],
 )
-@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
-def test_every_rule_runs_and_restores(rule, optimizer):
-    built = learner("same", router_update=rule, precondition="both", optimizer=optimizer, epochs=1)
-    StreamRunner().run(built, stream(2, train=6, test=2))
+def test_every_rule_runs_and_restores(rule, precondition, optimizer):
+    options = {"router_update": rule, "precondition": precondition, "optimizer": optimizer, "epochs": 1}
+    built = learner("same", **options)
+    StreamRunner(attribution=False).run(built, stream(2, train=6, test=2))
     state = {k: copy.deepcopy(v) for k, v in built.learner_state().items()}
-    other = learner("same", router_update=rule, precondition="both", optimizer=optimizer, seed=3)
+    other = learner("same", **options, seed=3)
     other.restore(built.history, state)
+    restored = other.learner_state()
     for key, value in built.learner_state().items():
-        same = other.learner_state()[key]
+        same = restored[key]
         assert torch.equal(value, same) if isinstance(value, torch.Tensor) else value.keys() == same.keys(), (
             key
         )
