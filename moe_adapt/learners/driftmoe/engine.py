@@ -16,8 +16,8 @@ from moe_adapt.learners.driftmoe.inputs import NetworkInputs
 from moe_adapt.learners.driftmoe.network import OnlineNetwork, softmax
 from moe_adapt.learners.driftmoe.watch import ErrorWatch
 from moe_adapt.learners.hoeffding.encoding import FeatureTable, Row
+from moe_adapt.learners.hoeffding.growth import TreeOptions
 from moe_adapt.learners.hoeffding.labels import LabelTable
-from moe_adapt.learners.hoeffding.pool import TreeOptions
 
 if TYPE_CHECKING:
     from moe_adapt.learners.driftmoe.classifier import DriftMoEClassifier
@@ -66,7 +66,7 @@ class Engine:
         self.neural = OnlineNetwork(64, 0.0, 5e-3, "softmax", self.rng) if options.neural else None
         self.neural_buffer = RowBuffer()
         self.watch = ErrorWatch(self.n_trees)
-        self.learned = np.zeros(self.n_trees + self.reserve, dtype=np.int64)
+        self.learned = [0] * (self.n_trees + self.reserve)
         self.chosen = np.zeros(self.n_experts, dtype=np.int64)
         self.events = {"rows": 0, "router_steps": 0, "replaced": 0}
         self._seen: Seen | None = None
@@ -109,10 +109,13 @@ class Engine:
         vector = self.inputs.vector(raw)
         logits = self.router.forward(vector)
         answers = self.trees.read(row, x, self.expert_labels)
-        proba = answers.proba[: self.n_trees]
-        if self.neural is not None:
-            proba = np.concatenate([proba, softmax(self.neural.forward(vector))[None]])
-        answers = Answers(proba, answers.reading)
+        if self.neural is None:
+            proba = answers.proba[: self.n_trees]
+        else:
+            proba = np.empty((self.n_trees + 1, len(self.labels)))
+            proba[:-1] = answers.proba[: self.n_trees]
+            proba[-1] = softmax(self.neural.forward(vector))
+        answers.proba = proba
         self._seen = Seen(x, dict(x), row, raw, vector, logits, answers, self._combine(logits, proba))
         return self._seen
 
@@ -120,8 +123,9 @@ class Engine:
         if self.options.combine == "top1":
             return proba[logits.argmax()]
         weights = softmax(logits / self.options.temperature)
-        found = weights @ proba
-        return found / found.sum()
+        found = weights.astype(np.float64).dot(proba)
+        found /= np.add.reduce(found)
+        return found
 
     # --- learning ----------------------------------------------------------------------------------------
 
@@ -129,7 +133,7 @@ class Engine:
         """Learn a row."""
         seen = self._seen
         known = label in self.labels.number
-        if not (known and seen is not None and seen.row.complete and seen.x is x and seen.copy == x):
+        if not (known and seen is not None and seen.row.complete and seen.copy == x):
             row = self.features.learn(x)
             self.labels.learn(label)
             self._fit()
@@ -153,7 +157,7 @@ class Engine:
         proba = seen.answers.proba
         right = proba.argmax(axis=1) == y
         mask = right.astype(np.float32)
-        if not right.any():
+        if not np.count_nonzero(right):
             mask[proba[:, y].argmax()] = 1.0
         self.chosen[seen.logits.argmax()] += 1
         self._train_router(seen.vector, mask)
@@ -163,7 +167,8 @@ class Engine:
             if weights is not None:
                 weights.append(1.0)
         self.trees.learn(seen.row, seen.x, y, label, seen.answers, experts, weights)
-        self.learned[experts] += 1
+        for expert in experts:
+            self.learned[expert] += 1
         return right
 
     def _train_router(self, vector: np.ndarray, mask: np.ndarray) -> None:
@@ -183,12 +188,15 @@ class Engine:
         count = self.n_trees
         if self.options.train_rule == "all":
             return list(range(count))
-        order = np.argsort(-logits[:count], kind="stable")
-        chosen = set(order[: self.options.top_k].tolist())
+        # lists: a dozen numbers are sorted faster than numpy is called
+        order = sorted(range(count), key=logits.tolist().__getitem__, reverse=True)
+        chosen = set(order[: self.options.top_k])
         if self.options.train_rule == "routed_or_responsible":
-            chosen.add(int(np.where(mask[:count] > 0, given[:count], -1.0).argmax()))
+            right, sure = mask.tolist(), given.tolist()
+            chosen.add(max(range(count), key=lambda e: sure[e] if right[e] else -1.0))
         if self.options.warmup_rows:
-            chosen.update(np.flatnonzero(self.learned[:count] < self.options.warmup_rows).tolist())
+            least = self.options.warmup_rows
+            chosen.update([expert for expert in range(count) if self.learned[expert] < least])
         return sorted(chosen)
 
     def _replace(self, alarmed: list[int]) -> None:

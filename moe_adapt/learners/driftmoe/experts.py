@@ -12,8 +12,9 @@ import numpy as np
 from river import base
 
 from moe_adapt.learners.hoeffding.encoding import FeatureTable, Row
+from moe_adapt.learners.hoeffding.growth import TreeOptions
 from moe_adapt.learners.hoeffding.labels import LabelTable
-from moe_adapt.learners.hoeffding.pool import FastHoeffdingTreePool, Reading, TreeOptions
+from moe_adapt.learners.hoeffding.pool import FastHoeffdingTreePool, Reading
 
 __all__ = ["Answers", "PoolExperts", "RiverExperts"]
 
@@ -31,11 +32,10 @@ class Answers:
     reading: Reading | None
 
 
-def _uniform_where_empty(proba: np.ndarray) -> np.ndarray:
+def _uniform_where_empty(proba: np.ndarray) -> None:
     empty = proba.sum(axis=1) <= 0
     if empty.any():
         proba[empty] = 1.0 / proba.shape[1]
-    return proba
 
 
 class PoolExperts:
@@ -60,7 +60,9 @@ class PoolExperts:
     def read(self, row: Row, x: Mapping[Hashable, Any], labels: LabelTable) -> Answers:
         """Return the experts' answers."""
         reading = self.pool.read(row)
-        return Answers(_uniform_where_empty(reading.proba), reading)
+        if not reading.certain:
+            _uniform_where_empty(reading.proba)
+        return Answers(reading.proba, reading)
 
     def learn(
         self,
@@ -119,7 +121,8 @@ class RiverExperts:
                 proba[expert, labels.number[label]] = value
         total = proba.sum(axis=1, keepdims=True)
         proba /= np.where(total > 0, total, 1.0)
-        return Answers(_uniform_where_empty(proba), None)
+        _uniform_where_empty(proba)
+        return Answers(proba, None)
 
     def learn(
         self,

@@ -7,6 +7,7 @@ them. A missing value is 0.
 DriftMoE's release feeds raw values; on unscaled tables that costs up to twenty points.
 """
 
+import math
 from numbers import Number
 
 import numpy as np
@@ -15,7 +16,8 @@ from moe_adapt.learners.hoeffding.encoding import FeatureTable, Row
 
 __all__ = ["NetworkInputs"]
 
-_CLIP = 10.0
+# numbers as arrays: numpy converts a Python number anew in every operation
+_HIGH, _LOW, _ZERO, _ONE = (np.array(value) for value in (10.0, -10.0, 0.0, 1.0))
 
 
 class NetworkInputs:
@@ -38,8 +40,8 @@ class NetworkInputs:
         self.count = 0
         self.mean = np.zeros(0)
         self.squares = np.zeros(0)
-        self.scaled = np.zeros(0, dtype=bool)
-        self._inverse: np.ndarray | None = None
+        self.scaled = np.zeros(0)  # 1 for a number, 0 for an indicator, whose mean stays 0
+        self._inverse: np.ndarray | None = None  # one over the deviation, renewed after every row
 
     def fit(self, features: FeatureTable) -> None:
         """Make room for the columns and values that the table holds by now."""
@@ -60,14 +62,14 @@ class NetworkInputs:
             self.place[key] = self.n_inputs
             self.n_inputs += 1
             self.mean, self.squares = np.append(self.mean, 0.0), np.append(self.squares, 0.0)
-            self.scaled = np.append(self.scaled, scaled)
+            self.scaled = np.append(self.scaled, float(scaled))
             self._inverse = None
         return self.place[key]
 
     def restore(self, features: FeatureTable, mean: np.ndarray, squares: np.ndarray, count: int) -> None:
         """Take over saved statistics; `place` has been restored before."""
         self.n_inputs = len(self.place)
-        self.scaled = np.array([kind == "number" for kind, _, _ in self.place], dtype=bool)
+        self.scaled = np.array([float(kind == "number") for kind, _, _ in self.place])
         self.mean, self.squares, self.count = mean.copy(), squares.copy(), count
         self.fit(features)
 
@@ -75,12 +77,14 @@ class NetworkInputs:
         """Return the unscaled inputs [inputs], NaN for a missing number."""
         if not self.columns and len(row.numbers) == self.n_inputs:
             return row.numbers
-        values = np.zeros(self.n_inputs)
-        values[self.numeric] = row.numbers
+        values = [0.0] * self.n_inputs
         for (numbers, inputs), code in zip(self.columns, row.codes, strict=True):
             if code >= 0:
                 values[inputs[code]] = numbers[code]
-        return values
+        found = np.array(values)
+        if len(row.numbers):
+            found[self.numeric] = row.numbers
+        return found
 
     def vector(self, raw: np.ndarray) -> np.ndarray:
         """Return the inputs of the networks [inputs], by what was seen so far."""
@@ -88,12 +92,15 @@ class NetworkInputs:
             found = raw
         else:
             if self._inverse is None:
-                deviation = np.sqrt(self.squares / max(self.count - 1, 1))
-                known = self.scaled & (deviation > 0)
-                self._inverse = np.where(known, 1.0 / np.where(known, deviation, 1.0), ~self.scaled)
-            found = (raw - np.where(self.scaled, self.mean, 0.0)) * self._inverse
-            np.clip(found, -_CLIP, _CLIP, out=found)
-        if found.dot(found) != found.dot(found):
+                deviation = self.squares / max(self.count - 1, 1)
+                np.sqrt(deviation, out=deviation)
+                self._inverse = _ONE - self.scaled
+                np.divide(_ONE, deviation, out=self._inverse, where=deviation > _ZERO)
+            found = raw - self.mean
+            found *= self._inverse
+            np.minimum(found, _HIGH, out=found)
+            np.maximum(found, _LOW, out=found)
+        if math.isnan(found.dot(found)):
             found = np.where(np.isnan(found), 0.0, found)
         return found.astype(np.float32)
 
@@ -103,8 +110,11 @@ class NetworkInputs:
             return
         self.count += 1
         delta = raw - self.mean
-        if delta.dot(delta) != delta.dot(delta):
+        if math.isnan(delta.dot(delta)):
             delta = np.where(np.isnan(delta), 0.0, delta)
+        delta *= self.scaled
         self.mean += delta / self.count
-        self.squares += delta * delta * ((self.count - 1) / self.count)
+        delta *= delta
+        delta *= (self.count - 1) / self.count
+        self.squares += delta
         self._inverse = None

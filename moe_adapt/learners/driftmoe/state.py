@@ -134,7 +134,7 @@ def _engine_state(engine: Engine) -> dict[str, Any]:
 
 def _engine_arrays(engine: Engine) -> dict[str, np.ndarray]:
     assert isinstance(engine.trees, PoolExperts)
-    found = {"learned": engine.learned, "chosen": engine.chosen}
+    found = {"learned": np.array(engine.learned, dtype=np.int64), "chosen": engine.chosen}
     found |= {f"leaves/{name}": getattr(engine.trees.pool.store, name) for name in LeafStore.ARRAYS}
     found |= {f"watch/{name}": getattr(engine.watch, name) for name in engine.watch.ARRAYS}
     found |= {f"inputs/{name}": getattr(engine.inputs, name) for name in ("mean", "squares")}
@@ -158,7 +158,7 @@ def _restore(engine: Engine, state: dict[str, Any], arrays: dict[str, np.ndarray
     engine.inputs.place = {(kind, column, code): place for kind, column, code, place in state["inputs"]}
     engine.inputs.restore(features, arrays["inputs/mean"], arrays["inputs/squares"], state["inputs_seen"])
     engine.n_trees = state["n_trees"]
-    engine.learned, engine.chosen = arrays["learned"].copy(), arrays["chosen"].copy()
+    engine.learned, engine.chosen = arrays["learned"].tolist(), arrays["chosen"].copy()
     engine.events = dict(state["events"])
     for name in engine.watch.ARRAYS:
         setattr(engine.watch, name, arrays[f"watch/{name}"].copy())

@@ -41,7 +41,8 @@ class TaskEngine(Engine):
                 self.trees.add()
             self.n_trees += 1
             self.watch.add()
-            self.learned, self.chosen = np.append(self.learned, 0), np.append(self.chosen, 0)
+            self.learned.append(0)
+            self.chosen = np.append(self.chosen, 0)
         super()._fit()
 
     @property
@@ -80,7 +81,7 @@ class TaskEngine(Engine):
         for side, experts in ((1, [y]), (0, others)):
             experts, weights = self._weighted(experts)
             self.trees.learn(seen.row, seen.x, side, bool(side), seen.answers, experts, weights)
-        self.learned += 1
+        self.learned = [rows + 1 for rows in self.learned]
         return right
 
     def _replace(self, alarmed: list[int]) -> None:

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Number
-from operator import itemgetter
+from operator import getitem, itemgetter
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,11 @@ class FeatureTable:
     Args:
         nominal: Names of features that are nominal although their values are numbers.
         canonical: Add the new names of a row in an order of their own.
+
+    Attributes:
+        numeric: Column of each numeric feature.
+        nominal: Column of each nominal feature.
+        values: Number of each value, per nominal column; n_values: the most values of a column.
     """
 
     def __init__(self, nominal: Iterable[Hashable] = (), canonical: bool = False) -> None:
@@ -68,12 +73,8 @@ class FeatureTable:
         self.numeric: dict[Hashable, int] = {}
         self.nominal: dict[Hashable, int] = {}
         self.values: list[dict[Hashable, int]] = []
+        self.n_values = 0
         self._get_numbers = self._get_codes = None
-
-    @property
-    def n_values(self) -> int:
-        """The most values of a nominal column."""
-        return max((len(known) for known in self.values), default=0)
 
     def read(self, x: Mapping[Hashable, Any]) -> Row:
         """Return a row without learning from it: unknown features are ignored.
@@ -86,17 +87,12 @@ class FeatureTable:
         """
         try:
             numbers = array("d", self._get_numbers(x)) if self._get_numbers else array("d")
-            codes: list[int] = (
-                [known[value] for known, value in zip(self.values, self._get_codes(x), strict=True)]
-                if self._get_codes
-                else []
-            )
+            codes: list[int] = list(map(getitem, self.values, self._get_codes(x))) if self._get_codes else []
         except (KeyError, TypeError, ValueError):
             return self._read_slowly(x)
-        row = np.frombuffer(numbers) if numbers else np.empty(0)
-        if not math.isfinite(row.sum()):
+        if not math.isfinite(sum(numbers)):
             return self._read_slowly(x)
-        return Row(row, codes, True)
+        return Row(np.frombuffer(numbers) if numbers else np.empty(0), codes, True)
 
     def learn(self, x: Mapping[Hashable, Any]) -> Row:
         """Return a row after adding the features and values that are new.
@@ -132,6 +128,7 @@ class FeatureTable:
         """Prepare for reading rows after columns were added."""
         self._get_numbers = _getter(list(self.numeric))
         self._get_codes = _getter(list(self.nominal))
+        self.n_values = max((len(known) for known in self.values), default=0)
 
     def _read_slowly(self, x: Mapping[Hashable, Any]) -> Row:
         numbers = np.full(len(self.numeric), np.nan)

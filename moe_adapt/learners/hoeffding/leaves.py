@@ -17,6 +17,8 @@ from moe_adapt.learners.hoeffding.encoding import Row
 __all__ = ["LeafStore"]
 
 _GROWTH = 1.5
+# numbers as arrays: numpy converts a Python number anew in every operation
+_ZERO, _ONE, _OVER_PI = np.array(0.0), np.array(1.0), np.array(-1.0 / np.pi)
 
 
 class LeafStore:
@@ -57,6 +59,7 @@ class LeafStore:
         self.observed: list[list[int]] = []
         self.free: list[int] = []
         self._buffer = np.zeros((0, 2, 0, 0))
+        self._columns = self._cell_places = np.zeros(0, dtype=int)
 
     def resize(self, n_classes: int, n_numeric: int, n_nominal: int, n_values: int) -> None:
         """Make room for more classes, columns and values; everything keeps its place."""
@@ -64,6 +67,9 @@ class LeafStore:
         if shape != (self.n_classes, self.n_numeric, self.n_nominal, self.n_values):
             self.n_classes, self.n_numeric, self.n_nominal, self.n_values = shape
             self._allocate(len(self.count))
+            n_cells = n_nominal * n_values
+            self._columns = np.arange(0, n_cells, n_values) if n_cells else np.zeros(0, dtype=int)
+            self._cell_places = np.arange(n_cells) * n_classes
 
     def _allocate(self, slots: int) -> None:
         c, f, g, v = self.n_classes, self.n_numeric, self.n_nominal, self.n_values
@@ -133,7 +139,7 @@ class LeafStore:
             self.best[slot] = max(order, key=weights.__getitem__)  # the first of equals
         self._refresh_base(np.array([slot]))
 
-    def scores(self, slots: list[int] | np.ndarray, row: Row) -> np.ndarray:
+    def scores(self, slots: np.ndarray, row: Row) -> np.ndarray:
         """Return naive Bayes scores, log joint probabilities [len(slots), C]; -inf for unknown classes."""
         found = self.base.take(slots, axis=0)
         if self.n_numeric:
@@ -155,89 +161,110 @@ class LeafStore:
             np.multiply(squares, squares, out=squares)
             found += np.einsum("ecf,ecf->ec", squares, gathered[:, 1])
         if self.n_nominal:
-            columns, codes = self._known_codes(row)
-            places = np.asarray(slots)[:, None] * (self.n_nominal * self.n_values) + (
-                columns * self.n_values + codes
-            )
-            found += self.logs.reshape(-1, self.n_classes).take(places, axis=0).sum(axis=1)
+            places = self._cells(row)[:, None] + slots * (self.n_nominal * self.n_values)
+            found += self.logs.reshape(-1, self.n_classes).take(places, axis=0).sum(axis=0)
         return found
 
-    def _known_codes(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+    def _cells(self, row: Row) -> np.ndarray:
+        """Return where a row's values stand among the values of all nominal columns, counted one by one."""
         codes = np.array(row.codes, dtype=np.intp)
-        if row.complete:
-            return np.arange(len(codes)), codes
-        columns = np.flatnonzero(codes >= 0)
-        return columns, codes[columns]
+        cells = codes + self._columns
+        return cells if row.complete else cells[codes >= 0]
 
-    def observe(
-        self,
-        slots: np.ndarray,
-        row: Row,
-        y: int,
-        weights: np.ndarray,
-    ) -> None:
+    def observe(self, slots: np.ndarray, row: Row, y: int, weights: np.ndarray | None) -> None:
         """Add a row to the distributions of class `y` of some leaves; class weights are not touched.
 
         Args:
             slots: Leaves, each once [k].
             row: The row.
             y: Number of the class.
-            weights: Weight of the row in each leaf [k].
+            weights: Weight of the row in each leaf [k]; None for 1.
         """
+        w = _ONE if weights is None else weights[:, None]
         if self.n_numeric:
-            old_mean, old = self.gauss[slots, 0, y], self.moments[slots, y]
-            x, w = row.numbers, weights[:, None]
-            new = np.empty_like(old)
-            n, squares, low, high = new.transpose(1, 0, 2)
-            np.add(old[:, 0], w, out=n)
-            delta = x - old_mean
-            mean = old_mean + (w / n) * delta
-            np.add(old[:, 1], w * delta * (x - mean), out=squares)
-            np.minimum(old[:, 2], x, out=low)
-            np.maximum(old[:, 3], x, out=high)
-            if not row.complete:
-                here = ~np.isnan(x)
-                mean = np.where(here, mean, old_mean)
-                np.copyto(new, old, where=~here)
-            known = (squares > 0) & (n > 1)
-            precision = np.divide(0.5 * (1.0 - n), squares, out=np.zeros(n.shape), where=known)
-            self.gauss[slots, 0, y] = mean
-            self.gauss[slots, 1, y] = precision
-            self.moments[slots, y] = new
-            logs = np.log(precision * (-1.0 / np.pi) + ~known)
-            self.normaliser[slots, y] = 0.5 * logs.sum(axis=1)
+            self._observe_numbers(slots, row, y, w)
         if self.n_nominal:
-            columns, codes = self._known_codes(row)
-            self.table[slots[:, None], columns, codes, y] += weights[:, None]
-            own = self.table[slots, :, :, y]
-            whole = own.sum(axis=2, keepdims=True)
-            share = np.divide(own, whole, out=np.ones_like(own), where=own > 0)
-            self.logs[slots, :, :, y] = np.log(share)
+            self._observe_values(slots, row, y, w)
 
-    def add(self, slots: np.ndarray, y: int, weights: np.ndarray) -> None:
+    def _observe_numbers(self, slots: np.ndarray, row: Row, y: int, w: np.ndarray) -> None:
+        x, c = row.numbers, self.n_classes
+        gauss, moments = self.gauss.reshape(-1, self.n_numeric), self.moments.reshape(-1, 4, self.n_numeric)
+        first = slots * c
+        at = first + y
+        mean_at = first + at
+        old_mean, new = gauss.take(mean_at, axis=0), moments.take(at, axis=0)
+        old = None if row.complete else new.copy()
+        n, squares, low, high = new[:, 0], new[:, 1], new[:, 2], new[:, 3]
+        n += w
+        delta = x - old_mean
+        mean = w / n
+        mean *= delta
+        mean += old_mean
+        delta *= w
+        delta *= x - mean
+        squares += delta
+        np.minimum(low, x, out=low)
+        np.maximum(high, x, out=high)
+        if old is not None:
+            here = ~np.isnan(x)
+            mean = np.where(here, mean, old_mean)
+            np.copyto(new, old, where=~here)
+        precision = _ONE - n
+        precision *= 0.5
+        known = (squares > _ZERO) & (n > _ONE)
+        if np.count_nonzero(known) == known.size:
+            precision /= squares
+            logs = precision * _OVER_PI
+        else:
+            precision = np.divide(precision, squares, out=np.zeros(n.shape), where=known)
+            logs = precision * _OVER_PI + ~known
+        gauss[mean_at] = mean
+        gauss[mean_at + c] = precision
+        moments[at] = new
+        np.log(logs, out=logs)
+        self.normaliser.reshape(-1)[at] = 0.5 * np.add.reduce(logs, axis=1)
+
+    def _observe_values(self, slots: np.ndarray, row: Row, y: int, w: np.ndarray) -> None:
+        n_cells, c = self.n_nominal * self.n_values, self.n_classes
+        first = (slots * (n_cells * c) + y)[:, None]
+        table = self.table.reshape(-1)
+        table[first + self._cells(row) * c] += w
+        places = first + self._cell_places
+        own = table.take(places).reshape(len(slots), self.n_nominal, self.n_values)
+        whole = np.add.reduce(own, axis=2, keepdims=True)
+        share = np.divide(own, whole, out=np.ones(own.shape), where=own > _ZERO)
+        self.logs.reshape(-1)[places] = np.log(share, out=share).reshape(places.shape)
+
+    def add(self, slots: list[int], y: int, weights: list[float]) -> None:
         """Add a row of class `y` to the class weights of some leaves [k] and refresh their scores."""
-        self.count[slots, y] += weights
-        for slot, weight in zip(slots.tolist(), weights.tolist(), strict=True):
+        count = self.count
+        for slot, weight in zip(slots, weights, strict=True):
             self.total[slot] += weight
-            order = self.order[slot]
-            best = self.best[slot]
+            count[slot, y] += weight
+            order, best = self.order[slot], self.best[slot]
             if y not in order:
                 order.append(y)
             if best < 0:
                 self.best[slot] = y
             elif y != best:
-                own, other = self.count[slot, y], self.count[slot, best]
+                own, other = count[slot, y], count[slot, best]
                 if own > other or (own == other and order.index(y) < order.index(best)):
                     self.best[slot] = y
-        self._refresh_base(slots)
+        self._refresh_base(np.array(slots))
 
     def _refresh_base(self, slots: np.ndarray) -> None:
-        count = self.count[slots]
+        count = self.count.take(slots, axis=0)
+        total = np.add.reduce(count, axis=1, keepdims=True)
+        n_positive = np.count_nonzero(count)
+        if n_positive == count.size:
+            base = np.log(count / total)
+            base += self.normaliser.take(slots, axis=0)
+            self.base[slots] = base
+            return
         positive = count > 0
-        total = count.sum(axis=1, keepdims=True)
         prior = np.log(np.divide(count, total, out=np.ones_like(count), where=positive))
-        base = np.where(positive, prior + self.normaliser[slots], -np.inf)
-        if np.count_nonzero(positive) < sum(len(self.order[slot]) for slot in slots.tolist()):
+        base = np.where(positive, prior + self.normaliser.take(slots, axis=0), -np.inf)
+        if n_positive < sum(len(self.order[slot]) for slot in slots.tolist()):
             for place, slot in enumerate(slots.tolist()):
                 for c in self.order[slot]:  # a class that a split left without weight votes with log 1
                     if not positive[place, c]:

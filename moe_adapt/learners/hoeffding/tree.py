@@ -3,12 +3,12 @@
 from collections.abc import Hashable, Iterable
 from typing import Any
 
-import numpy as np
 from river import base
 
 from moe_adapt.learners.hoeffding.encoding import FeatureTable, Row
+from moe_adapt.learners.hoeffding.growth import TreeOptions
 from moe_adapt.learners.hoeffding.labels import LabelTable
-from moe_adapt.learners.hoeffding.pool import FastHoeffdingTreePool, TreeOptions
+from moe_adapt.learners.hoeffding.pool import FastHoeffdingTreePool, Reading
 
 __all__ = ["FastHoeffdingTree"]
 
@@ -81,6 +81,7 @@ class FastHoeffdingTree(base.Classifier):
         self._pool = FastHoeffdingTreePool(1, options)
         self._features = FeatureTable(nominal_attributes or ())
         self._labels = LabelTable()
+        self._seen: tuple[dict[Hashable, Any], Row, Reading] | None = None  # what `predict_one` read last
 
     @property
     def _multiclass(self) -> bool:
@@ -102,15 +103,24 @@ class FastHoeffdingTree(base.Classifier):
         Raises:
             UserError: If a numeric feature holds text or infinity; the tree stays as it was.
         """
-        row = self._features.learn(x)
-        number = self._labels.learn(y)
-        self._pool.fit(self._features, self._labels)
+        seen, self._seen = self._seen, None
+        if seen is None or y not in self._labels.number or not seen[1].complete or seen[0] != x:
+            row = self._features.learn(x)
+            self._labels.learn(y)
+            self._pool.fit(self._features, self._labels)
+            seen = x, row, self._pool.read(row)
         if w > 0:
-            self._pool.learn(row, number, self._pool.read(row), weights=[w])
+            weights = None if w == 1 else [w]
+            self._pool.learn(seen[1], self._labels.number[y], seen[2], weights=weights)
 
     def predict_proba_one(self, x: dict[Hashable, Any], **kwargs: Any) -> dict[Any, float]:
         """Return the probability of every label met so far."""
-        return self._labels.named(self._proba(self._features.read(x)))
+        if not len(self._labels):
+            return {}
+        row = self._features.read(x)
+        reading = self._pool.read(row)
+        self._seen = dict(x), row, reading
+        return self._labels.named(reading.proba[0])
 
-    def _proba(self, row: Row) -> np.ndarray:
-        return self._pool.read(row).proba[0] if len(self._labels) else np.zeros(0)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": None}
