@@ -17,7 +17,7 @@ from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import FlatRouter
 from moe_adapt.tuner.mixed_batch import add_mixed_experts
 from moe_adapt.tuner.peft_plugin import (
-    BaseTunerLayer,
+    AdapterLayer,
     BufferDict,
     check_adapters_to_merge,
     is_quantized,
@@ -28,7 +28,7 @@ from moe_adapt.tuner.site import SiteSpec
 __all__ = ["RoutedLoraLayer", "adapted_layers"]
 
 
-class RoutedLoraLayer(nn.Module, BaseTunerLayer):
+class RoutedLoraLayer(nn.Module, AdapterLayer):
     """Adds `s sum_e g_e B_e A_e x` to the output of a frozen linear layer.
 
     Every tensor sits in a container keyed by adapter name. Trainable experts are parameters (`moe_adapt_A`
@@ -151,21 +151,6 @@ class RoutedLoraLayer(nn.Module, BaseTunerLayer):
         if weight is None or not weight.is_floating_point():
             return torch.float32
         return torch.promote_types(weight.dtype, torch.float32)
-
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
-        """Move an adapter's tensors to a device; unlike PEFT's version, never change their dtype."""
-        if device is None:
-            device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
-        if device is None or device.type == "meta":
-            return
-        for name in self.adapter_layer_names + self.other_param_names:
-            container = getattr(self, name)
-            if isinstance(container, nn.ParameterDict | BufferDict) and adapter_name in container:
-                value = container[adapter_name]
-                if value.device.type != "meta" and value.device != device:
-                    container[adapter_name] = value.to(device)
 
     def bank(self, adapter_name: str, dtype: torch.dtype | None = None) -> ExpertBank:
         """Return the experts of an adapter at this layer.

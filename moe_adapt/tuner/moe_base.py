@@ -25,7 +25,7 @@ from moe_adapt.routing import Router
 from moe_adapt.routing.context import RoutingSession
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import FlatRouter
-from moe_adapt.tuner.peft_plugin import BaseTunerLayer
+from moe_adapt.tuner.peft_plugin import AdapterLayer
 from moe_adapt.tuner.site import SiteSpec
 
 __all__ = ["RoutedMoeExperts", "RoutedMoeGate", "is_moe_experts", "is_moe_gate", "num_moe_experts"]
@@ -54,7 +54,7 @@ def num_moe_experts(module: nn.Module) -> int:
     return len(module.weight if is_moe_gate(module) else module.gate_up_proj)  # type: ignore[arg-type]
 
 
-class _MoePart(nn.Module, BaseTunerLayer):
+class _MoePart(nn.Module, AdapterLayer):
     """A part of a MoE block with adapters.
 
     Args:
@@ -171,11 +171,6 @@ class RoutedMoeExperts(_MoePart):
                 getattr(self, f"moe_adapt_{name}_{factor}")[adapter_name] = parameter
         self.specs[adapter_name] = spec
         self.scales[adapter_name] = spec.scale(config.use_rslora)
-
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
-        """Do nothing: factors are made on the experts' device; PEFT's version would change their dtype."""
 
     def _linear(self, name: str, expert: int, x: Tensor, active: list[str]) -> Tensor:
         out = F.linear(x, getattr(self.get_base_layer(), f"{name}_proj")[expert])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import peft
+import torch
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners._buffer_dict import BufferDict
@@ -26,6 +27,7 @@ from moe_adapt.errors import UserError
 __all__ = [
     "PEFT_TYPE",
     "PREFIX",
+    "AdapterLayer",
     "AuxiliaryTrainingWrapper",
     "BaseTuner",
     "BaseTunerLayer",
@@ -41,6 +43,28 @@ __all__ = [
 
 PEFT_TYPE = "ROUTED_LORA"
 PREFIX = "moe_adapt_"
+
+
+class AdapterLayer(BaseTunerLayer):
+    """A layer with adapters whose tensors keep their dtype wherever they are moved.
+
+    PEFT's version casts to the dtype of the base, up to 0.20 even what is no floating-point number.
+    """
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """Move an adapter's tensors to a device."""
+        if device is None:
+            device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        if device is None or device.type == "meta":
+            return
+        for name in self.adapter_layer_names + self.other_param_names:
+            container = getattr(self, name)
+            if isinstance(container, nn.ParameterDict | BufferDict) and adapter_name in container:
+                value = container[adapter_name]
+                if value.device.type != "meta" and value.device != device:
+                    container[adapter_name] = value.to(device)
 
 
 def _add_peft_type(name: str) -> PeftType:

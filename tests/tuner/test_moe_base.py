@@ -76,6 +76,15 @@ def test_a_fresh_adapter_changes_nothing(make):
 
 
 @MAKERS
+def test_router_state_keeps_its_dtype_on_a_half_precision_base(make):
+    model = adapted(lambda: make().to(torch.bfloat16))
+    for gate in gates(model):
+        kept = {name.split("__")[-1].split(".")[0]: value.dtype for name, value in gate.named_buffers()}
+        assert kept["bias"] == kept["used"] == torch.float32
+        assert kept["chosen"] == torch.bool
+
+
+@MAKERS
 def test_it_trains_in_two_phases_and_reloads(make, tmp_path):
     model = adapted(make).train()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
