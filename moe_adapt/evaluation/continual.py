@@ -2,22 +2,17 @@ r"""Continual-learning metrics: pure functions of an accuracy matrix.
 
 With `R[i, j]` the accuracy on task j after training task i and `n_j` the test samples of task j:
 
-================================
-==============================================================================
-``accuracy_seen`` A_b             sum_{j<=b} n_j R[b,j] / sum_{j<=b} n_j: over all test samples seen
-``average_incremental_accuracy``  mean_b A_b (PILOT's and CaRE's A-bar; never rounded before averaging)
-``final_accuracy``                A_{T-1}, sample-weighted
-``final_task_mean``               mean_j R[T-1,j] (GEM's ACC, RanPAC, MCIT's "Last")
-``average_task_mean``             mean_b mean_{j<=b} R[b,j] (MCIT's "Avg")
-``forgetting_max``                mean_{j<T-1} [max_{i<=T-1} R[i,j] - R[T-1,j]] (PILOT, Mammoth); never
-negative
-``forgetting_max_prev``           the same with max_{j<=i<T-1} (Chaudhry et al.); may be negative
-``forgetting_initial``            mean_{j<T-1} [R[j,j] - R[T-1,j]] (Avalanche's "forgetting")
-``backward_transfer``             its negative (GEM; divided by T-1)
-``forward_transfer``              mean_{j>=1} [R[j-1,j] - b_j], b the untrained model's accuracy
-``plasticity``                    mean_j R[j,j]: to be read beside forgetting
-================================
-==============================================================================
+* ``accuracy_seen`` A_b: sum_{j<=b} n_j R[b,j] / sum_{j<=b} n_j, over all test samples seen
+* ``average_incremental_accuracy``: mean_b A_b (PILOT's and CaRE's A-bar; never rounded before averaging)
+* ``final_accuracy``: A_{T-1}, sample-weighted
+* ``final_task_mean``: mean_j R[T-1,j] (GEM's ACC, RanPAC, MCIT's "Last")
+* ``average_task_mean``: mean_b mean_{j<=b} R[b,j] (MCIT's "Avg")
+* ``forgetting_max``: mean_{j<T-1} [max_{i<=T-1} R[i,j] - R[T-1,j]] (PILOT, Mammoth); never negative
+* ``forgetting_max_prev``: the same with max_{j<=i<T-1} (Chaudhry et al.); may be negative
+* ``forgetting_initial``: mean_{j<T-1} [R[j,j] - R[T-1,j]] (Avalanche's "forgetting")
+* ``backward_transfer``: its negative (GEM; divided by T-1)
+* ``forward_transfer``: mean_{j>=1} [R[j-1,j] - b_j], b the untrained model's accuracy
+* ``plasticity``: mean_j R[j,j]: to be read beside forgetting
 
 What was not measured is nan. A mean over some of the steps only is named ``average_incremental_accuracy@k``,
 k being their number, because it does not compare with the mean over all.

@@ -7,16 +7,14 @@ the classes of the current task; everything older is frozen, its heads included,
 
 The paper and its released code differ. Two configurations follow one each; the defaults are ours:
 
-================  =====================  =====================  =======================
-what              ``care_paper``         ``care_released``      default, ``care``
-================  =====================  =====================  =======================
-alignment         none                   yes                    yes
-layer norm        no                     yes                    yes
-shared expert     slow average (ema)     as after task 0        as after task 0
-new expert        fresh                  mean of all but last   mean of all previous
-perceptron loss   hard + KL              mean of hard and KL    hard + KL
-inference         one forward            a forward per task     one forward
-================  =====================  =====================  =======================
+| what | `care_paper` | `care_released` | default, `care` |
+|---|---|---|---|
+| alignment | none | yes | yes |
+| layer norm | no | yes | yes |
+| shared expert | slow average (ema) | as after task 0 | as after task 0 |
+| new expert | fresh | mean of all but last | mean of all previous |
+| perceptron loss | hard + KL | mean of hard and KL | hard + KL |
+| inference | one forward | a forward per task | one forward |
 
 The released code pins the shared expert to its state after task 0 up to one step in a thousand; we freeze it.
 `care_linear` has routers that grow linearly with the tasks (ours).

@@ -19,7 +19,12 @@ from moe_adapt.training.cli.arguments import CommandParser
 __all__ = ["doctor"]
 
 #: Extra -> the modules that it brings, as they are imported.
-EXTRAS = {"plots": ("matplotlib", "tensorboard"), "avalanche": ("avalanche",), "sweep": ("ray",)}
+EXTRAS = {
+    "plots": ("matplotlib", "tensorboard"),
+    "drift": ("river", "scipy"),
+    "avalanche": ("avalanche",),
+    "sweep": ("ray",),
+}
 
 
 def doctor(argv: Sequence[str]) -> None:

@@ -1,13 +1,11 @@
 """The files of a stream run: each is written beside its name and renamed, so that none is ever half there.
 
-=====================  ===========================================================================
-``last.ckpt``          learner and result at the last task boundary; ``--resume`` goes on from it
-``result.json``        accuracy matrix, metrics, times, sizes, manifest
-``tasks.csv``          one line per task: accuracies, times, sizes
-``predictions/``       predicted class of every test sample after each task, labels and tasks
-``report.html``        all of it as one page
-``adapter/``           the adapter as PEFT reads it, if the learner has one
-=====================  ===========================================================================
+* ``last.ckpt``: learner and result at the last task boundary; ``--resume`` goes on from it
+* ``result.json``: accuracy matrix, metrics, times, sizes, manifest
+* ``tasks.csv``: one line per task: accuracies, times, sizes
+* ``predictions/``: predicted class of every test sample after each task, labels and tasks
+* ``report.html``: all of it as one page
+* ``adapter/``: the adapter as PEFT reads it, if the learner has one
 """
 
 import csv

@@ -1,0 +1,74 @@
+"""Pages of the routed LoRA methods: the presets and the parts that they are made of."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from page import LANGUAGE_MODEL, MethodPage, configuration, evidence, linked_papers, part, shell
+
+from moe_adapt import routing
+from moe_adapt.presets import PRESETS
+from moe_adapt.training.cli.config_names import first_line, packaged_configs
+
+__all__ = ["HEADS", "LEAD", "routed_methods"]
+
+HEADS = ("experts × rank", "scorer", "selector", "auxiliary losses", "paper")
+LEAD = """A preset of `RoutedLoraConfig(method=...)` and a configuration `routed_lora/NAME`. Their parts, one
+by one, and how to combine them: [Parts of a router](../routing.md)."""
+
+PYTHON = """Text and image classifiers take another `task/` ([configurations](../../configuration.md)). In
+Python ([how to train it](../../python_api.md)):
+
+```python
+from moe_adapt.tuner import RoutedLoraConfig
+
+config = RoutedLoraConfig(method="{name}")
+```
+
+The whole preset; every key is an option, such as `--model.tuner.num_experts 4`:"""
+PIPELINE = """Per token and adapted layer the scorer gives logits, modifiers change them, the selector makes
+gates $g$, and $y = W x + s \\sum_e g_e B_e A_e x$ ([picture](../../concepts/routing.md))."""
+
+#: Key of a preset -> what one of its components is called, and the registry of these components.
+COMPONENTS = {
+    "scorer": ("Scorer", routing.SCORERS),
+    "modifiers": ("Modifier", routing.MODIFIERS),
+    "selector": ("Selector", routing.SELECTORS),
+    "aux_losses": ("Loss", routing.AUX_LOSSES),
+}
+#: Arguments that the router supplies.
+SUPPLIED = ("num_experts", "in_features")
+
+
+def _options(spec: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key != "name"}
+
+
+def _parts(preset: dict[str, Any]) -> Iterator[str]:
+    for key, (title, registry) in COMPONENTS.items():
+        value = preset[key]
+        for spec in value if isinstance(value, list) else [value]:
+            name = spec["name"]
+            yield from part(f"{title}: {name}", registry.get(name), _options(spec), SUPPLIED)
+
+
+def _facts(preset: dict[str, Any]) -> Iterator[str]:
+    yield f"{preset['num_experts']} × {preset['r']}"
+    yield preset["scorer"]["name"]
+    options = ", ".join(f"{key}={value}" for key, value in _options(preset["selector"]).items())
+    yield preset["selector"]["name"] + (f" ({options})" if options else "")
+    yield ", ".join(spec["name"] for spec in preset["aux_losses"]) or "none"
+
+
+def routed_methods() -> Iterator[MethodPage]:
+    """Yield a page per preset."""
+    for name, preset in PRESETS.items():
+        config = f"routed_lora/{name}"
+        summary = first_line(packaged_configs()[config])
+        command = shell(
+            f"moe-adapt fit --config base --config task/causal_lm --config {config}",
+            f"--model.backbone {LANGUAGE_MODEL} --data.train data/train.jsonl",
+        )
+        use = ["## Use it", command, PYTHON.format(name=name), configuration(config)]
+        parts = [*use, "## How it works", PIPELINE, *_parts(preset), *evidence("routed", {name})]
+        facts = (*_facts(preset), linked_papers(summary))
+        yield MethodPage("routed", name, summary, facts, tuple(parts))

@@ -1,0 +1,119 @@
+"""What the site makes when it is built: pages of methods and of files, pictures, formulas."""
+
+import importlib
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from moe_adapt.learners import LEARNERS, FineTuning
+from moe_adapt.presets import PRESETS
+from moe_adapt.updates import ROUTER_UPDATES
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def load(folder, module):
+    """Import a module of the site as its hook does: by name, its folder on the path."""
+    sys.path.insert(0, str(DOCS / folder))
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.remove(str(DOCS / folder))
+
+
+@pytest.fixture(scope="module")
+def pages():
+    pytest.importorskip("river")
+    return {page.path: page for page in load("hooks", "method_pages").method_pages()}
+
+
+def test_every_method_has_a_page(pages):
+    from moe_adapt.training.drift.baselines import BASELINES
+    from moe_adapt.training.drift.methods import METHODS
+
+    expected = {f"methods/routed/{name}.md" for name in PRESETS}
+    expected |= {f"methods/learner/{LEARNERS.get(name).__name__}.md" for name in LEARNERS}
+    expected |= {f"methods/rule/{name}.md" for name in ROUTER_UPDATES}
+    assert expected <= pages.keys()
+    drift = [path for path in pages if path.startswith("methods/drift/")]
+    assert len(drift) == len(METHODS.keys() - BASELINES.keys()) and "DriftMoEClassifier" in " ".join(drift)
+
+
+def test_a_page_says_what_the_method_is_and_how_to_use_it(pages):
+    for path, page in pages.items():
+        assert len(page.summary) > 20 and not page.summary.endswith("."), path
+        assert len(page.facts) == len(load("hooks", "method_pages").KINDS[page.kind][1]), path
+        assert "## How it works" in page.text, path
+        assert "## Options" in page.text or page.kind == "routed", path
+        if page.name != "NoTraining":
+            assert "```bash\nmoe-adapt " in page.text and "```yaml\n" in page.text, path
+        assert not re.search(r"^(Args|Raises|Returns):", page.text, flags=re.MULTILINE), path
+        assert "_empty" not in page.text, path
+
+
+def test_a_learner_that_registers_itself_gets_a_page(monkeypatch):
+    monkeypatch.setattr(LEARNERS, "_classes", dict(LEARNERS._classes))
+
+    @LEARNERS.register("only_here")
+    class OnlyHere(FineTuning):
+        """Forgets on purpose."""
+
+    found = {page.name: page for page in load("hooks", "continual_learners").continual_learners()}
+    assert found["OnlyHere"].summary == "Forgets on purpose"
+    assert "`loss_over`" in found["OnlyHere"].text
+
+
+def test_pages_show_committed_results_and_departures(pages):
+    dynmole = pages["methods/routed/dynmole.md"].text
+    assert "| **DynMoLE** | **" in dynmole and "| LoRA, equal parameters | " in dynmole
+    assert "the authors' released code" in dynmole.partition("## Checks and departures")[2]
+    strict = pages["methods/rule/strict.md"].text
+    assert "| **SAME, strict router rule** |" in strict
+    assert "prequential accuracy" in pages["methods/drift/DriftMoEClassifier.md"].text.lower()
+    index = load("hooks", "method_pages").index_page(list(pages.values()))
+    assert all(f"({path.removeprefix('methods/')})" in index for path in pages)
+
+
+def test_every_row_of_the_comparison_of_routed_methods_has_its_page(pages):
+    committed = load("hooks", "committed")
+    owners = committed.row_owners()
+    table = next(
+        table
+        for table in committed.tables(committed.BENCHMARKS / "results" / "README.md")
+        if table.title.startswith("Routed LoRA")
+    )
+    for row in table.rows:
+        ((kind, name),) = owners[row.split("|")[1].strip()]
+        assert f"methods/{kind}/{name}.md" in pages
+
+
+def test_pages_of_the_repository_link_to_pages_of_the_site():
+    mirror = load("hooks", "repository_pages")
+    for source, target in mirror.MIRRORED.items():
+        for link in re.findall(r"\]\(([^)#]+)", mirror.mirrored_page(source)):
+            if ":" not in link:
+                page = (DOCS / target).parent.joinpath(link).resolve().relative_to(DOCS).as_posix()
+                assert page in mirror.MIRRORED.values() or (DOCS / page).is_file(), f"{source}: {link}"
+
+
+def test_pictures_are_drawn_for_light_and_dark_pages():
+    drawn = load("pictures", "draw").drawn()
+    for name, svg in drawn.items():
+        texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.text]
+        assert any(text.strip() for text in texts), name
+        other = name.replace("light", "dark") if "light" in name else name.replace("dark", "light")
+        assert drawn[other] != svg
+        if name.startswith("overview"):
+            assert (DOCS / "images" / name).read_text() == svg, "run docs/pictures/draw.py"
+
+
+def test_formulas_become_mathml():
+    pytest.importorskip("latex2mathml")
+    inline, block = r"\(a &lt; \frac{b}{c}\)", r"\[x^2\]"
+    html = f'<p><span class="arithmatex">{inline}</span> <div class="arithmatex">{block}</div></p>'
+    made = load("hooks", "maths").with_mathml(html)
+    assert made.count("<math") == 2 and "<mfrac>" in made and "arithmatex" not in made
+    assert ElementTree.fromstring(made) is not None
