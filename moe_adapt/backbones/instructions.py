@@ -5,9 +5,9 @@ A batch has the lists ``prompt``, ``answer`` and ``choices``, as instruction str
 write.
 
 * `CausalAnswerer` continues the prompt; a choice's score is the sum of its tokens' log-probabilities.
-* `ChoiceEncoder` puts prompt and choices into one vector space: the score is their cosine over a
-  temperature. The vectors of choices come from the pretrained encoder without adapter: they are fixed
-  targets, so that a word means the same in every task, and forgetting is in the prompts alone.
+* A `Chooser` such as `ChoiceEncoder` puts prompt and choices into one vector space: the score is their
+  cosine over a temperature. The vectors of choices come from the pretrained encoder without adapter: they are
+  fixed targets, so that a word means the same in every task, and forgetting is in the prompts alone.
 
 Prompts and answers are tokenised apart (`moe_adapt.data.prompts`). A prompt that is too long loses tokens:
 a language model keeps its end, which is next to the answer, an encoder its beginning.
@@ -16,10 +16,10 @@ a language model keeps its end, which is next to the answer, an encoder its begi
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoModelForCausalLM
@@ -31,13 +31,16 @@ from moe_adapt.data.prompts import IGNORED, Example, encode_prompts, encode_resp
 from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.errors import UserError
 
-__all__ = ["CausalAnswerer", "ChoiceEncoder", "InstructionModel"]
+__all__ = ["CausalAnswerer", "ChoiceEncoder", "Chooser", "InstructionModel"]
 
 Batch = dict[str, Any]
 
 
 class InstructionModel(Pretrained, ABC):
     """A pretrained model that answers instructions."""
+
+    #: Whether it can write an answer, or only choose one.
+    writes: ClassVar[bool] = False
 
     @abstractmethod
     def answer_loss(self, batch: Batch) -> Tensor:
@@ -85,6 +88,8 @@ class CausalAnswerer(InstructionModel):
         template: How a prompt is put; names {prompt}.
         dtype: Precision of the frozen weights.
     """
+
+    writes = True
 
     def __init__(
         self,
@@ -196,40 +201,29 @@ class CausalAnswerer(InstructionModel):
         return texts
 
 
-class ChoiceEncoder(InstructionModel):
-    """A text encoder that picks the choice nearest to the prompt.
+class Chooser(InstructionModel):
+    """A model that puts texts into a vector space, where the choice nearest to the prompt is the answer.
 
     Args:
-        backbone: Name on the Hub, or folder, of an encoder whose mean token vector stands for a text.
-        max_length: Most tokens per text; longer ones lose their end.
+        model: The pretrained model.
+        name: Name or folder of it.
         temperature: What cosines are divided by.
-        dtype: Precision of the frozen weights.
     """
 
-    def __init__(
-        self, backbone: str, max_length: int = 128, temperature: float = 0.05, dtype: Precision = "float32"
-    ) -> None:
-        model: Any = load_pretrained(AutoModel, backbone, dtype).model
-        if getattr(model, "pooler", None) is not None:
-            model.pooler = None  # its output would be computed, adapted, and never used
-        super().__init__(model, backbone)
+    def __init__(self, model: nn.Module, name: str, temperature: float) -> None:
+        super().__init__(model, name)
         if temperature <= 0:
             raise UserError(f"the temperature must be positive, got {temperature}.")
-        self.tokenizer = load_tokenizer(backbone, max_length)
-        self.max_length, self.temperature, self.dtype_name = max_length, temperature, dtype
+        self.temperature = temperature
         self._vectors: dict[str, Tensor] = {}
 
     def settings(self) -> dict[str, Any]:
-        """Return length, temperature and precision."""
-        own = {"max_length": self.max_length, "temperature": self.temperature, "dtype": self.dtype_name}
-        return {**super().settings(), **own}
+        """Return the temperature."""
+        return {**super().settings(), "temperature": self.temperature}
 
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        inputs = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
-        ).to(self.device)
-        hidden = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        return mean_over_tokens(hidden.last_hidden_state.float(), inputs["attention_mask"])
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return a vector of each text, [texts, d], without normalisation."""
 
     def _choice_vectors(self, choices: Sequence[str]) -> Tensor:
         """Return unit vectors [choices, d] of the pretrained encoder, which never change and are kept."""
@@ -238,7 +232,7 @@ class ChoiceEncoder(InstructionModel):
             was_training = self.model.training
             self.model.eval()
             with torch.no_grad(), self.without_adapter():
-                vectors = F.normalize(self._encode(new), dim=-1)
+                vectors = F.normalize(self.encode(new), dim=-1)
             self.model.train(was_training)
             self._vectors.update(zip(new, vectors.clone(), strict=True))
         return torch.stack([self._vectors[choice] for choice in choices]).to(self.device)
@@ -266,9 +260,42 @@ class ChoiceEncoder(InstructionModel):
 
     def run(self, batch: Batch) -> Tensor:
         """Return each prompt's vector, without normalisation."""
-        return self._encode(batch["prompt"])
+        return self.encode(batch["prompt"])
 
     def embed(self, batch: Batch) -> Tensor:
         """Return each prompt's vector from the pretrained encoder."""
         with torch.no_grad(), self.without_adapter():
             return self.run(batch)
+
+
+class ChoiceEncoder(Chooser):
+    """A text encoder that picks the choice nearest to the prompt.
+
+    Args:
+        backbone: Name on the Hub, or folder, of an encoder whose mean token vector stands for a text.
+        max_length: Most tokens per text; longer ones lose their end.
+        temperature: What cosines are divided by.
+        dtype: Precision of the frozen weights.
+    """
+
+    def __init__(
+        self, backbone: str, max_length: int = 128, temperature: float = 0.05, dtype: Precision = "float32"
+    ) -> None:
+        model: Any = load_pretrained(AutoModel, backbone, dtype).model
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # its output would be computed, adapted, and never used
+        super().__init__(model, backbone, temperature)
+        self.tokenizer = load_tokenizer(backbone, max_length)
+        self.max_length, self.dtype_name = max_length, dtype
+
+    def settings(self) -> dict[str, Any]:
+        """Return length, temperature and precision."""
+        return {**super().settings(), "max_length": self.max_length, "dtype": self.dtype_name}
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return the mean of each text's token vectors."""
+        inputs = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(self.device)
+        hidden = self.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        return mean_over_tokens(hidden.last_hidden_state.float(), inputs["attention_mask"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moe_adapt.backbones.instructions import InstructionModel
 from moe_adapt.errors import UserError
-from moe_adapt.evaluation.answers import normalised_match
+from moe_adapt.evaluation.answers import exact_match, normalised_match
 from moe_adapt.learners.base import LEARNERS, Learner, Outcome, TaskRun
 from moe_adapt.streams import Batch, Task, TaskRecord
 from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
@@ -75,13 +75,36 @@ class InstructionLearner(Learner):
                 right[row] = batch["choices"][row][taken[row]] == batch["answer"][row]
         free = [row for row, choices in enumerate(batch["choices"]) if not choices]
         if free:
-            for row, text in zip(free, self.answerer.generate(select(batch, free)), strict=True):
+            for row, text in zip(free, self.generate(select(batch, free)), strict=True):
                 right[row] = normalised_match(text, batch["answer"][row])
         return right.to(self.device), taken.to(self.device)
 
     def choice_scores(self, batch: Batch) -> list[Tensor]:
         """Return the scores of each sample's choices."""
         return self.answerer.choice_scores(batch)
+
+    def generate(self, batch: Batch) -> list[str]:
+        """Return what the model writes after each prompt."""
+        return self.answerer.generate(batch)
+
+    def verdicts(self, batch: Batch) -> dict[str, Tensor]:
+        """Return whether each answer is right by every verdict of `moe_adapt.evaluation.answers`, bool [B].
+
+        The text that the model writes is judged exactly and up to its form; its choice, by likelihood.
+        Samples without choices have no likelihood verdict of their own: there it is the normalised one.
+        """
+        written, answers = self.generate(batch), batch["answer"]
+        found = {
+            "exact": [exact_match(*pair) for pair in zip(written, answers, strict=True)],
+            "normalised": [normalised_match(*pair) for pair in zip(written, answers, strict=True)],
+        }
+        chosen, rows = list(found["normalised"]), [n for n, c in enumerate(batch["choices"]) if c]
+        if rows:
+            right, _ = self.answer(select(batch, rows))
+            for row, is_right in zip(rows, right.tolist(), strict=True):
+                chosen[row] = is_right
+        found["likelihood"] = chosen
+        return {name: torch.tensor(values, device=self.device) for name, values in found.items()}
 
     def evaluate(self, batch: Batch, within: Tensor) -> Outcome:
         """Say which answers are right; there are no classes."""

@@ -12,6 +12,9 @@ tokens (spread out by farthest-point sampling), `center` compares tokens less th
 and the guidance has `tau_warmup` and `group_score`. Which of them are on is said by the configuration:
 ``dymoe`` has none.
 
+The paper's `L_aux`, which its code lacks, is the loss `new_expert_balance` of the adapter; it is off in every
+preset.
+
 With ``inc_moelora``'s adapter, which has no guidance, this is the paper's own baseline.
 
 Reference:
@@ -61,6 +64,18 @@ def farthest_points(rows: Tensor, count: int, generator: torch.Generator) -> Ten
     return rows[[chosen[i % len(chosen)] for i in range(count)]]
 
 
+def _check_balance(tuner: RoutedLoraConfig) -> None:
+    """Refuse the balance loss where every token takes all new experts, so that it is constant."""
+    losses = [loss if isinstance(loss, str) else loss["name"] for loss in tuner.aux_losses or []]
+    selector = tuner.selector if isinstance(tuner.selector, dict) else {}
+    k, experts = selector.get("k"), tuner.num_experts
+    if "new_expert_balance" in losses and isinstance(experts, int) and k is not None and k >= experts:
+        raise UserError(
+            f"new_expert_balance balances nothing: with k={k} every admitted token takes all {experts} new "
+            "experts; give the selector a smaller k or drop the loss."
+        )
+
+
 @LEARNERS.register("dymoe")
 class DyMoE(GrowingPool):
     """A growing pool with cosine routers and token assignment guidance.
@@ -75,7 +90,7 @@ class DyMoE(GrowingPool):
         settings: Arguments of `Learner`.
 
     Raises:
-        UserError: If the adapter's scorer is no cosine, or cannot be centred.
+        UserError: If the adapter's scorer is no cosine or cannot be centred, or its balance loss is constant.
     """
 
     def __init__(
@@ -98,6 +113,7 @@ class DyMoE(GrowingPool):
             raise UserError("to centre tokens, give the cosine scorer center: true.")
         if row_init not in ("kaiming", "tokens"):
             raise UserError(f"row_init is 'kaiming' or 'tokens', got {row_init!r}.")
+        _check_balance(tuner)
         super().__init__(backbone, tuner, **settings)
         self.row_init, self.center, self.init_samples = row_init, center, init_samples
         options = [{} if isinstance(m, str) else m for m in tuner.modifiers or []]

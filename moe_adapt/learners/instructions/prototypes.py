@@ -7,6 +7,7 @@ by itself. (The released code of SAME does much the same thing with image and te
 of a router.)
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,14 +65,21 @@ class PrototypeLoRA(InstructionLearner):
         vectors = F.normalize(self.answerer.embed(batch), dim=-1)
         return (vectors @ F.normalize(self.prototypes, dim=-1).t()).argmax(dim=1)
 
-    def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Answer each sample with the adapter of its nearest prototype."""
+    def choice_scores(self, batch: Batch) -> list[Tensor]:
+        """Return the scores of each sample's choices with the adapter of its nearest prototype."""
+        return self._routed(batch, super().choice_scores)
+
+    def generate(self, batch: Batch) -> list[str]:
+        """Return what the adapter of each prompt's nearest prototype writes."""
+        return self._routed(batch, super().generate)
+
+    def _routed(self, batch: Batch, answer: Callable[[Batch], list[Any]]) -> list[Any]:
+        """Answer the samples of each guessed task with its adapter, and return the answers in their order."""
         tasks = self.nearest(batch)
-        right = torch.zeros(len(tasks), dtype=torch.bool, device=tasks.device)
-        taken = torch.full_like(tasks, -1)
+        found: dict[int, Any] = {}
         for index in tasks.unique().tolist():
-            rows = (tasks == index).nonzero().flatten()
+            rows = (tasks == index).nonzero().flatten().tolist()
             self.answerer.model.set_adapter(self._name(index))  # type: ignore[operator]
-            right[rows], taken[rows] = super().answer(select(batch, rows.tolist()))
+            found.update(zip(rows, answer(select(batch, rows)), strict=True))
         self.answerer.model.set_adapter(self._name(self.history[-1].index))  # type: ignore[operator]
-        return right, taken
+        return [found[row] for row in range(len(tasks))]

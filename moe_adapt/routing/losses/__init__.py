@@ -2,6 +2,7 @@
 
 from moe_adapt.routing.losses.entropy import EntropyLoss
 from moe_adapt.routing.losses.load_balance import LoadBalanceLoss
+from moe_adapt.routing.losses.new_expert_balance import NewExpertBalanceLoss
 from moe_adapt.routing.losses.preserve import PreserveLoss
 from moe_adapt.routing.losses.router_coupling import RouterCouplingLoss
 from moe_adapt.routing.losses.routing_separation import RoutingSeparationLoss
@@ -11,6 +12,7 @@ from moe_adapt.routing.losses.z_loss import ZLoss
 __all__ = [
     "EntropyLoss",
     "LoadBalanceLoss",
+    "NewExpertBalanceLoss",
     "PreserveLoss",
     "RouterCouplingLoss",
     "RoutingSeparationLoss",

@@ -41,7 +41,7 @@ def run_keeping(built, tasks):
         copies.append({k: v.clone() for k, v in built.learner_state().items()})
 
     built.end_task = after
-    StreamRunner().run(built, tasks)
+    StreamRunner(attribution=False).run(built, tasks)
     return scores, copies
 
 
@@ -89,7 +89,7 @@ def test_admission_is_logged_and_starvation_is_said(monkeypatch):
     monkeypatch.setattr(module, "STARVING", 1.1)
     built = learner("dymoe")
     with pytest.warns(UserWarning, match="starving.*tau_warmup"):
-        StreamRunner().run(built, stream(2))
+        StreamRunner(attribution=False).run(built, stream(2))
     admission = built.report()["admission"]
     assert set(admission) == {"new", "old", "ambiguous"}
     assert sum(admission.values()) == pytest.approx(1.0, abs=1e-6)
@@ -114,7 +114,7 @@ def test_rows_from_tokens_cure_starvation_by_a_common_direction():
 
 def test_tokens_start_rows_of_their_own_length():
     built = learner("dymoe", **GUARDED)
-    StreamRunner().run(built, stream(2, train=6, test=2))
+    StreamRunner(attribution=False).run(built, stream(2, train=6, test=2))
     for layer in built.layers():
         rows = layer.routers[ADAPTER].tensors(layer)["scorer.weight"]
         assert torch.isfinite(rows).all() and (rows.norm(dim=-1) > 0).all()
@@ -146,7 +146,7 @@ def test_trainable_parameters_do_not_grow_with_tasks():
         seen.append(built.report()["trainable_parameters"])
 
     built.end_task = after
-    StreamRunner().run(built, stream(3, train=8, test=3))
+    StreamRunner(attribution=False).run(built, stream(3, train=8, test=3))
     assert len(set(seen)) == 1
 
 

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from moe_adapt.checks import ToyAnswerer, check_learner
 from moe_adapt.errors import UserError
 from moe_adapt.learners import LEARNERS
-from moe_adapt.learners.instructions import InstructionLearner
+from moe_adapt.learners.instructions import InstructionLearner, SequentialInstructions
 from moe_adapt.training.stream import StreamRunner
-from tests.learners.instructions.toys import ROUTED, encoder, learner, stream, writer
-
-NAMES = sorted(ROUTED)
-FAST = ("same", "dymoe", "prototype_lora")
+from moe_adapt.tuner import RoutedLoraConfig
+from tests.learners.instructions.toys import ROUTED, learner, stream, writer
 
 
 def test_every_registered_learner_is_tested():
@@ -24,52 +23,37 @@ def batch_of(tasks, examples=6):
     return stream().collate([samples[i] for i in range(tasks * examples)])
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
-def test_runs_resumes_and_ignores_the_batch(name, tmp_path):
-    tasks = stream()
-    whole = learner(name)
-    expected = StreamRunner(tmp_path / "whole").run(whole, tasks)
-    last = expected.matrix.rates()[2]
-    assert np.isfinite(last).all()
+@pytest.mark.parametrize("name", sorted(ROUTED))
+def test_check_learner(name):
+    check_learner(lambda: learner(name))
 
-    first, second = learner(name), learner(name, seed=1)
-    runner = StreamRunner(tmp_path / "cut")
-    original = first.end_task
 
-    def stops(task, run):
-        if task.index == 1:
-            raise RuntimeError("power cut")
-        original(task, run)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ROUTED))
+def test_check_learner_on_a_language_model(name):
+    check_learner(lambda: learner(name, writer()), stream(train=6, test=3))
 
-    if first.trains_on == "task":
-        first.end_task = stops
-        with pytest.raises(RuntimeError, match="power cut"):
-            runner.run(first, tasks)
-        result = runner.run(second, tasks, resume=True)
-        assert (result.matrix.correct == expected.matrix.correct).all()
-        own, state = second.learner_state(), whole.learner_state()
-        for key, tensor in state.items():
-            if isinstance(tensor, torch.Tensor):
-                assert torch.equal(tensor, own[key]), key
 
-    whole.eval()
-    mixed = batch_of(3)
-    with torch.no_grad():
-        together, _ = whole.answer(mixed)
-        order = torch.randperm(len(together), generator=torch.Generator().manual_seed(0)).tolist()
-        shuffled = {key: [value[i] for i in order] for key, value in mixed.items() if key != "row"}
-        again, _ = whole.answer({**shuffled, "row": mixed["row"][order]})
-        assert torch.equal(together[order], again)
-        before = {k: v.clone() for k, v in whole.state_dict().items() if isinstance(v, torch.Tensor)}
-        for row in (0, 9, 17):
-            one = {key: value[row : row + 1] for key, value in mixed.items()}
-            alone, _ = whole.answer({**one, "task_ids": torch.tensor([2])})
-            assert alone.item() == together[row].item()
-        after = whole.state_dict()
-        assert all(torch.equal(value, after[key]) for key, value in before.items()), (
-            "answering changes nothing"
-        )
-    assert whole.report()["stored_bytes"] > 0
+@pytest.mark.parametrize(
+    ("leak", "match"),
+    [
+        (lambda row, batch: row + (batch["answer"][0] in batch["choices"][0][:1]), "answers at test"),
+        (lambda row, batch: row * len(batch["row"]), "depend on the batch"),
+        (lambda row, batch: row + float("task_ids" in batch), "task id"),
+    ],
+)
+def test_leaks_are_found(leak, match):
+    class Leaks(SequentialInstructions):
+        def choice_scores(self, batch):
+            hidden = {"answer": [""], **batch}
+            return [leak(row, hidden) for row in super().choice_scores(batch)]
+
+    def make():
+        torch.manual_seed(0)
+        return Leaks(ToyAnswerer(), RoutedLoraConfig(method="lora", r=2, target_modules=["up"]))
+
+    with pytest.raises(AssertionError, match=match):
+        check_learner(make, stream(train=2, test=2))
 
 
 @pytest.mark.slow
@@ -105,10 +89,8 @@ def test_statistics_of_another_model_are_refused(tmp_path):
     tasks = stream(2)
     runner = StreamRunner(tmp_path)
     runner.run(learner("same"), tasks)
-    other = encoder()
-    next(iter(other.model.parameters())).data.add_(1.0)
     with pytest.raises(UserError, match="other pretrained weights"):
-        runner.run(learner("same", other), tasks, resume=True)
+        runner.run(learner("same", ToyAnswerer(seed=1)), tasks, resume=True)
 
 
 def test_an_encoder_cannot_write():

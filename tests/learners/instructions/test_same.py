@@ -137,6 +137,19 @@ def test_layers_that_share_an_input_share_its_moment():
     assert torch.equal(gate, up)
 
 
+@pytest.mark.parametrize(("k", "moves"), [(1, False), (2, True)])
+def test_a_router_with_one_expert_left_learns_nothing(k, moves):
+    """Renormalised over one expert, the gate is 1 whatever the router says; over two it is not."""
+    built = learner("same", tuner={"selector": {"name": "top_k", "k": k}}).train()
+    for layer in built.layers():
+        layer.moe_adapt_B[ADAPTER].data.normal_()
+    tasks = stream(1)
+    built.losses(tasks.collate([tasks.task(0).train[row] for row in range(6)]))["answer"].backward()
+    for layer in built.layers():
+        gradient = layer.routers[ADAPTER].rows(layer).grad
+        assert gradient is not None and bool((gradient.abs() > 1e-9).any()) == moves
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
