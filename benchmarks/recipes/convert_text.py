@@ -23,6 +23,11 @@ _QUESTION = re.compile(
     r"(?P<choices>Answer1: .+)\n\nAnswer format: (?P<format>answer\d+(?:/answer\d+)*)",
     re.DOTALL,
 )
+_STATEMENT = re.compile(
+    r"Please answer the following question with true or false, question: (?P<question>.+)\n\n"
+    r"Answer format: true/false",
+    re.DOTALL,
+)
 
 
 def parse_question(row: dict[str, str], where: str) -> dict[str, Any]:
@@ -53,6 +58,16 @@ def parse_question(row: dict[str, str], where: str) -> dict[str, Any]:
     if rest or row["answer"] not in names:
         raise UserError(f"{where}: the choices or the answer do not match the answer format in {row!r}.")
     answer = names.index(row["answer"])
+    question = match["question"].strip()
+    return {"question": question, "choices": choices, "answer": answer, "response": choices[answer]}
+
+
+def parse_yes_no(row: dict[str, str], where: str) -> dict[str, Any]:
+    """Do the same for a question that is answered by ``true`` or ``false``; the choices are yes and no."""
+    match = _STATEMENT.fullmatch(row["instruction"])
+    if match is None or row["answer"] not in ("true", "false"):
+        raise UserError(f"{where}: expected a question to answer with true or false in {row!r}.")
+    answer, choices = ("true", "false").index(row["answer"]), ["yes", "no"]
     question = match["question"].strip()
     return {"question": question, "choices": choices, "answer": answer, "response": choices[answer]}
 
@@ -96,19 +111,31 @@ def intents(data: Path) -> dict[str, Rows]:
     return {split: [row for source in sources for row in source[split]] for split in ("train", "test")}
 
 
-def _questions(data: Path, name: str) -> dict[str, Rows]:
+def _questions(
+    data: Path, name: str, parse: Callable[[dict[str, str], str], dict[str, Any]] = parse_question
+) -> dict[str, Rows]:
     splits = {}
     for split in ("train", "test"):
         path = data / "llm_adapters_qa" / f"{name}_{split}.json.gz"
         with gzip.open(path, "rt", encoding="utf-8") as file:
             rows = json.load(file)
-        splits[split] = [parse_question(row, f"{path.name}, row {i}") for i, row in enumerate(rows)]
+        splits[split] = [parse(row, f"{path.name}, row {i}") for i, row in enumerate(rows)]
     return splits
 
 
 def arc_easy(data: Path) -> dict[str, Rows]:
     """ARC-Easy: grade-school science questions with three to five choices."""
     return _questions(data, "ARC-Easy")
+
+
+def arc_challenge(data: Path) -> dict[str, Rows]:
+    """ARC-Challenge: the harder ones of ARC."""
+    return _questions(data, "ARC-Challenge")
+
+
+def boolq(data: Path) -> dict[str, Rows]:
+    """BoolQ without its passages: yes or no."""
+    return _questions(data, "boolq", parse_yes_no)
 
 
 def openbookqa(data: Path) -> dict[str, Rows]:
@@ -123,6 +150,8 @@ TEXT_SETS: dict[str, Callable[[Path], dict[str, Rows]]] = {
     "hwu64": hwu64,
     "intents": intents,
     "arc_easy": arc_easy,
+    "arc_challenge": arc_challenge,
+    "boolq": boolq,
     "openbookqa": openbookqa,
 }
 

@@ -8,47 +8,22 @@ in RUNS; cells that are there are not run again. The result is ``benchmarks/resu
 """
 
 import argparse
-import json
-import multiprocessing
-import resource
 import statistics
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
+from cells import run_cells, train, write_report
 from methods import CONTROLS, METHODS
 from tasks import TASKS, mixture
 
 from moe_adapt.training.data import TextClassificationData
-from moe_adapt.training.manifest import collect
 from moe_adapt.training.modules import SequenceClassifier
 from moe_adapt.tuner import RoutedLoraConfig
 from moe_adapt.tuner.layer import adapted_layers
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "routed_lora.json"
 SITES = r".*\.(query|value|intermediate\.dense|(?<!attention\.)output\.dense)"
-
-
-class Clock(lightning.Callback):
-    """Process CPU time of training steps, without the first."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        """Note the time."""
-        self.start = time.process_time()
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Keep what has passed."""
-        self.seconds.append(time.process_time() - self.start)
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def predict(module: SequenceClassifier, data: TextClassificationData) -> dict[str, float]:
@@ -81,9 +56,7 @@ def routing(module: SequenceClassifier, data: TextClassificationData) -> dict[st
 
 def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train and test one method with one seed."""
-    torch.set_num_threads(1)
     options = dict((METHODS | CONTROLS)[name][1])
-    lightning.seed_everything(seed, verbose=False)
     rows = mixture(args.data, args.train, args.test)
     data = TextClassificationData(
         str(args.backbone),
@@ -102,32 +75,9 @@ def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     module = SequenceClassifier(
         str(args.backbone), data.num_classes, config, lr=args.lr, head_lr=1e-2, schedule="cosine", warmup=0.06
     )
-    before, clock = peak_mb(), Clock()
-    trainer = lightning.Trainer(
-        max_epochs=args.epochs,
-        accelerator="cpu",
-        precision="bf16-mixed",
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[clock],
-    )
-    start = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
-    trainer.fit(module, datamodule=data)
+    facts = train(module, data, args.epochs)
     data.setup("test")
-    idle = [n for n, p in module.named_parameters() if n in start and torch.equal(p, start[n])]
-    result = {
-        "method": name,
-        "seed": seed,
-        "accuracy": predict(module, data),
-        "trainable_parameters": sum(p.numel() for p in start.values()),
-        "idle_tensors": len(idle),
-        "steps": trainer.global_step,
-        "cpu_seconds_per_step": statistics.median(clock.seconds[1:]),
-        "training_memory_mb": peak_mb() - before,
-    }
+    result = {"accuracy": predict(module, data)} | facts
     if config.num_experts != 1:
         result["routing"] = routing(module, data)
     if name.startswith("lora_mixer"):
@@ -136,12 +86,6 @@ def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
                 router.skeleton.selector.k = layer.specs[adapter].num_experts
         result["accuracy_dense"] = predict(module, data)
     return result
-
-
-def run_cell(name: str, seed: int, args: argparse.Namespace, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path.write_text(json.dumps(cell(name, seed, args), indent=1) + "\n")
 
 
 def main() -> None:
@@ -154,33 +98,26 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[*METHODS, *CONTROLS], help="which methods")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--train", type=int, default=200, help="training rows per task")
-    parser.add_argument("--test", type=int, default=100, help="test rows per task")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--test", type=int, default=200, help="test rows per task")
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=40, help="tokens")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--collect", action="store_true", help="run nothing, gather the cells that are there")
     args = parser.parse_args()
-    args.runs.mkdir(parents=True, exist_ok=True)
-    forked = multiprocessing.get_context("fork")
-    for seed in args.seeds if not args.collect else ():
-        for name in args.methods:
-            path = args.runs / f"{name}-{seed}.json"
-            if path.is_file():
-                continue
-            start = time.time()
-            process = forked.Process(target=run_cell, args=(name, seed, args, path))
-            process.start()
-            process.join()
-            print(f"{name} {seed}: exit {process.exitcode}, {time.time() - start:.0f} s", flush=True)
+    if not args.collect:
+        run_cells([(name, seed) for seed in args.seeds for name in args.methods], args.runs, cell, args)
+    settings = ("train", "test", "epochs", "batch", "max_length", "lr")
     labels = {name: label for name, (label, _) in (METHODS | CONTROLS).items()}
-    paths = [args.runs / f"{name}-{seed}.json" for name in labels for seed in args.seeds]
-    rows = [json.loads(path.read_text()) for path in paths if path.is_file()]
-    rows = [{"label": labels[row["method"]], "control": row["method"] in CONTROLS} | row for row in rows]
-    settings = {key: getattr(args, key) for key in ("train", "test", "epochs", "batch", "max_length", "lr")}
-    command = "routed_lora/compare.py --data DATA --backbone PREPARED/minilm --runs RUNS"
-    report = {"manifest": collect() | {"command": command}, "settings": settings, "rows": rows}
-    RESULT.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(
+        RESULT,
+        [(name, seed) for name in labels for seed in args.seeds],
+        args.runs,
+        labels,
+        "routed_lora/compare.py --data DATA --backbone PREPARED/minilm --runs RUNS",
+        settings={key: getattr(args, key) for key in settings},
+        controls=list(CONTROLS),
+    )
 
 
 if __name__ == "__main__":

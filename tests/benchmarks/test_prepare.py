@@ -72,14 +72,33 @@ def test_intent_counts(data, tmp_path, name, counts, labels):
         assert all(row["text"] for row in rows)
 
 
-@pytest.mark.parametrize(("name", "train", "test"), [("arc_easy", 2251, 2376), ("openbookqa", 4957, 500)])
-def test_question_counts(data, name, train, test):
+def test_yes_or_no_is_parsed():
+    from convert_text import parse_yes_no
+
+    text = "Please answer the following question with true or false, question: is ice hot?\n\n"
+    row = {"instruction": text + "Answer format: true/false", "answer": "false"}
+    found = {"question": "is ice hot?", "choices": ["yes", "no"], "answer": 1, "response": "no"}
+    assert parse_yes_no(row, "row 0") == found
+    with pytest.raises(UserError, match="row 3"):
+        parse_yes_no(row | {"answer": "maybe"}, "row 3")
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "choices"),
+    [
+        ("arc_easy", 2251, 2376, {3, 4, 5}),
+        ("arc_challenge", 1119, 1172, {3, 4, 5}),
+        ("boolq", 9427, 3270, {2}),
+        ("openbookqa", 4957, 500, {4}),
+    ],
+)
+def test_question_counts(data, name, train, test, choices):
     from convert_text import TEXT_SETS
 
     splits = TEXT_SETS[name](data)
     assert {split: len(rows) for split, rows in splits.items()} == {"train": train, "test": test}
     for row in splits["train"] + splits["test"]:
-        assert 3 <= len(row["choices"]) <= 5
+        assert len(row["choices"]) in choices
         assert row["choices"][row["answer"]] == row["response"]
 
 
