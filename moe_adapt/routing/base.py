@@ -144,6 +144,9 @@ class AuxLoss(nn.Module, ABC):
         weight: Coefficient in the total loss.
     """
 
+    #: Whether the loss compares with the routing of the start (`RoutingRecord.anchor`).
+    needs_anchor: bool = False
+
     def __init__(self, weight: float) -> None:
         super().__init__()
         self.weight = weight

@@ -31,6 +31,7 @@ class RoutingRecord:
         expert_groups: Group (task) of each expert, int [E], if the router tells groups apart.
         by_label: Whether labels and not the router decided.
         domains: Domain of each token, int [N], -1 for none; None if unknown.
+        anchor: What the router would have given when it was anchored, [N, E]; None if it is not.
     """
 
     site: str
@@ -43,6 +44,7 @@ class RoutingRecord:
     expert_groups: Tensor | None = None
     by_label: bool = False
     domains: Tensor | None = None
+    anchor: Tensor | None = None
 
 
 class RecordGroup:
@@ -61,6 +63,8 @@ class RecordGroup:
         selected: bool [L, N, E].
         mask: bool [N] or None.
         nulls: How many of the `E` columns, the last ones, are null experts.
+        domains: Domain of each token, int [N], or None.
+        anchor: What anchored routers would have given, [L, N, E], no gradient; None without anchors.
     """
 
     def __init__(self, records: list[RoutingRecord], progress: float = 1.0) -> None:
@@ -74,6 +78,9 @@ class RecordGroup:
         self.selected = torch.stack([record.selected for record in records])
         self.mask = records[0].mask
         self.nulls = records[0].nulls
+        self.domains = records[0].domains
+        anchors = [record.anchor for record in records if record.anchor is not None]
+        self.anchor = torch.stack(anchors) if anchors else None
 
     def points(self) -> list[Point]:
         """Return where losses may depend on the routers: `logits`, and `scores` if they differ."""
@@ -112,8 +119,8 @@ def group_records(
     """
     members: dict[tuple, list[tuple[int, RoutingRecord]]] = {}
     for position, record in enumerate(records):
-        raw = record.scores is not None
-        key = (record.logits.shape, record.logits.device, id(record.mask), record.nulls, raw)
+        has = (record.scores is not None, record.anchor is not None)
+        key = (record.logits.shape, record.logits.device, id(record.mask), record.nulls, has)
         members.setdefault(key, []).append((position, record))
     return [
         (RecordGroup([record for _, record in group], progress), [position for position, _ in group])

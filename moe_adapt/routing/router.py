@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moe_adapt.experts import ExpertBank
 from moe_adapt.registry import Spec
@@ -20,7 +21,7 @@ from moe_adapt.routing.base import (
     Selector,
 )
 from moe_adapt.routing.carrier import inject
-from moe_adapt.routing.context import RouteContext
+from moe_adapt.routing.context import RouteContext, in_backward
 from moe_adapt.routing.records import RoutingRecord
 
 __all__ = ["Router"]
@@ -33,17 +34,32 @@ class Router(nn.Module):
         scorer: Gives logits.
         modifiers: Change them, in order.
         selector: Turns them into gates.
+        anchored: Whether to keep the scorer's rows of the first training forward (`RoutingAnchorLoss`).
     """
 
-    def __init__(self, scorer: Scorer, modifiers: Sequence[LogitModifier], selector: Selector) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        modifiers: Sequence[LogitModifier],
+        selector: Selector,
+        anchored: bool = False,
+    ) -> None:
         super().__init__()
+        if anchored and scorer.rows is not None:
+            self.register_buffer("anchor", torch.full_like(getattr(scorer, scorer.rows), torch.nan))
         self.scorer = scorer
         self.modifiers = nn.ModuleList(modifiers)
         self.selector = selector
 
     @classmethod
     def build(
-        cls, scorer: Spec, modifiers: Sequence[Spec], selector: Spec, in_features: int, num_experts: int
+        cls,
+        scorer: Spec,
+        modifiers: Sequence[Spec],
+        selector: Spec,
+        in_features: int,
+        num_experts: int,
+        anchored: bool = False,
     ) -> "Router":
         """Build a router for a site of `in_features` inputs and `num_experts` experts from short names.
 
@@ -58,6 +74,7 @@ class Router(nn.Module):
             scorer=SCORERS.build(scorer, **shape),
             modifiers=[MODIFIERS.build(spec, **shape) for spec in modifiers],
             selector=built_selector,
+            anchored=anchored,
         )
 
     def forward(
@@ -119,11 +136,21 @@ class Router(nn.Module):
                     expert_groups=self.expert_groups,
                     by_label=key in ctx.decided_by_label,
                     domains=ctx.flat_domain_ids(len(x)),
+                    anchor=self._anchor_logits(x, ctx),
                 ),
             )
         if nulls == 0:
             return decision
         return RoutingDecision(*(part[..., :-nulls] for part in decision))
+
+    @torch.no_grad()
+    def _anchor_logits(self, x: Tensor, ctx: RouteContext) -> Tensor | None:
+        """Return the logits of the anchor, [N, E], if there is one; rows without one are anchored here."""
+        anchor = getattr(self, "anchor", None)
+        if anchor is None or not ctx.training or in_backward():
+            return None
+        anchor.copy_(torch.where(anchor.isnan(), getattr(self.scorer, str(self.scorer.rows)), anchor))
+        return F.linear(x, anchor)
 
     def after_step(self, sums: dict[str, Tensor]) -> None:
         """Let the modifiers update their buffers, once per optimizer step (`LogitModifier.after_step`)."""

@@ -1,6 +1,7 @@
 """The PEFT tuner; importing this package registers the adapter type ``ROUTED_LORA``."""
 
 from moe_adapt.presets import PRESETS
+from moe_adapt.tuner.aux_losses import anchor_routing
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.layer import RoutedLoraLayer
 from moe_adapt.tuner.mixed_lora import MixedLoraBatches
@@ -23,6 +24,7 @@ __all__ = [
     "RoutedLoraLayer",
     "RoutedLoraModel",
     "add_experts",
+    "anchor_routing",
     "duplicate_experts",
     "freeze_experts",
     "merge_experts",

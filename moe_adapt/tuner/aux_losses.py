@@ -9,7 +9,31 @@ from moe_adapt.routing.carrier import carry
 from moe_adapt.routing.context import RoutingSession
 from moe_adapt.tuner.layer import adapted_layers
 
-__all__ = ["sum_aux_losses"]
+__all__ = ["anchor_routing", "sum_aux_losses"]
+
+
+@torch.no_grad()
+def anchor_routing(model: nn.Module, adapter: str = "default") -> None:
+    """Move the anchor of the loss ``routing_anchor`` to where the routers are now, say after a task.
+
+    Args:
+        model: The model with the adapter.
+        adapter: Name of the adapter.
+
+    Raises:
+        UserError: If no router of the adapter has an anchor.
+    """
+    anchors = []
+    for layer in adapted_layers(model):
+        router = layer.routers.get(adapter)
+        rows = None if router is None else router.rows(layer)
+        if router is not None and rows is not None and "anchor" in router.containers:
+            anchors.append(router.tensors(layer)["anchor"].copy_(rows))
+    if not anchors:
+        raise UserError(
+            f"no router of {adapter!r} has an anchor; list the loss routing_anchor in aux_losses and take a "
+            "linear scorer."
+        )
 
 
 def _aux_losses(model: nn.Module, adapter: str) -> list[tuple[str, AuxLoss]]:

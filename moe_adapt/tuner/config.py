@@ -148,11 +148,20 @@ class RoutedLoraConfig(PeftConfig):
         classes = [AUX_LOSSES.resolve(loss)[0] for loss in self.aux_losses or []]
         return any(issubclass(cls, ExpertLoss) and cls.needs_start for cls in classes)
 
+    def needs_anchor(self) -> bool:
+        """Return whether a loss compares routers with their start."""
+        return any(AUX_LOSSES.resolve(loss)[0].needs_anchor for loss in self.aux_losses or [])
+
     def _check_components(self) -> None:
         shape = ("in_features", "num_experts")
-        SCORERS.resolve(self.scorer, shape)  # type: ignore[arg-type]
+        scorer, _ = SCORERS.resolve(self.scorer, shape)  # type: ignore[arg-type]
         SELECTORS.resolve(self.selector, shape)  # type: ignore[arg-type]
         for modifier in self.modifiers or []:
             MODIFIERS.resolve(modifier, shape)
         for loss in self.aux_losses or []:
             AUX_LOSSES.resolve(loss)
+        if self.needs_anchor() and scorer.rows is None:
+            raise UserError(
+                f"the loss routing_anchor holds the rows of a linear scorer, which {self.scorer!r} has not; "
+                "drop it, or take scorer='linear'."
+            )

@@ -113,6 +113,7 @@ class RoutedLoraLayer(nn.Module, AdapterLayer):
             selector=config.selector,  # type: ignore[arg-type]
             in_features=self.in_features,
             num_experts=spec.num_experts,
+            anchored=config.needs_anchor(),
         )
         self.routers[adapter_name] = FlatRouter(self, adapter_name, router.to(dtype), trainable)
         self.specs[adapter_name] = spec

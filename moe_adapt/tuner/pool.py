@@ -248,7 +248,8 @@ def _expert_dims(config: Any, in_features: int, num_experts: int) -> dict[str, i
 
 def build_router(config: Any, in_features: int, num_experts: int) -> Router:
     """Return a fresh router for a site, as the configuration says."""
-    return Router.build(config.scorer, config.modifiers, config.selector, in_features, num_experts)
+    parts = (config.scorer, config.modifiers, config.selector)
+    return Router.build(*parts, in_features, num_experts, config.needs_anchor())
 
 
 class _Pool:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moe_adapt.backbones.instructions import InstructionModel
 from moe_adapt.errors import UserError
@@ -22,10 +21,11 @@ from moe_adapt.learners.base import LEARNERS, TaskRun
 from moe_adapt.learners.instructions.base import SequentialInstructions
 from moe_adapt.learners.instructions.memory import SampleMemory
 from moe_adapt.learners.instructions.observing import Sight, watch_layers
+from moe_adapt.routing.losses.routing_anchor import anchor_divergence
 from moe_adapt.streams import Batch, Task
 from moe_adapt.tuner import RoutedLoraConfig
 
-__all__ = ["ReplayInstructions", "RoutingAnchor", "anchor_divergence"]
+__all__ = ["ReplayInstructions", "RoutingAnchor"]
 
 ADAPTER = "default"
 
@@ -63,16 +63,6 @@ class ReplayInstructions(SequentialInstructions):
     def end_task(self, task: Task, run: TaskRun) -> None:
         """Keep samples of the task."""
         self.memory.add(task)
-
-
-def anchor_divergence(logits: Tensor, reference: Tensor) -> Tensor:
-    """Return the mean over tokens of `KL(p_then || p_now)`, in nats.
-
-    Args:
-        logits: Router logits now, [N, E].
-        reference: Gates then, [N, E].
-    """
-    return F.kl_div(logits.log_softmax(-1), reference, reduction="batchmean")
 
 
 @LEARNERS.register("routing_anchor")
@@ -116,7 +106,7 @@ class RoutingAnchor(SequentialInstructions):
             held: Any = self.anchors[layer.site.replace(".", "/")]
             rows = layer.routers[ADAPTER].rows(layer)
             if len(held.inputs) and rows is not None:
-                terms.append(anchor_divergence(held.inputs @ rows.float().t(), held.gates))
+                terms.append(anchor_divergence(held.inputs @ rows.float().t(), held.gates).mean())
         return {**found, "anchor": self.anchor * torch.stack(terms).mean()} if terms else found
 
     def end_task(self, task: Task, run: TaskRun) -> None:

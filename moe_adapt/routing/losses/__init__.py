@@ -5,6 +5,7 @@ from moe_adapt.routing.losses.load_balance import LoadBalanceLoss
 from moe_adapt.routing.losses.new_expert_balance import NewExpertBalanceLoss
 from moe_adapt.routing.losses.preserve import PreserveLoss
 from moe_adapt.routing.losses.router_coupling import RouterCouplingLoss
+from moe_adapt.routing.losses.routing_anchor import RoutingAnchorLoss
 from moe_adapt.routing.losses.routing_separation import RoutingSeparationLoss
 from moe_adapt.routing.losses.specialization_balance import SpecializationBalanceLoss
 from moe_adapt.routing.losses.z_loss import ZLoss
@@ -15,6 +16,7 @@ __all__ = [
     "NewExpertBalanceLoss",
     "PreserveLoss",
     "RouterCouplingLoss",
+    "RoutingAnchorLoss",
     "RoutingSeparationLoss",
     "SpecializationBalanceLoss",
     "ZLoss",
