@@ -79,6 +79,8 @@ class SiteTrace:
         first: The router's first choice (largest logit) for each token, int16 [N]; -1 for a null expert.
         probs: Router probabilities, float16 [N, E + nulls], if they were kept.
         nulls: Number of null experts, which are no experts and are in the probabilities only.
+        origins: Names of the experts that each expert descends from through edits of the pool; None if
+            unknown.
     """
 
     num_experts: int
@@ -88,6 +90,7 @@ class SiteTrace:
     first: Tensor
     probs: Tensor | None = None
     nulls: int = 0
+    origins: Sequence[Sequence[str]] | None = None
 
     @cached_property
     def selected(self) -> Tensor:
@@ -173,6 +176,8 @@ def _inconsistency(trace: RoutingTrace) -> str:
         for what, (tensor, shape) in shapes.items():
             if tensor is not None and tuple(tensor.shape) != shape:
                 return f"the {what} of {name} has shape {tuple(tensor.shape)} instead of {shape}"
+        if site.origins is not None and len(site.origins) != site.num_experts:
+            return f"{name} has {site.num_experts} experts but origins of {len(site.origins)}"
         if len(site.weights) != int(site.selected.sum()):
             return f"{name} has {len(site.weights)} gates for {int(site.selected.sum())} selected experts"
     return ""

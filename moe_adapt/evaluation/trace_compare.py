@@ -1,8 +1,8 @@
 """Compare two traces of the same tokens: how much routing moved from one checkpoint to another.
 
-The tokens must be the same in the same order; batches and padding may differ. Experts are compared by index.
-A site that has grown is compared over the larger number of experts, the added ones after the old. Null
-experts count as one choice, "no expert".
+The tokens must be the same in the same order; batches and padding may differ. Experts are followed through
+edits of the pool (`moe_adapt.evaluation.trace_lineage`); traces that do not say where experts come from are
+compared by index, over the larger number of experts. Null experts count as one choice, "no expert".
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from moe_adapt.evaluation.agreement import leak, permuted_overlap, set_overlap, 
 from moe_adapt.evaluation.balance import expert_load
 from moe_adapt.evaluation.divergence import jensen_shannon
 from moe_adapt.evaluation.trace import RoutingTrace, SiteTrace
+from moe_adapt.evaluation.trace_lineage import align_sites
 
 __all__ = ["SiteComparison", "compare_traces"]
 
@@ -72,7 +73,7 @@ def compare_traces(before: RoutingTrace, after: RoutingTrace) -> dict[str, SiteC
 
 
 def _compare_site(before: RoutingTrace, after: RoutingTrace, site: str) -> SiteComparison:
-    a, b = before.sites[site], after.sites[site]
+    a, b, known = align_sites(before.sites[site], after.sites[site])
     experts = max(a.num_experts, b.num_experts)
     first, second = _widen(a.selected, experts), _widen(b.selected, experts)
     js = None
@@ -86,7 +87,7 @@ def _compare_site(before: RoutingTrace, after: RoutingTrace, site: str) -> SiteC
         stability=set_stability(first, second),
         js=js,
         load_js=float(jensen_shannon(expert_load(first), expert_load(second))),
-        leak=leak(b.gates, a.num_experts),
+        leak=leak(b.gates, known),
     )
 
 

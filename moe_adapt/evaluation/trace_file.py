@@ -45,7 +45,13 @@ def save_trace(trace: RoutingTrace, path: str | Path) -> Path:
         "format_version": FORMAT_VERSION,
         "tables": len(trace.tables),
         "sites": [
-            {"name": name, "num_experts": site.num_experts, "nulls": site.nulls, "table": site.table}
+            {
+                "name": name,
+                "num_experts": site.num_experts,
+                "nulls": site.nulls,
+                "table": site.table,
+                "origins": site.origins,
+            }
             for name, site in trace.sites.items()
         ],
         "group_names": list(trace.group_names),
@@ -113,6 +119,7 @@ def _build(description: dict[str, Any], tensors: dict[str, Tensor]) -> RoutingTr
             num_experts=entry["num_experts"],
             table=entry["table"],
             nulls=entry["nulls"],
+            origins=entry.get("origins"),
             packed=tensors[f"sites.{number}.packed"],
             weights=tensors[f"sites.{number}.weights"],
             first=tensors[f"sites.{number}.first"],

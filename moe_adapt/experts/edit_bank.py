@@ -10,7 +10,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.experts.low_rank import concatenate, truncate
 from moe_adapt.experts.pool_edit import PoolEdit
 
-__all__ = ["EditedFactors", "MergeMethod", "edit_factors", "pad_rank"]
+__all__ = ["EditedFactors", "MergeMethod", "edit_factors", "edit_shared_factors", "pad_rank"]
 
 #: How merged experts are made: exactly, at the sum of the ranks, or as the best approximation of a rank.
 MergeMethod = Literal["concat", "svd"]
@@ -86,3 +86,20 @@ def edit_factors(
         b=torch.stack([up for _, up in padded], dim=1),
         errors=errors,
     )
+
+
+def edit_shared_factors(edit: PoolEdit, a: Tensor, b: Tensor) -> EditedFactors:
+    """Return the experts after an edit if all of them have one `A`: merging is exact, `sum_i w_i B_i`.
+
+    Args:
+        edit: The edit.
+        a: The down-projection, [1, r, d].
+        b: Up-projections in the router's order, [o, E, r].
+    """
+    ups = []
+    for members in edit.sources:
+        if len(members) == 1:
+            ups.append(b[:, members[0][0]])
+        else:
+            ups.append(sum((weight * b[:, i] for i, weight in members), torch.zeros_like(b[:, 0])))
+    return EditedFactors(a=a, b=torch.stack(ups, dim=1), errors=dict.fromkeys(edit.merged, 0.0))

@@ -134,14 +134,14 @@ class PoolEdit:
             fresh: Values of the new experts, of the new shape.
 
         Returns:
-            The new tensor: slices of copied experts bit for bit, weighted means of merged ones, `fresh` where
-            an expert is new.
+            The new tensor: slices of copied experts bit for bit, weighted means of merged ones (whole
+            numbers, which are names of groups: that of the first), `fresh` where an expert is new.
         """
         slices = []
         for new, members in enumerate(self.sources):
             if not members:
                 slices.append(fresh.select(dim, new))
-            elif len(members) == 1:
+            elif len(members) == 1 or old.dtype == torch.int64:
                 slices.append(old.select(dim, members[0][0]))
             else:
                 total = sum(weight for _, weight in members)
@@ -159,6 +159,40 @@ class PoolEdit:
             math.log(sum(1 / copies[old] for old, _ in members)) if members else 0.0
             for members in self.sources
         ]
+
+    def on_rows(self, owners: Sequence[int], keep: bool) -> tuple["PoolEdit", list[int]]:
+        """Return the edit for a router that may have several rows per expert.
+
+        Args:
+            owners: Expert of each row of the router before the edit.
+            keep: Whether merged experts keep all rows of their members; else rows are averaged, unless a
+                member has several already.
+
+        Returns:
+            The edit of rows, whose old rows stay in their order, and the expert of each row after it.
+
+        >>> edit, owners = PoolEdit.merge(3, [[0, 2]]).on_rows([0, 1, 2], keep=True)
+        >>> edit.sources, owners
+        ((((0, 1.0),), ((1, 1.0),), ((2, 1.0),)), [0, 1, 0])
+        """
+        rows: dict[int, list[int]] = {}
+        for row, owner in enumerate(owners):
+            rows.setdefault(owner, []).append(row)
+        found: list[tuple[int, tuple[tuple[int, float], ...], int]] = []
+        seen: set[int] = set()
+        for new, members in enumerate(self.sources):
+            own = [rows[old] for old, _ in members]
+            if len(members) > 1 and not keep and all(len(several) == 1 for several in own):
+                mean = tuple((row, weight) for (row,), (_, weight) in zip(own, members, strict=True))
+                found.append((min(row for row, _ in mean), mean, new))
+                continue
+            for row in (row for several in own for row in several):
+                found.append((row if row not in seen else len(owners), ((row, 1.0),), new))
+                seen.add(row)
+            if not members:
+                found.append((len(owners), (), new))
+        found.sort(key=lambda entry: entry[0])
+        return PoolEdit(len(owners), tuple(source for _, source, _ in found)), [new for *_, new in found]
 
     def with_nulls(self, nulls: int) -> "PoolEdit":
         """Return the edit for a router that has `nulls` more columns at its end, which stay."""

@@ -76,6 +76,9 @@ class Scorer(nn.Module, ABC):
     #: merged.
     input_independent: bool = False
 
+    #: True if the logits are computed from the experts of the bank instead of from rows of its own.
+    from_bank: bool = False
+
     #: Name of the tensor `R` [E, d] of a scorer that is `x R^T` and nothing else. The layer may then compute
     #: logits together with the experts' hidden vectors instead of calling the scorer.
     rows: str | None = None

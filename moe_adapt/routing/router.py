@@ -24,7 +24,35 @@ from moe_adapt.routing.carrier import inject
 from moe_adapt.routing.context import RouteContext, in_backward
 from moe_adapt.routing.records import RoutingRecord
 
-__all__ = ["Router"]
+__all__ = ["Router", "pool_columns"]
+
+
+def pool_columns(logits: Logits, owners: Sequence[int]) -> Logits:
+    """Return one logit per expert, the log-sum-exp of its columns: under a softmax it gets their joint share.
+
+    Args:
+        logits: Logits with one column per row of the router, then any null experts.
+        owners: Expert of each of the router's rows.
+
+    >>> z = torch.tensor([[0.0, 1.0, 0.0, 5.0]])
+    >>> pool_columns(Logits(z, z), [0, 1, 0]).weight
+    tensor([[0.6931, 1.0000, 5.0000]])
+    """
+    columns: list[list[int]] = [[] for _ in range(max(owners) + 1)]
+    for column, owner in enumerate(owners):
+        columns[owner].append(column)
+    columns += [[column] for column in range(len(owners), logits.select.shape[-1])]
+
+    def pooled(z: Tensor) -> Tensor:
+        parts = [z[:, own[0]] if len(own) == 1 else z[:, own].logsumexp(-1) for own in columns]
+        return torch.stack(parts, dim=-1)
+
+    select = pooled(logits.select)
+    weight = select if logits.weight is logits.select else pooled(logits.weight)
+    forced = logits.forced
+    if forced is not None:
+        forced = torch.stack([forced[own].any() for own in columns])
+    return Logits(select, weight, forced)
 
 
 class Router(nn.Module):
@@ -35,6 +63,8 @@ class Router(nn.Module):
         modifiers: Change them, in order.
         selector: Turns them into gates.
         anchored: Whether to keep the scorer's rows of the first training forward (`RoutingAnchorLoss`).
+        owners: Expert of each column of scorer and modifiers, if an expert has several: its logit is their
+            log-sum-exp.
     """
 
     def __init__(
@@ -43,8 +73,10 @@ class Router(nn.Module):
         modifiers: Sequence[LogitModifier],
         selector: Selector,
         anchored: bool = False,
+        owners: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self.owners = owners
         if anchored and scorer.rows is not None:
             self.register_buffer("anchor", torch.full_like(getattr(scorer, scorer.rows), torch.nan))
         self.scorer = scorer
@@ -60,6 +92,7 @@ class Router(nn.Module):
         in_features: int,
         num_experts: int,
         anchored: bool = False,
+        owners: Sequence[int] | None = None,
     ) -> "Router":
         """Build a router for a site of `in_features` inputs and `num_experts` experts from short names.
 
@@ -69,12 +102,13 @@ class Router(nn.Module):
         shape = {"in_features": in_features, "num_experts": num_experts}
         built_selector = SELECTORS.build(selector, **shape)
         built_selector.check(num_experts)
-        shape["num_experts"] += built_selector.nulls
+        shape["num_experts"] = len(owners or range(num_experts)) + built_selector.nulls
         return cls(
             scorer=SCORERS.build(scorer, **shape),
             modifiers=[MODIFIERS.build(spec, **shape) for spec in modifiers],
             selector=built_selector,
             anchored=anchored,
+            owners=owners,
         )
 
     def forward(
@@ -110,12 +144,14 @@ class Router(nn.Module):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             if scores is None:
                 scores = self.scorer(x, ctx, bank)
-            changed = ctx.recording and len(self.modifiers) > 0
+            changed = ctx.recording and (len(self.modifiers) > 0 or self.owners is not None)
             if changed:
                 scores = inject(scores, ctx, key, "scores")
             logits = Logits(select=scores, weight=scores)
             for modifier in self.modifiers:
                 logits = modifier(logits, x, ctx)
+            if self.owners is not None:
+                logits = pool_columns(logits, self.owners)
             if ctx.recording:
                 marked = inject(logits.weight, ctx, key)
                 logits = logits._replace(

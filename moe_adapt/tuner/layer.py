@@ -1,13 +1,11 @@
 """A frozen linear layer with a routed mixture of LoRA experts beside it, for any number of named adapters."""
 
 import math
-import warnings
 from collections.abc import Collection, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from moe_adapt.errors import UserError
 from moe_adapt.experts import ExpertBank
@@ -15,12 +13,10 @@ from moe_adapt.routing import Router, SiteExperts
 from moe_adapt.routing.context import RoutingSession
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import FlatRouter
+from moe_adapt.tuner.merging import MergesConstantGates
 from moe_adapt.tuner.mixed_batch import add_mixed_experts
 from moe_adapt.tuner.peft_plugin import (
-    AdapterLayer,
     BufferDict,
-    check_adapters_to_merge,
-    is_quantized,
     layer_shape,
 )
 from moe_adapt.tuner.site import SiteSpec
@@ -28,7 +24,7 @@ from moe_adapt.tuner.site import SiteSpec
 __all__ = ["RoutedLoraLayer", "adapted_layers"]
 
 
-class RoutedLoraLayer(nn.Module, AdapterLayer):
+class RoutedLoraLayer(nn.Module, MergesConstantGates):
     """Adds `s sum_e g_e B_e A_e x` to the output of a frozen linear layer.
 
     Every tensor sits in a container keyed by adapter name. Trainable experts are parameters (`moe_adapt_A`
@@ -114,6 +110,7 @@ class RoutedLoraLayer(nn.Module, AdapterLayer):
             in_features=self.in_features,
             num_experts=spec.num_experts,
             anchored=config.needs_anchor(),
+            owners=spec.rows,
         )
         self.routers[adapter_name] = FlatRouter(self, adapter_name, router.to(dtype), trainable)
         self.specs[adapter_name] = spec
@@ -143,7 +140,7 @@ class RoutedLoraLayer(nn.Module, AdapterLayer):
             b=bank.b[:, stored],
             scale=bank.scale,
             uids=spec.names,
-            rows=None if rows is None else rows[: spec.num_experts],
+            rows=None if rows is None else spec.expert_rows(rows),
             start=start,
         )
 
@@ -198,11 +195,11 @@ class RoutedLoraLayer(nn.Module, AdapterLayer):
         )
 
     def refuse_shared(self, adapter_name: str) -> None:
-        """Raise `UserError` if the experts share `A`, so that none can be changed by itself."""
+        """Raise `UserError` if the experts share `A`, so that none can be held while others learn."""
         if self.specs[adapter_name].shared_a:
             raise UserError(
-                f"the experts of {self.site} share their down-projection (shared_a), so none can be frozen, "
-                "added or removed by itself; use a method without shared_a."
+                f"the experts of {self.site} share a down-projection (shared_a) that all of them train, so "
+                "none can be frozen by itself; use a method without shared_a."
             )
 
     def frozen_experts(self, adapter_name: str) -> set[int]:
@@ -224,14 +221,14 @@ class RoutedLoraLayer(nn.Module, AdapterLayer):
 
         Args:
             adapter_name: Name of the adapter.
-            a: Down-projections in the router's order, [E, r, d].
+            a: Down-projections in the router's order, [E, r, d]; [1, r, d] if the experts share one.
             b: Up-projections in the router's order, [o, E, r].
-            frozen: Router indices of the experts to store as frozen.
+            frozen: Router indices of the experts to store as frozen; none or all if they share `A`.
             trainable: Whether the others get gradients.
         """
-        spec = self.specs[adapter_name]
-        held = [expert for expert in range(len(a)) if expert in frozen]
-        live = [expert for expert in range(len(a)) if expert not in frozen]
+        spec, experts = self.specs[adapter_name], range(b.shape[1])
+        held = [expert for expert in experts if expert in frozen]
+        live = [expert for expert in experts if expert not in frozen]
         for container in (
             self.moe_adapt_A,
             self.moe_adapt_B,
@@ -241,13 +238,14 @@ class RoutedLoraLayer(nn.Module, AdapterLayer):
             if adapter_name in container:
                 del container[adapter_name]
         if held:
-            self.moe_adapt_A_frozen[adapter_name] = a[held].clone()
+            self.moe_adapt_A_frozen[adapter_name] = (a if spec.shared_a else a[held]).clone()
             self.moe_adapt_B_frozen[adapter_name] = b[:, held].clone()
         if live:
-            self.moe_adapt_A[adapter_name] = nn.Parameter(a[live].clone(), requires_grad=trainable)
+            down = (a if spec.shared_a else a[live]).clone()
+            self.moe_adapt_A[adapter_name] = nn.Parameter(down, requires_grad=trainable)
             self.moe_adapt_B[adapter_name] = nn.Parameter(b[:, live].clone(), requires_grad=trainable)
         order = held + live
-        spec.num_experts, spec.r, spec.frozen = len(a), a.shape[1], len(held)
+        spec.num_experts, spec.r, spec.frozen = len(experts), a.shape[1], len(held)
         spec.order = None if order == sorted(order) else order
         if adapter_name in self.moe_adapt_A_start:
             self._await_start(adapter_name)
@@ -303,75 +301,6 @@ class RoutedLoraLayer(nn.Module, AdapterLayer):
         return (
             same and not drops and bank.num_experts > 1 and not torch.is_autocast_enabled(tokens.device.type)
         )
-
-    def constant_gates(self, adapter_name: str) -> Tensor | None:
-        """Return the gates [E] of an adapter if they are the same for every token, else None."""
-        router = self.routers[adapter_name]
-        bank = self.bank(adapter_name)
-        if not router.skeleton.has_constant_gates(bank.num_experts):
-            return None
-        probe = torch.zeros(1, self.in_features, dtype=bank.a.dtype, device=bank.a.device)
-        with torch.no_grad():
-            decision = router(
-                self, probe, RoutingSession().current(False), bank, adapter_name, self.site, None
-            )
-        return decision.gates[0]
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Return whether the adapter is one fixed low-rank matrix here (see `get_delta_weight`)."""
-        return adapter_name in self.specs and self.constant_gates(adapter_name) is not None
-
-    def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """Return the change of weight that an adapter with constant gates makes, in the base weight's layout.
-
-        Raises:
-            NotImplementedError: If the gates depend on the token, so that no matrix is equal to the adapter.
-        """
-        gates = self.constant_gates(adapter_name)
-        if gates is None:
-            raise NotImplementedError(
-                f"the adapter {adapter_name!r} cannot be merged: its gates depend on the token, so no "
-                "single weight matrix is equal to it; keep it as an adapter (`moe-adapt export`)."
-            )
-        bank = self.bank(adapter_name)
-        delta = sum(gate * bank.delta_weight(expert) for expert, gate in enumerate(gates))
-        assert isinstance(delta, Tensor)
-        return delta.t() if isinstance(self.get_base_layer(), Conv1D) else delta
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add adapters to the base weight; only where that is exact (one expert, or constant gates).
-
-        Args:
-            safe_merge: Whether to refuse a result that is not finite.
-            adapter_names: Adapters to merge; None merges the active ones.
-
-        Raises:
-            NotImplementedError: If gates depend on the token or the base weight is quantised.
-            ValueError: If `safe_merge` finds a value that is not finite.
-        """
-        base = self.get_base_layer()
-        if is_quantized(base):
-            raise NotImplementedError(f"{self.site}: a quantised weight cannot take a merged adapter.")
-        for adapter in check_adapters_to_merge(self, adapter_names):
-            if adapter not in self.specs:
-                continue
-            weight = cast(nn.Parameter, base.weight)
-            merged = weight.data + self.get_delta_weight(adapter).to(weight.dtype)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(
-                    f"NaNs or infinities in the merged weight of {self.site}: {adapter!r} is broken."
-                )
-            weight.data = merged
-            self.merged_adapters.append(adapter)
-
-    def unmerge(self) -> None:
-        """Subtract the merged adapters from the base weight."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        weight = cast(nn.Parameter, self.get_base_layer().weight)
-        while self.merged_adapters:
-            adapter = self.merged_adapters.pop()
-            weight.data -= self.get_delta_weight(adapter).to(weight.dtype)
 
     def extra_repr(self) -> str:
         """Return the experts of each adapter for `print(model)`."""

@@ -32,6 +32,7 @@ class Swap:
     Attributes:
         adapter: Name of the adapter.
         edit: The edit.
+        columns: What it does to the columns of the router.
         optimizer: The optimizer, or None.
         parameters: Parameters by container.
         live: Router indices of the trainable experts, in storage order.
@@ -39,16 +40,22 @@ class Swap:
 
     adapter: str
     edit: PoolEdit
+    columns: PoolEdit
     optimizer: torch.optim.Optimizer | None
     parameters: dict[str, nn.Parameter]
     live: list[int]
 
     @classmethod
     def of(
-        cls, layer: RoutedLoraLayer, adapter: str, edit: PoolEdit, optimizer: torch.optim.Optimizer | None
+        cls,
+        layer: RoutedLoraLayer,
+        adapter: str,
+        edit: PoolEdit,
+        columns: PoolEdit,
+        optimizer: torch.optim.Optimizer | None,
     ) -> "Swap":
         """Note the parameters of a site."""
-        return cls(adapter, edit, optimizer, _parameters(layer, adapter), _live(layer, adapter))
+        return cls(adapter, edit, columns, optimizer, _parameters(layer, adapter), _live(layer, adapter))
 
     def replace(self, layer: RoutedLoraLayer, mode: OptimizerState) -> None:
         """Put the site's parameters as they are now into the optimizer, in the place of those noted.
@@ -93,10 +100,10 @@ class Swap:
             return value
         factor = _FACTORS.get(name)
         dim = factor if factor is not None else differing_dim(old, new)
-        if dim is None:
+        if dim is None or (factor == 0 and layer.specs[self.adapter].shared_a):
             return value
         if factor is None:
-            edit, moments = self.edit.with_nulls(old.shape[dim] - self.edit.before), value
+            edit, moments = self.columns, value
             fresh = new.new_zeros(new.shape)
         else:
             edit = self.edit

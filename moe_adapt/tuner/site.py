@@ -4,6 +4,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 __all__ = ["SiteSpec"]
 
 
@@ -19,6 +22,9 @@ class SiteSpec:
         order: Router index of each stored expert; None if experts are stored in the router's order.
         uids: Name of each expert in the router's order; None if they are called by their numbers.
         shared_a: Whether all experts have one down-projection (HydraLoRA).
+        rows: Expert of each row of the router; None if each expert has one (`merge_experts`).
+        origins: Names of the experts that each expert descends from; None if each is its own.
+        made: How many experts there have been, so that no number names two; None if as many as there are.
     """
 
     num_experts: int
@@ -28,11 +34,26 @@ class SiteSpec:
     order: list[int] | None = None
     uids: list[str] | None = None
     shared_a: bool = False
+    rows: list[int] | None = None
+    origins: list[list[str]] | None = None
+    made: int | None = None
 
     @property
     def names(self) -> list[str]:
         """Names of the experts in the router's order."""
         return [str(number) for number in range(self.num_experts)] if self.uids is None else self.uids
+
+    @property
+    def lineage(self) -> list[list[str]]:
+        """Names of the experts that each expert descends from, in the router's order."""
+        return [[name] for name in self.names] if self.origins is None else self.origins
+
+    def expert_rows(self, rows: Tensor) -> Tensor:
+        """Return one row per expert, [E, d], of those of a router: the mean of its own; nulls drop out."""
+        if self.rows is None:
+            return rows[: self.num_experts]
+        own = [[row for row, expert in enumerate(self.rows) if expert == e] for e in range(self.num_experts)]
+        return torch.stack([rows[several].mean(dim=0) for several in own])
 
     def scale(self, use_rslora: bool) -> float:
         """Return the LoRA scale `s`."""

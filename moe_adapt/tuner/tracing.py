@@ -70,7 +70,9 @@ class TraceRecorder:
         self.tuner = tuner
         self.adapter = adapter or tuner.active_adapters[0]
         self.keep_probs, self.keep_token_ids = keep_probs, keep_token_ids
-        every = [layer.site for layer in adapted_layers(tuner.model) if self.adapter in layer.specs]
+        layers = [layer for layer in adapted_layers(tuner.model) if self.adapter in layer.specs]
+        self.lineage = {layer.site: layer.specs[self.adapter].lineage for layer in layers}
+        every = list(self.lineage)
         try:
             pattern = re.compile(sites or "")
         except re.error as problem:
@@ -144,6 +146,7 @@ class TraceRecorder:
             first=first.masked_fill(first >= experts, -1),
             probs=logits.float().softmax(dim=-1).to(torch.float16) if self.keep_probs else None,
             nulls=record.nulls,
+            origins=self.lineage[record.site],
         )
 
     def trace(self, group_names: Sequence[str] = (), meta: dict[str, Any] | None = None) -> RoutingTrace:
@@ -192,6 +195,7 @@ def _joined(pieces: list[SiteTrace], table: int) -> SiteTrace:
     return SiteTrace(
         num_experts=pieces[0].num_experts,
         nulls=pieces[0].nulls,
+        origins=pieces[0].origins,
         table=table,
         packed=torch.cat([piece.packed for piece in pieces]),
         weights=torch.cat([piece.weights for piece in pieces]),
@@ -237,7 +241,7 @@ def router_geometry(tuner: RoutedLoraModel, adapter: str | None = None) -> dict[
         rows = layer.routers[name].tensors(layer).get("scorer.weight")
         if rows is None or len(rows) < bank.num_experts or rows.shape[1] != bank.a.shape[2]:
             continue
-        rows = rows[: bank.num_experts]  # null experts come after them
+        rows = layer.specs[name].expert_rows(rows)
         stored = [bank.position(expert) for expert in range(bank.num_experts)]
         down, rows = bank.a.detach()[stored].float(), rows.detach().float()
         found[layer.site] = {"coupling": router_expert_coupling(rows, down)}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moe_adapt.errors import UserError
+from moe_adapt.evaluation.trace_compare import compare_traces
 from moe_adapt.tuner import (
     add_experts,
     duplicate_experts,
@@ -15,6 +16,7 @@ from moe_adapt.tuner import (
     prune_experts,
 )
 from moe_adapt.tuner.model import adapted_layers
+from moe_adapt.tuner.tracing import TraceRecorder
 from tests.tuner.tiny import adapted, batch, llama, randomize
 
 
@@ -202,3 +204,123 @@ def test_an_optimizer_of_other_parameters_is_refused(soft):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(UserError, match="build it"):
         add_experts(soft.base_model, optimizer=optimizer)
+
+
+def deltas(layer):
+    bank = layer.bank("default")
+    return torch.stack([bank.delta_weight(expert) for expert in range(bank.num_experts)])
+
+
+def test_experts_that_share_a_can_be_added_copied_pruned_and_merged(tmp_path):
+    model = adapted("hydralora", num_experts=3, target_modules=["gate_proj", "down_proj"])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    step(model, optimizer)
+    expected, before = logits(model), deltas(layer_of(model))
+    duplicate_experts(model.base_model, [0], noise=0.0, optimizer=optimizer)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+    errors = merge_experts(model.base_model, [[1, 2]], [[0.25, 0.5]], optimizer=optimizer)
+    prune_experts(model.base_model, ["3"], optimizer=optimizer)
+    add_experts(model.base_model, optimizer=optimizer)
+    after = deltas(layer_of(model))
+    torch.testing.assert_close(after[1], 0.25 * before[1] + 0.5 * before[2])
+    assert torch.equal(after[0], before[0]) and not after[2].any()
+    assert set(errors[layer_of(model).site].values()) == {0.0}
+    assert layer_of(model).moe_adapt_A["default"].shape[0] == 1
+    step(model, optimizer)
+    assert deltas(layer_of(model))[2].any()
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(llama(), tmp_path, adapter_name="other")
+    assert torch.equal(logits(loaded), expected)
+    for hold in (
+        lambda: freeze_experts(model.base_model, [0]),
+        lambda: duplicate_experts(model.base_model, [0], freeze_originals=True),
+    ):
+        with pytest.raises(UserError, match="shared_a"):
+            hold()
+    assert layer_of(model).specs["default"].names == ["0", "1", "4"]
+
+
+def test_merged_experts_that_keep_their_rows_take_their_joint_share(soft, tmp_path):
+    before, rows = decisions(soft), router_rows(soft).clone()
+    optimizer = torch.optim.AdamW([p for p in soft.parameters() if p.requires_grad], lr=1e-2)
+    merge_experts(soft.base_model, [[0, 2]], method="concat", router="rows", optimizer=optimizer)
+    first = next(iter(before))
+    after = decisions(soft)[first]
+    old = before[first].gates
+    torch.testing.assert_close(after.gates, torch.stack([old[:, 0] + old[:, 2], old[:, 1]], dim=-1))
+    assert torch.equal(router_rows(soft), rows)
+    assert layer_of(soft).specs["default"].rows == [0, 1, 0]
+    step(soft, optimizer)
+    assert not torch.equal(router_rows(soft)[2], rows[2])
+    duplicate_experts(soft.base_model, [0], noise=0.0, optimizer=optimizer)
+    prune_experts(soft.base_model, [1], optimizer=optimizer)
+    add_experts(soft.base_model, optimizer=optimizer)
+    assert layer_of(soft).specs["default"].rows == [0, 0, 1, 1, 2]
+    step(soft, optimizer)
+    expected = logits(soft)
+    soft.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(llama(), tmp_path, adapter_name="other")
+    assert torch.equal(logits(loaded), expected)
+
+
+def test_merging_is_exact_where_the_members_are_equal_whatever_their_logits(soft):
+    for layer in adapted_layers(soft):
+        with torch.no_grad():
+            layer.moe_adapt_A["default"][2] = layer.moe_adapt_A["default"][0]
+            layer.moe_adapt_B["default"][:, 2] = layer.moe_adapt_B["default"][:, 0]
+    expected = logits(soft)
+    merge_experts(soft.base_model, [[0, 2]], router="rows")
+    torch.testing.assert_close(logits(soft), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_routers_without_rows_of_their_own_cannot_keep_them():
+    model = adapted("arrow", num_experts=3)
+    with pytest.raises(UserError, match="computes its logits from the experts"):
+        merge_experts(model.base_model, [[0, 1]], router="rows")
+    with pytest.raises(UserError, match="'mean' or 'rows'"):
+        merge_experts(model.base_model, [[0, 1]], router="row")
+    assert layer_of(model).specs["default"].num_experts == 3
+
+
+def trace_of(model):
+    recorder = TraceRecorder(model.base_model)
+    inputs = batch()
+    with recorder.forward(inputs["input_ids"], inputs["attention_mask"]):
+        model.eval()(**inputs)
+    return recorder.trace()
+
+
+def test_traces_follow_experts_through_edits(soft):
+    before = trace_of(soft)
+    duplicate_experts(soft.base_model, [1], noise=0.0)
+    copied = trace_of(soft)
+    merge_experts(soft.base_model, [[0, 2]], router="rows")
+    merged = trace_of(soft)
+    first = next(iter(compare_traces(before, merged).values()))  # later ones see what the merge has changed
+    for found in [*compare_traces(before, copied).values(), first]:
+        assert (found.top1, found.stability, found.leak) == (1, 1, 0)
+        assert found.js < 1e-5 and found.load_js < 1e-6
+    add_experts(soft.base_model)
+    prune_experts(soft.base_model, [0])
+    for found in compare_traces(merged, trace_of(soft)).values():
+        assert found.stability == 0 and 0 < found.leak < 1
+    spec = layer_of(soft).specs["default"]
+    assert spec.lineage == [["1"], ["1"], ["4"]]
+
+
+def test_a_number_never_names_two_experts(soft):
+    add_experts(soft.base_model)
+    prune_experts(soft.base_model, ["3"])
+    assert add_experts(soft.base_model) == ["4"]
+
+
+def test_groups_of_token_assignment_follow_edits():
+    model = adapted("dymoe", num_experts=2, selector={"name": "top_k", "k": 1})
+    for layer in adapted_layers(model):
+        layer.moe_adapt_router__modifiers__0__expert_groups["default"].zero_()
+    add_experts(model.base_model, 2)
+    duplicate_experts(model.base_model, [2], twin_exclusive=True)
+    merge_experts(model.base_model, [[0, 3]])
+    groups = layer_of(model).moe_adapt_router__modifiers__0__expert_groups["default"]
+    assert groups.tolist() == [0, 0, 1, 1]

@@ -55,6 +55,8 @@ class ArrowScorer(Scorer):
         UserError: If `temperature` is not positive.
     """
 
+    from_bank = True
+
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
         if temperature <= 0:
