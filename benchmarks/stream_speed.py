@@ -82,7 +82,7 @@ def shares(learner: Learner, stream: TaskStream, eval_at: str) -> dict[str, Any]
         result: StreamResult = StreamRunner(Path(folder), eval_at=eval_at).run(learner, stream)
         total = time.perf_counter() - start
     seconds = [task["seconds"] for task in result.tasks]
-    parts = {name: sum(each[name] for each in seconds) for name in ("steps", "passes", "evaluate_model")}
+    parts = {name: sum(each[name] for each in seconds) for name in ("steps", "own", "evaluate_model")}
     return {
         "tasks": len(stream),
         "steps": sum(task["steps"] for task in result.tasks),

@@ -37,7 +37,17 @@ HERE = Path(__file__).resolve().parent
 RESULT = HERE.parent / "results" / "class_incremental.json"
 
 #: Learners whose encoder stays as it is.
-FROZEN = ("ncm", "slda", "ridge", "ranpac", "fecam", "fecam_shared", "joint")
+FROZEN = (
+    "ncm",
+    "slda",
+    "ridge",
+    "ridge_grid",
+    "ranpac",
+    "ranpac_grid",
+    "fecam",
+    "fecam_shared",
+    "joint",
+)
 #: After how many tasks the learners that run the encoder are tested; the last task always counts.
 EVERY = {
     "intents_15": 8,

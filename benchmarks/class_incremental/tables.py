@@ -22,6 +22,8 @@ LABELS = {
     "slda": "SLDA",
     "ridge": "ridge",
     "ranpac": "RanPAC",
+    "ridge_grid": "ridge, lambda by each task",
+    "ranpac_grid": "RanPAC, lambda by each task (published)",
     "ranpac_lora": "RanPAC after a LoRA on task 1",
     "fecam": "FeCAM",
     "fecam_shared": "FeCAM, one covariance",
@@ -114,7 +116,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     final: dict[str, dict[int, float]] = {}
     for row in rows:
         final.setdefault(row["method"], {})[row["order"]] = row["metrics"]["final_accuracy"]
-    closed = ("ncm", "slda", "ridge", "ranpac", "fecam", "fecam_shared")
+    closed = ("ncm", "slda", "ridge", "ridge_grid", "ranpac", "ranpac_grid", "fecam", "fecam_shared")
     ours = [method for method in final if method.startswith("care")]
     if not ours:
         return "CaRE has no finished row here."

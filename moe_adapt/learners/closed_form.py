@@ -23,7 +23,7 @@ from moe_adapt.learners.heads.base import ClosedFormHead
 from moe_adapt.learners.heads.fecam import FeCamHead
 from moe_adapt.learners.heads.ncm import NearestMeanHead
 from moe_adapt.learners.heads.ranpac import RanPacHead
-from moe_adapt.learners.heads.ridge import RidgeHead
+from moe_adapt.learners.heads.ridge import LambdaRule, RidgeHead
 from moe_adapt.learners.heads.slda import SldaHead
 from moe_adapt.learners.heads.trainable import GrowingLinear
 from moe_adapt.optim import Schedule, momentum_sgd
@@ -104,13 +104,14 @@ class Ridge(ClosedForm):
 
     Args:
         backbone: The encoder.
-        lam: The regulariser, or ``grid`` to choose it at the end of each task.
+        lam: The regulariser, or the rule that chooses it: ``gcv`` by everything seen, ``grid`` by a fifth of
+            each task, as RanPAC does.
         bias: Whether to append a constant feature.
-        seed: Seed of the split on which lambda is chosen.
+        seed: Seed of the split on which ``grid`` chooses.
     """
 
     def __init__(
-        self, backbone: Encoder, lam: float | Literal["grid"] = "grid", bias: bool = False, seed: int = 0
+        self, backbone: Encoder, lam: float | LambdaRule = "gcv", bias: bool = False, seed: int = 0
     ) -> None:
         super().__init__(backbone, RidgeHead(backbone.width, lam, bias, seed))
         self.lam, self.bias, self.seed = lam, bias, seed
@@ -148,8 +149,9 @@ class RanPac(ClosedForm):
         backbone: The encoder.
         tuner: Adapter that is trained on the first task and frozen then; None for no adaptation.
         proj_dim: Number of random features.
-        lam: The regulariser, or ``grid`` to choose it at the end of each task.
-        seed: Seed of the projection and of the split on which lambda is chosen.
+        lam: The regulariser, or the rule that chooses it: ``gcv`` by everything seen, ``grid`` by a fifth of
+            each task, as RanPAC does.
+        seed: Seed of the projection and of the split on which ``grid`` chooses.
         epochs: Epochs of the adaptation.
         batch_size: Samples per step of the adaptation.
         lr: Learning rate of the adaptation.
@@ -163,7 +165,7 @@ class RanPac(ClosedForm):
         backbone: Encoder,
         tuner: RoutedLoraConfig | None = None,
         proj_dim: int = 2000,
-        lam: float | Literal["grid"] = "grid",
+        lam: float | LambdaRule = "gcv",
         seed: int = 0,
         epochs: int = 20,
         batch_size: int = 48,

@@ -36,7 +36,7 @@ class Vectors(Dataset):
 
     def take(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Return the rows of the given numbers as one batch."""
-        return {"features": self.features[torch.from_numpy(rows)]}
+        return {"features": self.features.index_select(0, torch.from_numpy(rows))}
 
 
 class ArrayStream(TaskStream):

@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -60,10 +61,10 @@ class Examples(Dataset):
         sample = {**self.inputs[row], "row": row}
         return sample if self.labels is None else {**sample, "labels": int(self.labels[index])}
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]] | Batch:
+    def __getitems__(self, indices: list[int] | slice) -> list[dict[str, Any]] | Batch:
         """Return the samples, as one batch if the data set can read many rows at once."""
         if not hasattr(self.inputs, "take"):
-            return [self[index] for index in indices]
+            return [self[index] for index in np.arange(len(self))[indices].tolist()]
         rows = self.rows[indices]
         batch = {**self.inputs.take(rows), "row": torch.from_numpy(rows)}
         return batch if self.labels is None else {**batch, "labels": torch.from_numpy(self.labels[indices])}
@@ -191,20 +192,25 @@ class TaskStream:
         examples = Examples(self.train, rows, _chosen(self.train_labels, rows))
         return Task(index, name, classes, self.num_seen[index], examples, self.collate)
 
+    @cached_property
+    def _tests(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The test rows of all tasks, the task of each, and how many there are up to each task."""
+        sizes = [len(rows) for rows in self.test_rows]
+        return np.concatenate(self.test_rows), np.repeat(np.arange(len(sizes)), sizes), np.cumsum(sizes)
+
     def test_until(self, index: int) -> tuple[Examples, np.ndarray]:
         """Return the test samples of tasks ``0 .. index``, ordered by task, and the task of each, [N]."""
-        rows = np.concatenate(self.test_rows[: index + 1])
-        tasks = np.repeat(np.arange(index + 1), [len(each) for each in self.test_rows[: index + 1]])
-        return Examples(self.test, rows, _chosen(self.test_labels, rows)), tasks
+        rows, tasks, ends = self._tests
+        stop = ends[index]
+        return Examples(self.test, rows[:stop], _chosen(self.test_labels, rows[:stop])), tasks[:stop]
 
     def test_classes(self, index: int) -> Tensor:
         """Return which class each test task up to `index` has, bool [index + 1, C_seen]."""
         within = torch.zeros(index + 1, self.num_seen[index], dtype=torch.bool)
         if self.test_labels is not None:
-            rows = np.concatenate(self.test_rows[: index + 1])
-            sizes = [len(each) for each in self.test_rows[: index + 1]]
-            tasks = np.repeat(np.arange(index + 1), sizes)
-            within[torch.from_numpy(tasks), torch.from_numpy(self.test_labels[rows])] = True
+            rows, tasks, ends = self._tests
+            stop = ends[index]
+            within[torch.from_numpy(tasks[:stop]), torch.from_numpy(self.test_labels[rows[:stop]])] = True
         return within
 
     def manifest(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["rng_state", "run_seed", "seed_batch", "set_rng_state"]
+__all__ = ["rng_state", "run_seed", "seed_batch", "seed_generators", "set_rng_state"]
 
 
 def run_seed() -> int:
@@ -33,9 +33,21 @@ def seed_batch(seed: int, rank: int, epoch: int, batch: int) -> None:
         batch: Index of the batch within the epoch.
     """
     words = np.random.SeedSequence([seed, rank, epoch, batch]).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]))
+    seed_generators(int(words[0]), int(words[1]), int(words[2]))
+
+
+def seed_generators(python: int, numpy: int, torch_: int) -> None:
+    """Seed the three global generators.
+
+    `torch.manual_seed` notes a call stack for accelerators that may be initialised later, which takes
+    milliseconds; where there is no accelerator, its generator on the CPU is all there is to seed.
+    """
+    random.seed(python)
+    np.random.seed(numpy)
+    if torch.accelerator.is_available():
+        torch.manual_seed(torch_)
+    else:
+        torch.default_generator.manual_seed(torch_)
 
 
 def rng_state() -> dict[str, Any]:

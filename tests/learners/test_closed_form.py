@@ -115,8 +115,9 @@ def test_ranpac_cannot_adapt_to_kept_features():
         StreamRunner().run(RanPac(ToyEncoder(), tuner=config(), proj_dim=4), stream)
 
 
-def test_lambda_is_chosen_task_by_task():
-    learner = Ridge(ToyEncoder(), lam="grid")
+@pytest.mark.parametrize("rule", ["gcv", "grid"])
+def test_lambda_is_chosen_task_by_task(rule):
+    learner = Ridge(ToyEncoder(), lam=rule)
     StreamRunner().run(learner, gaussian_stream())
     assert isinstance(learner.head, RidgeHead)
     assert float(learner.head.lam) != 1.0

@@ -2,9 +2,10 @@
 
 from moe_adapt.learners.heads.base import HEADS, ClosedFormHead, LinearHead
 from moe_adapt.learners.heads.fecam import FeCamHead
+from moe_adapt.learners.heads.lambda_choice import cross_validated_cosines, ridge_path_errors
 from moe_adapt.learners.heads.ncm import NearestMeanHead
 from moe_adapt.learners.heads.ranpac import RanPacHead
-from moe_adapt.learners.heads.ridge import RidgeHead, ridge_path_errors
+from moe_adapt.learners.heads.ridge import RidgeHead
 from moe_adapt.learners.heads.slda import SldaHead
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "RanPacHead",
     "RidgeHead",
     "SldaHead",
+    "cross_validated_cosines",
     "ridge_path_errors",
 ]

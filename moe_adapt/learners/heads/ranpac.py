@@ -9,14 +9,12 @@ The projection is drawn from a seed and rebuilt rather than saved. Lambda, `G` a
 Reference: McDonnell et al., arXiv 2307.02251.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
 from moe_adapt.learners.heads.base import HEADS
-from moe_adapt.learners.heads.ridge import RidgeHead
+from moe_adapt.learners.heads.ridge import LambdaRule, RidgeHead
 
 __all__ = ["RanPacHead"]
 
@@ -28,10 +26,10 @@ class RanPacHead(RidgeHead):
     Args:
         width: Number of features, `d`.
         proj_dim: Number of random features, `M`.
-        lam: The regulariser, or ``grid`` to choose it at the end of each task.
+        lam: The regulariser, or the rule that chooses it: ``gcv``, or ``grid`` as in the paper.
         relu: Whether the projection is followed by a ReLU. Without one the head is a ridge regression with
             another regulariser.
-        seed: Seed of the projection and of the split on which lambda is chosen.
+        seed: Seed of the projection and of the split on which ``grid`` chooses.
     """
 
     projection: Tensor
@@ -40,7 +38,7 @@ class RanPacHead(RidgeHead):
         self,
         width: int,
         proj_dim: int = 2000,
-        lam: float | Literal["grid"] = "grid",
+        lam: float | LambdaRule = "gcv",
         relu: bool = True,
         seed: int = 0,
     ) -> None:

@@ -4,20 +4,18 @@ $$G = \sum_i h_i h_i^\top, \quad Q = \sum_i h_i\, e_{y_i}^\top, \quad W = (G + \
 \mathrm{score}(h) = W^\top h$$
 
 A new class is a new column of zeros in `Q`. With `lam` fixed the head does not depend on the order of the
-data at all. With `lam="grid"` lambda is chosen at the end of each task, as RanPAC does: fit on 80 % of the
-task's features, take the value with the least squared error on the rest. All values share **one**
-eigendecomposition, of the smaller of the two Gram matrices:
+data at all. `moe_adapt.learners.heads.lambda_choice` has the two rules that choose it at the end of a task:
 
-$$\hat Y_{val} = K_{val}\, U (\Lambda + \lambda)^{-1} U^\top Y, \qquad H H^\top = U \Lambda U^\top$$
+* ``gcv``, the default: cross-validation over everything seen, anew once the samples have grown by half, so
+  that 300 tasks need 15 eigendecompositions;
+* ``grid``: RanPAC's, on a fifth of the task. RanPAC takes the last fifth as it comes; we draw it with a seed,
+  because data sorted by class would leave whole classes out.
 
-Departure: RanPAC takes the last fifth of a task as it comes; we draw the fifth with a seed, because data
-sorted by class would leave whole classes out. Lambda never goes below what float64 can tell from zero beside
-`G` (its trace times 2.2e-16).
+Lambda never goes below what float64 can tell from zero beside `G` (its trace times 2.2e-16).
 
 Reference: McDonnell et al., arXiv 2307.02251.
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -26,34 +24,15 @@ from torch import Tensor
 
 from moe_adapt.errors import UserError
 from moe_adapt.learners.heads.base import HEADS, LinearHead
+from moe_adapt.learners.heads.lambda_choice import LAMBDA_GRID, cross_validated_cosines, ridge_path_errors
 
-__all__ = ["LAMBDA_GRID", "RidgeHead", "ridge_path_errors"]
+__all__ = ["LambdaRule", "RidgeHead"]
 
-#: The values of lambda that RanPAC tries.
-LAMBDA_GRID = tuple(10.0**power for power in range(-8, 9))
+#: How lambda is chosen.
+LambdaRule = Literal["gcv", "grid"]
 
-
-def ridge_path_errors(
-    fit: Tensor, targets: Tensor, held_out: Tensor, held_out_targets: Tensor, lambdas: Sequence[float]
-) -> Tensor:
-    """Return the mean squared error on held-out rows for every lambda, from one eigendecomposition, [V].
-
-    Args:
-        fit: Rows to fit on, [n, d].
-        targets: Their targets, [n, C].
-        held_out: Rows to predict, [m, d].
-        held_out_targets: Their targets, [m, C].
-        lambdas: The values to try, all positive.
-    """
-    if len(fit) <= fit.shape[1]:
-        values, vectors = torch.linalg.eigh(fit @ fit.T)
-        left, right = held_out @ (fit.T @ vectors), vectors.T @ targets
-    else:
-        values, vectors = torch.linalg.eigh(fit.T @ fit)
-        left, right = held_out @ vectors, vectors.T @ (fit.T @ targets)
-    values = values.clamp(min=0)
-    errors = [F.mse_loss(left @ (right / (values + lam).unsqueeze(1)), held_out_targets) for lam in lambdas]
-    return torch.stack(errors)
+#: Samples seen at a choice by ``gcv``, as a multiple of those at the choice before.
+GROWTH = 1.5
 
 
 @HEADS.register("ridge")
@@ -62,28 +41,30 @@ class RidgeHead(LinearHead):
 
     Args:
         width: Number of features, `d`.
-        lam: The regulariser, or ``grid`` to choose it from `LAMBDA_GRID` at the end of each task.
+        lam: The regulariser, or the rule that chooses it from `LAMBDA_GRID`.
         bias: Whether to append a constant feature, which is not regularised less than the others.
-        seed: Seed of the split on which lambda is chosen.
+        seed: Seed of the split on which ``grid`` chooses.
 
     Attributes:
         lam: The regulariser in use, a scalar.
+        chosen_at: Samples seen when ``gcv`` last chose.
     """
 
     class_axes: ClassVar[dict[str, int]] = {"counts": 0, "moment": 1}
     gram: Tensor
     moment: Tensor
     lam: Tensor
+    chosen_at: Tensor
 
     def __init__(
-        self, width: int, lam: float | Literal["grid"] = "grid", bias: bool = False, seed: int = 0
+        self, width: int, lam: float | LambdaRule = "gcv", bias: bool = False, seed: int = 0
     ) -> None:
         super().__init__(width)
-        if isinstance(lam, str) and lam != "grid":
-            raise UserError(f"lam is a number or 'grid', got {lam!r}.")
+        if isinstance(lam, str) and lam not in ("gcv", "grid"):
+            raise UserError(f"lam is a number, 'gcv' or 'grid', got {lam!r}.")
         if not isinstance(lam, str) and lam <= 0:
             raise UserError(f"lam must be positive, got {lam}.")
-        self.choose_lambda = lam == "grid"
+        self.rule = lam if isinstance(lam, str) else None
         self.bias = bias
         self.seed = seed
         inner = self.inner_width
@@ -91,6 +72,7 @@ class RidgeHead(LinearHead):
         self.add_statistic("moment", inner, 0)
         start = 1.0 if isinstance(lam, str) else lam
         self.register_buffer("lam", torch.tensor(start, dtype=torch.float64))
+        self.register_buffer("chosen_at", torch.tensor(0, dtype=torch.int64))
 
     @property
     def inner_width(self) -> int:
@@ -114,28 +96,39 @@ class RidgeHead(LinearHead):
 
     @torch.no_grad()
     def end_task(self, features: Tensor, labels: Tensor) -> None:
-        """Choose lambda on the features of the task that ends, if that was asked for.
+        """Choose lambda, if that was asked for and there is something new to choose by.
 
         Args:
-            features: All features of the task, [n, d]; fewer than five rows leave lambda as it is.
+            features: All features of the task that ends, [n, d]; ``grid`` leaves lambda as it is on fewer
+                than five.
             labels: Class indices, [n].
         """
-        if not self.choose_lambda or len(labels) < 5:
+        samples = int(self.counts.sum())
+        if self.rule == "gcv" and samples >= GROWTH * int(self.chosen_at):
+            lambdas = [max(lam, float(self._floor())) for lam in LAMBDA_GRID]
+            scores = cross_validated_cosines(self.gram, self.moment, samples, lambdas)
+            self.chosen_at.fill_(samples)
+        elif self.rule == "grid" and len(labels) >= 5:
+            scores = -self._held_out_errors(features, labels)
+        else:
             return
+        self.lam.fill_(LAMBDA_GRID[int(scores.argmax())])
+        self._solution = None
+
+    def _held_out_errors(self, features: Tensor, labels: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(labels), generator=generator).to(features.device)
         h = self.embed(features.double())[order]
         targets = F.one_hot(torch.unique(labels, return_inverse=True)[1])[order].double()
         cut = len(labels) - len(labels) // 5
-        errors = ridge_path_errors(h[:cut], targets[:cut], h[cut:], targets[cut:], LAMBDA_GRID)
-        self.lam = self.lam.new_tensor(LAMBDA_GRID[int(errors.argmin())])
-        self._solution = None
+        return ridge_path_errors(h[:cut], targets[:cut], h[cut:], targets[cut:], LAMBDA_GRID)
+
+    def _floor(self) -> Tensor:
+        return torch.finfo(torch.float64).eps * self.gram.trace()
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Return `W'` [C, d'] by a Cholesky factorisation, and no bias."""
-        floor = torch.finfo(torch.float64).eps * self.gram.trace()
-        regularised = self.gram + torch.maximum(self.lam, floor) * torch.eye(
-            len(self.gram), dtype=torch.float64, device=self.gram.device
-        )
+        regularised = self.gram.clone()
+        regularised.diagonal().add_(torch.maximum(self.lam, self._floor()))
         weight: Any = torch.cholesky_solve(self.moment, torch.linalg.cholesky(regularised)).T
         return weight, torch.zeros_like(weight[:, 0])

@@ -6,7 +6,7 @@ kept, so that other metrics need no second pass.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from moe_adapt.learners import Learner
-from moe_adapt.streams import Batch, TaskStream
+from moe_adapt.streams import Batch, Examples, TaskStream
 
 __all__ = ["Evaluation", "counted_forwards", "evaluate", "loader", "move"]
 
@@ -43,13 +43,21 @@ class Evaluation:
     forwards: int
 
 
-def loader(data: object, batch_size: int, collate: object, num_workers: int) -> DataLoader:
-    """Return the samples in their order, as batches; making an iterator moves no global random state."""
+def loader(
+    data: Examples, batch_size: int, collate: Callable[[Any], Batch], num_workers: int
+) -> Iterable[Batch]:
+    """Return the samples in their order, as batches; making an iterator moves no global random state.
+
+    Arrays in memory are cut where they lie: a data loader takes longer than the cut.
+    """
+    if hasattr(data.inputs, "take"):
+        starts = range(0, len(data), batch_size)
+        return (collate(data.__getitems__(slice(start, start + batch_size))) for start in starts)
     generator = torch.Generator().manual_seed(0)
     return DataLoader(
-        data,  # type: ignore[arg-type]
+        data,
         batch_size=batch_size,
-        collate_fn=collate,  # type: ignore[arg-type]
+        collate_fn=collate,
         num_workers=num_workers,
         generator=generator,
     )

@@ -76,7 +76,7 @@ def write_file(path: Path, write: Callable[[BinaryIO], Any], flush: bool = True)
 
 def write_result(folder: Path, result: StreamResult) -> None:
     """Write ``result.json`` and ``tasks.csv``."""
-    text = json.dumps(jsonable(result.to_dict()), indent=1) + "\n"
+    text = json_text(result.to_dict(), nested=3) + "\n"
     write_file(folder / "result.json", lambda file: file.write(text.encode()))
     rows = result.table()
     table = io.StringIO()
@@ -92,6 +92,23 @@ def write_predictions(folder: Path, step: int, found: Evaluation) -> None:
     if values.max(initial=0) < 2**15:
         values = values.astype(np.int16)
     write_file(folder / "predictions" / f"{step:04d}.npy", lambda file: np.save(file, values), flush=False)
+
+
+def json_text(value: Any, nested: int) -> str:
+    """Return JSON with a line per entry of the outermost `nested` levels.
+
+    What lies deeper is one line each: two matrices of 300 tasks have 180,000 numbers, and a line per number
+    takes twenty times as long to write.
+    """
+    if nested and isinstance(value, dict) and value:
+        lines = [f"{json.dumps(str(key))}: {json_text(item, nested - 1)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(lines) + "\n}"
+    if nested and isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "[\n" + ",\n".join(json_text(item, 0) for item in value) + "\n]"
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(jsonable(value))
 
 
 def jsonable(value: Any) -> Any:

@@ -19,14 +19,16 @@ from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.learners import Learner
 from moe_adapt.streams import TaskStream
 from moe_adapt.training import manifest
+from moe_adapt.training.randomness import seed_generators
 from moe_adapt.training.stream.attribution import Attribution, can_attribute
 from moe_adapt.training.stream.evaluate import Evaluation, evaluate
 from moe_adapt.training.stream.features import cached_stream
 from moe_adapt.training.stream.files import claim, write_predictions, write_result
+from moe_adapt.training.stream.pace import CheckpointPace
 from moe_adapt.training.stream.progress import StreamProgress
 from moe_adapt.training.stream.result import StreamResult
 from moe_adapt.training.stream.routing import routing_load
-from moe_adapt.training.stream.schedule import evaluation_steps
+from moe_adapt.training.stream.schedule import scheduled_steps
 from moe_adapt.training.stream.session import Session, derived_seed, quiet_lightning
 from moe_adapt.training.stream.state import read_state, write_state
 
@@ -44,11 +46,6 @@ TRAINER: dict[str, Any] = {
 }
 
 
-#: Least time between two writes of the result of a running stream; the checkpoint is written after every
-#: task.
-RESULT_SECONDS = 5.0
-
-
 class StreamRunner:
     """Learns a stream task by task and keeps the result.
 
@@ -57,6 +54,8 @@ class StreamRunner:
         seed: Seed of orders, dropout and of what a learner draws.
         eval_at: When to test on everything seen: after ``all`` tasks, ``every=K``, ``geometric`` (1, 2, 4,
             ...) or ``final``.
+        checkpoint_at: When to write checkpoint and result: ``auto`` keeps their cost near 1 % of the run, so
+            that cheap tasks share one (`moe_adapt.training.stream.pace`); or a schedule as in `eval_at`.
         eval_batch_size: Samples per forward in tests and in passes without gradients.
         cache_features: Compute the features of all samples once, for learners that leave their encoder alone.
         cache_dir: Where features are kept between runs; None keeps them in `folder`.
@@ -73,6 +72,7 @@ class StreamRunner:
         folder: str | Path | None = None,
         seed: int = 0,
         eval_at: str = "all",
+        checkpoint_at: str = "auto",
         eval_batch_size: int = 256,
         cache_features: bool = False,
         cache_dir: str | Path | None = None,
@@ -90,6 +90,7 @@ class StreamRunner:
         self.folder = None if folder is None else Path(folder)
         self.seed = seed
         self.eval_at = eval_at
+        self.checkpoint_at = checkpoint_at
         self.eval_batch_size = eval_batch_size
         self.cache_features = cache_features
         self.cache_dir = self.folder if cache_dir is None else Path(cache_dir)
@@ -99,7 +100,7 @@ class StreamRunner:
         self.progress = progress or StreamProgress()
         self.attribution = attribution
         self._attribution: Attribution | None = None
-        self._written = 0.0
+        self._pace = CheckpointPace(checkpoint_at, 1)
 
     def run(
         self, learner: Learner, stream: TaskStream, resume: bool = False, overwrite: bool = False
@@ -116,7 +117,8 @@ class StreamRunner:
             UserError: If there is nothing to resume, the checkpoint is of another learner or stream, the
                 folder holds another run, or the learner and the runner's options contradict each other.
         """
-        steps = evaluation_steps(self.eval_at, len(stream))
+        steps = scheduled_steps(self.eval_at, len(stream))
+        self._pace = CheckpointPace(self.checkpoint_at, len(stream))
         sizes = [len(rows) for rows in stream.test_rows]
         result = StreamResult(AccuracyMatrix(sizes), AccuracyMatrix(sizes))
         result.manifest = self._said(learner, stream)
@@ -175,11 +177,13 @@ class StreamRunner:
             return
         start = time.perf_counter()
         task = stream.merged() if joint else stream.task(index)
-        L.seed_everything(derived_seed(self.seed, index), verbose=False)
+        seed = derived_seed(self.seed, index)
+        seed_generators(seed, seed, seed)
         callbacks = [*self.callbacks, self.progress]
         session = Session(
             learner, task, self.seed, self.eval_batch_size, self.num_workers, self.trainer, callbacks
         )
+        begun = time.perf_counter()
         learner.begin_task(task)
         learner.learn_task(task, session)
         learned = time.perf_counter()
@@ -204,13 +208,14 @@ class StreamRunner:
         if found is not None:
             self._record(stream, index, found, result)
             row["forwards_per_sample"] = found.forwards / len(found.right)
-        working = session.step_seconds + session.pass_seconds + (found.seconds if found else 0.0)
+        own = ended - begun - session.step_seconds - session.other_seconds
+        working = session.step_seconds + own + (found.seconds if found else 0.0)
         row["seconds"] = {
             "learn": learned - start,
             "end": ended - learned,
             "evaluate": tested - ended,
             "steps": session.step_seconds,
-            "passes": session.pass_seconds,
+            "own": own,
             "evaluate_model": found.seconds if found else 0.0,
         }
         result.tasks.append(row)
@@ -223,12 +228,11 @@ class StreamRunner:
             result.manifest["ended"] = manifest.now()
             result.manifest["peak_memory_mb"] = round(manifest.peak_memory_mb(), 1)
         row["seconds"]["overhead"] = time.perf_counter() - start - working
-        if self.folder is not None:
-            write_state(self.folder, learner, result)
-            if result.done or time.monotonic() - self._written > RESULT_SECONDS:
+        if self.folder is not None and self._pace.due(index):
+            with self._pace.writing():
+                write_state(self.folder, learner, result)
                 write_result(self.folder, result)
-                self._written = time.monotonic()
-        row["seconds"]["overhead"] = time.perf_counter() - start - working
+            row["seconds"]["overhead"] = time.perf_counter() - start - working
         accuracy = None if found is None else float(found.right.mean())
         self.progress.task_ends(index, task.name, accuracy, ended - start, tested - ended)
 

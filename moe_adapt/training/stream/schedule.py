@@ -4,20 +4,21 @@ import re
 
 from moe_adapt.errors import UserError
 
-__all__ = ["evaluation_steps"]
+__all__ = ["scheduled_steps"]
 
 
-def evaluation_steps(schedule: str, tasks: int) -> set[int]:
-    """Return the task numbers after which there is a test; the last is always one.
+def scheduled_steps(schedule: str, tasks: int, option: str = "eval_at") -> set[int]:
+    """Return the task numbers that a schedule names; the last is always one.
 
     Args:
         schedule: ``all``, ``every=K``, ``geometric`` (tasks 1, 2, 4, 8, ...) or ``final``.
         tasks: Number of tasks.
+        option: What the schedule is called in a message.
 
     Raises:
         UserError: If there is no such schedule.
 
-    >>> sorted(evaluation_steps("every=4", 10)), sorted(evaluation_steps("geometric", 10))
+    >>> sorted(scheduled_steps("every=4", 10)), sorted(scheduled_steps("geometric", 10))
     ([3, 7, 9], [0, 1, 3, 7, 9])
     """
     every = re.fullmatch(r"every=([1-9]\d*)", schedule)
@@ -28,5 +29,5 @@ def evaluation_steps(schedule: str, tasks: int) -> set[int]:
     elif schedule in ("all", "final"):
         steps = set(range(tasks)) if schedule == "all" else set()
     else:
-        raise UserError(f"eval_at is 'all', 'every=K', 'geometric' or 'final', got {schedule!r}.")
+        raise UserError(f"{option} is 'all', 'every=K', 'geometric' or 'final', got {schedule!r}.")
     return steps | {tasks - 1}

@@ -86,7 +86,7 @@ class Session:
     Attributes:
         steps: Optimiser steps taken.
         step_seconds: Time spent in them.
-        pass_seconds: Time that the learner spent on batches of `batches`.
+        other_seconds: Time that went into trainers and loaders around the steps and the learner's own work.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Session:
         self.fits = 0
         self.steps = 0
         self.step_seconds = 0.0
-        self.pass_seconds = 0.0
+        self.other_seconds = 0.0
 
     def fit(self, data: Examples | None = None, epochs: int | None = None) -> None:
         """Train with a fresh trainer: new optimiser, new schedule, a seed of its own.
@@ -121,6 +121,7 @@ class Session:
         Raises:
             UserError: If no step was taken.
         """
+        begun = time.perf_counter()
         examples = self.task.train if data is None else data
         seed = derived_seed(self.seed, self.task.index, self.fits)
         self.fits += 1
@@ -149,6 +150,7 @@ class Session:
             )
         self.steps += trainer.global_step
         self.step_seconds += seeding.seconds
+        self.other_seconds += time.perf_counter() - begun - seeding.seconds
 
     def batches(self, data: Examples, batch_size: int | None = None) -> Iterator[Batch]:
         """Yield the samples in their order, without augmentation, on the learner's device.
@@ -159,8 +161,9 @@ class Session:
         """
         device = self.learner.device
         size = batch_size or self.batch_size
+        begun = time.perf_counter()
         for batch in loader(data.plain(), size, self.task.collate, self.num_workers):
             moved = move(batch, device)
-            begun = time.perf_counter()
+            self.other_seconds += time.perf_counter() - begun
             yield moved
-            self.pass_seconds += time.perf_counter() - begun
+            begun = time.perf_counter()

@@ -16,6 +16,7 @@ from moe_adapt.learners.heads import (
     RanPacHead,
     RidgeHead,
     SldaHead,
+    cross_validated_cosines,
     ridge_path_errors,
 )
 
@@ -251,16 +252,63 @@ def test_one_eigendecomposition_gives_the_error_of_every_lambda(rows, width):
         torch.testing.assert_close(error, expected, rtol=1e-6, atol=1e-10)
 
 
-def test_lambda_is_chosen_where_the_held_out_error_is_least():
+@pytest.mark.parametrize(("rows", "width"), [(20, 30), (30, 8)], ids=["few samples", "many"])
+def test_one_eigendecomposition_gives_the_left_out_cosine_of_every_lambda(rows, width):
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(rows, width, generator=generator).double()
+    y = torch.nn.functional.one_hot(torch.arange(rows) % 3).double()
+    lambdas = [1e-2, 1e-1, 1.0, 1e3]
+    ours = cross_validated_cosines(h.T @ h, h.T @ y, rows, lambdas)
+    for lam, cosine in zip(lambdas, ours, strict=True):
+        smoother = h @ torch.linalg.solve(h.T @ h + lam * torch.eye(width).double(), h.T)
+        leverage = smoother.trace() / rows
+        left_out = (smoother @ y - leverage * y) / (1 - leverage)
+        expected = (left_out * y).sum() / (left_out.norm() * y.norm())
+        torch.testing.assert_close(cosine, expected, rtol=1e-6, atol=1e-8)
+    square = torch.eye(rows).double()
+    assert cross_validated_cosines(square, square, rows, [1e-12]).tolist() == [float("-inf")]
+
+
+@pytest.mark.parametrize(("rule", "much"), [("gcv", 3.0), ("grid", 30.0)])
+def test_noise_asks_for_a_larger_lambda(rule, much):
     features, labels = data(samples=200)
     chosen = {}
-    for noise in (0.01, 30.0):
-        head = RidgeHead(WIDTH, lam="grid")
+    for noise in (0.01, much):
+        head = RidgeHead(WIDTH, lam=rule)
         noisy = features + noise * torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
         head.update(noisy, labels)
         head.end_task(noisy, labels)
         chosen[noise] = float(head.lam)
-    assert chosen[0.01] < chosen[30.0]
+    assert chosen[0.01] < chosen[much]
+
+
+def test_tasks_of_ten_samples_get_a_good_lambda_from_everything_seen():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60).repeat_interleave(10)
+    centres = torch.randn(60, 32, generator=generator)
+    features = centres[labels] + 2.0 * torch.randn(600, 32, generator=generator)
+    train = torch.arange(600) % 10 < 5
+    accuracy = {}
+    for lam in ("gcv", "grid", 1e-8, 1.0, 10.0, 100.0, 1000.0):
+        head = RanPacHead(32, proj_dim=150, lam=lam)
+        for first in range(0, 60, 2):
+            rows = train & (labels >= first) & (labels < first + 2)
+            head.update(features[rows], labels[rows])
+            head.end_task(features[rows], labels[rows])
+        accuracy[lam] = float((head(features[~train]).argmax(dim=1) == labels[~train]).double().mean())
+    best = max(value for rule, value in accuracy.items() if rule not in ("gcv", "grid"))
+    assert accuracy["gcv"] > best - 0.03
+    assert accuracy["gcv"] > accuracy["grid"] + 0.05
+
+
+def test_lambda_is_chosen_again_once_the_samples_have_grown_by_half():
+    features, labels = data()
+    head = RidgeHead(WIDTH)
+    for stop, expected in ((20, 20), (29, 20), (30, 30), (44, 30), (60, 60)):
+        seen = int(head.counts.sum())
+        head.update(features[seen:stop], labels[seen:stop])
+        head.end_task(features[seen:stop], labels[seen:stop])
+        assert int(head.chosen_at) == expected
 
 
 def test_fecam_with_an_identity_covariance_is_the_nearest_mean():
@@ -297,7 +345,7 @@ def test_a_power_transform_refuses_negative_features():
         ({"name": "slda", "shrinkage": 1.5}, "between 0 and 1"),
         ({"name": "slda", "rule": "batch"}, "'exact' or 'streaming'"),
         ({"name": "ridge", "lam": 0.0}, "positive"),
-        ({"name": "ridge", "lam": "auto"}, "'grid'"),
+        ({"name": "ridge", "lam": "auto"}, "'gcv' or 'grid'"),
         ({"name": "ranpac", "proj_dim": 0}, "at least 1"),
         ({"name": "fecam", "gamma1": -1.0}, "not negative"),
         ({"name": "ncm", "width": 0}, "at least one feature"),

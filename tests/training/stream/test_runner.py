@@ -1,5 +1,7 @@
+import itertools
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -36,7 +38,11 @@ def test_joint_training_is_tested_once_and_beats_fine_tuning():
     assert joint[3].mean() > sequential[3].mean() + 0.1
 
 
-def test_a_stopped_run_goes_on_to_the_same_result(tmp_path):
+@pytest.mark.parametrize(
+    ("checkpoint_at", "kept"), [("all", 2), ("every=2", 2), ("geometric", 2), ("auto", 1)]
+)
+def test_a_stopped_run_goes_on_to_the_same_result(tmp_path, checkpoint_at, kept, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)  # every write takes a tick
     stream = gaussian_stream()
     whole = learner()
     expected = StreamRunner(tmp_path / "whole").run(whole, stream)
@@ -50,7 +56,9 @@ def test_a_stopped_run_goes_on_to_the_same_result(tmp_path):
     stopping = Stops(ToyEncoder(), epochs=2, lr=0.05)
     stopping.settings = whole.settings
     with pytest.raises(RuntimeError, match="power cut"):
-        StreamRunner(tmp_path / "cut").run(stopping, stream)
+        StreamRunner(tmp_path / "cut", checkpoint_at=checkpoint_at).run(stopping, stream)
+    content = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)
+    assert len(json.loads(content["history"])) == kept
     resumed = learner(seed=1)
     result = StreamRunner(tmp_path / "cut").run(resumed, stream, resume=True)
     assert (result.matrix.correct == expected.matrix.correct).all()
@@ -84,7 +92,7 @@ def test_a_failed_write_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="No space left"):
-        StreamRunner(tmp_path).run(learner(), stream)
+        StreamRunner(tmp_path, checkpoint_at="all").run(learner(), stream)
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert len(json.loads(content["history"])) == 1
     assert not list(tmp_path.rglob("*.tmp"))
@@ -166,6 +174,8 @@ def test_the_report_needs_no_other_file(tmp_path):
 
 @pytest.mark.parametrize("schedule", ["every=0", "sometimes", "every=", ""])
 def test_bad_schedules(schedule):
+    with pytest.raises(UserError, match="checkpoint_at"):
+        StreamRunner(checkpoint_at=schedule)
     with pytest.raises(UserError, match="eval_at"):
         StreamRunner(eval_at=schedule).run(learner(), gaussian_stream(tasks=2))
 
