@@ -13,13 +13,14 @@ import argparse
 import csv
 import json
 import os
-import statistics
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from export_table import export_table
 from routed_table import routed_table
+from summary_table import mean_and_spread, summary_table
 
 from moe_adapt.training.cli import main as moe_adapt
 from moe_adapt.training.manifest import collect
@@ -116,13 +117,6 @@ def run_untrained(name: str, runs: Path) -> dict[str, Any]:
     return {"method": "untrained", "seed": None, "metrics": metrics, "trainable_parameters": 0}
 
 
-def mean_and_spread(values: list[float]) -> str:
-    """Return ``mean ± standard deviation``, or the value if there is one."""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
-
-
 def table(name: str, report: dict[str, Any]) -> str:
     """Return the Markdown table of a comparison."""
     comparison = COMPARISONS[name]
@@ -204,23 +198,29 @@ def kernel_table(report: dict[str, Any]) -> str:
 def render() -> None:
     """Write ``benchmarks/results/README.md`` and the results of the README from the JSON files."""
     found = [name for name in COMPARISONS if (RESULTS / f"{name}.json").is_file()]
-    tables = [table(name, json.loads((RESULTS / f"{name}.json").read_text())) for name in found]
-    step = RESULTS / "routed_step.json"
-    if step.is_file():
-        tables.append(step_table(json.loads(step.read_text())))
-    routed = RESULTS / "routed_lora.json"
-    long = [routed_table(json.loads(routed.read_text()))] if routed.is_file() else []
-    kernels = RESULTS / "kernels_cpu.json"
-    if kernels.is_file():
-        long.append(kernel_table(json.loads(kernels.read_text())))
+    reports = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in found}
+    others = {
+        "routed_step": step_table,
+        "routed_lora": routed_table,
+        "export_gap": export_table,
+        "kernels_cpu": kernel_table,
+    }
+    measured = {
+        name: json.loads((RESULTS / f"{name}.json").read_text())
+        for name in others
+        if (RESULTS / f"{name}.json").is_file()
+    }
     head = (
         "# Results\n\nRendered by `python benchmarks/recipes/compare.py --render` from the JSON files here."
     )
-    (RESULTS / "README.md").write_text("\n\n".join([head, *tables, *long]) + "\n")
+    tables = [table(name, report) for name, report in reports.items()]
+    tables += [others[name](report) for name, report in measured.items()]
+    (RESULTS / "README.md").write_text("\n\n".join([head, *tables]) + "\n")
     readme = HERE.parents[1] / "README.md"
     before, _, rest = readme.read_text().partition(START)
     after = rest.partition(END)[2]
-    inner = "\n\n".join(text.replace("## ", "**", 1).replace("\n", "**\n", 1) for text in tables)
+    titles = {name: comparison.title for name, comparison in COMPARISONS.items()}
+    inner = summary_table(reports, titles, measured.get("routed_step"))
     readme.write_text(f"{before}{START}\n\n{inner}\n\n{END}{after}")
 
 

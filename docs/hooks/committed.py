@@ -135,7 +135,7 @@ def notes(kind: str, names: set[str]) -> tuple[list[list[str]], list[str]]:
     """Return what REPRODUCIBILITY.md says of a method: rows of its table of methods, and paragraphs.
 
     A row belongs to the methods that its first cell names, a paragraph or list item to those in its bold
-    lead.
+    lead. Of a row come source (in some tables), what it was verified against, departures.
 
     Args:
         kind: ``routed``, ``learner``, ``rule`` or ``drift``; rules are called so in the first cell.
@@ -147,8 +147,8 @@ def notes(kind: str, names: set[str]) -> tuple[list[list[str]], list[str]]:
     for line in re.findall(r"^\| .*\|$", text, flags=re.MULTILINE):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         of_rules = "(router rule)" in cells[0]
-        if len(cells) == 4 and of_rules == (kind == "rule") and _subjects(cells[0]) & wanted:
-            rows.append(cells)
+        if len(cells) in (3, 4) and of_rules == (kind == "rule") and _subjects(cells[0]) & wanted:
+            rows.append(cells[1:])
     paragraphs = [
         match[0].removeprefix("* ").replace("\n  ", "\n").strip()
         for match in re.finditer(

@@ -86,9 +86,9 @@ def evidence(kind: str, names: set[str]) -> Iterator[str]:
     rows, paragraphs = committed.notes(kind, names)
     if rows or paragraphs:
         yield "## Checks and departures"
-        for _, source, verified, departures in rows:
-            entries = {"Source": source, "Verified against": verified, "Departures": departures}
-            yield link_papers("\n".join(f"* **{name}:** {text}" for name, text in entries.items()))
+        for row in rows:
+            entries = zip(("Source", "Verified against", "Departures")[-len(row) :], row, strict=True)
+            yield link_papers("\n".join(f"* **{name}:** {text}" for name, text in entries))
         yield from (link_papers(paragraph) for paragraph in paragraphs)
     sections = list(committed.result_sections(kind, names))
     if sections:

@@ -1,0 +1,43 @@
+"""The results in the project's README: one line per comparison, and the time of a training step."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["mean_and_spread", "summary_table"]
+
+HEADS = ("accuracy", "seeds", "DynMoLE", "LoRA, equal parameters", "no adapter")
+#: Beginnings of the methods' names in the JSON files, in the order of the last columns of `HEADS`.
+COLUMNS = (("dynmole",), ("lora",), ("probe", "untrained"))
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Return ``mean ± standard deviation``, or the value if there is one."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def summary_table(
+    reports: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], step: Mapping[str, Any] | None
+) -> str:
+    """Return the table and the sentence.
+
+    Args:
+        reports: Name of a recipe -> its JSON file.
+        titles: Name of a recipe -> what was compared.
+        step: The JSON file of the time of a training step.
+    """
+    lines = ["| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
+    for name, report in reports.items():
+        rows = report["rows"]
+        seeds = len({row["seed"] for row in rows} - {None})
+        cells = [titles[name], str(seeds)]
+        for kinds in COLUMNS:
+            own = [row["metrics"]["test/acc"] for row in rows if row["method"].rsplit("_", 1)[-1] in kinds]
+            cells.append(mean_and_spread(own))
+        lines.append("| " + " | ".join(cells) + " |")
+    if step is not None:
+        ratios = "; ".join(f"{row['ratio_median']:.2f} {name}" for name, row in step["results"].items())
+        lines += ["", f"Processor time of a training step, relative to one LoRA of rank `E r`: {ratios}."]
+    return "\n".join(lines)
