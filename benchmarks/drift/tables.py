@@ -84,7 +84,13 @@ def throughput(content: dict[str, Any]) -> list[str]:
         "Rows per second of CPU time, predict and learn, one thread; in brackets the time as a multiple of "
         "the first line's, median over turns in which the variants take the same rows one after the other. "
         "Nominal columns are declared (LED: all 24). The machine was shared, so the ratios are worth more "
-        "than the rates."
+        "than the rates. "
+    )
+    capymoa = content["settings"].get("capymoa")
+    text += (
+        f"CapyMOA {capymoa} ran in a process of its own, Java's compiler and collector counted."
+        if capymoa
+        else "CapyMOA was not installed and has no row."
     )
     return ["## Throughput", text, "\n".join(lines)]
 

@@ -1,13 +1,18 @@
-"""Rows per second of DriftMoE's tree pool, of the same learner over River's trees, and of River's ensembles.
+r"""Rows per second of DriftMoE's tree pool, of the same learner over River's trees, and of River's ensembles.
 
 Every variant predicts and learns the same rows, in turns of a few hundred, so that all of them meet the same
-load of the machine; CPU time of this one thread. Ratios are medians over the turns.
+load of the machine; CPU time of this one thread. Ratios are medians over the turns. With `--capymoa`, a tree
+and a forest of CapyMOA take the same turns in a process of their own.
 
-    OMP_NUM_THREADS=1 python benchmarks/drift/throughput.py --out benchmarks/results/drift_throughput.json
+    OMP_NUM_THREADS=1 python benchmarks/drift/throughput.py --capymoa FOLDER/bin/python --out \
+        benchmarks/results/drift_throughput.json
 """
 
 import argparse
+import json
 import statistics
+import subprocess
+import tempfile
 import time
 from itertools import islice
 from pathlib import Path
@@ -41,21 +46,84 @@ def variants(stream: DriftStream) -> dict[str, Any]:
     }
 
 
-def measure(stream: DriftStream, turns: int, warm: int, per_turn: int) -> dict[str, list[float]]:
-    """Return microseconds per row of every turn after the first ones."""
-    models, found = variants(stream), {}
-    rows = iter(stream)
-    for turn in range(warm + turns):
-        part = list(islice(rows, per_turn))
-        for name, model in models.items():
-            start = time.process_time()
-            for x, y in part:
-                model.predict_one(x)
-                model.learn_one(x, y)
-            seconds = time.process_time() - start
+class CapyMoa:
+    """CapyMOA's learners in another process.
+
+    Args:
+        python: An interpreter that has capymoa, and Java beside it.
+        stream: What is learned.
+        rows: Its first rows.
+        per_turn: Rows of a turn.
+        folder: Where the rows are handed over.
+    """
+
+    def __init__(self, python: str, stream: DriftStream, rows: list[Any], per_turn: int, folder: str) -> None:
+        nominal = {
+            name: sorted({x[name] for x, _ in rows}) for name in stream.features if name in stream.nominal
+        }
+        content = {
+            "features": stream.features,
+            "nominal": {name: [str(value) for value in values] for name, values in nominal.items()},
+            "n_classes": stream.n_classes,
+            "per_turn": per_turn,
+            "rows": [
+                ([nominal[name].index(v) if name in nominal else v for name, v in x.items()], y)
+                for x, y in rows
+            ],
+        }
+        path = Path(folder) / "rows.json"
+        path.write_text(json.dumps(content), encoding="utf-8")
+        script = Path(__file__).with_name("capymoa_rows.py")
+        self.process = subprocess.Popen(
+            [python, str(script), str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.version = self._read()["version"]
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("CapyMOA's process ended: is capymoa installed there, and Java?")
+        return json.loads(line)
+
+    def turn(self) -> dict[str, float]:
+        """Return the seconds that each learner took for the next rows."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("next\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate(timeout=60)
+
+
+def measure(
+    stream: DriftStream, turns: int, warm: int, per_turn: int, python: str | None
+) -> tuple[dict[str, list[float]], str | None]:
+    """Return microseconds per row of every turn after the first ones, and CapyMOA's version."""
+    models = variants(stream)
+    found: dict[str, list[float]] = {}
+    rows = list(islice(iter(stream), (warm + turns) * per_turn))
+    with tempfile.TemporaryDirectory() as folder:
+        other = CapyMoa(python, stream, rows, per_turn, folder) if python else None
+        for turn in range(warm + turns):
+            part = rows[turn * per_turn : (turn + 1) * per_turn]
+            seconds = {}
+            for name, model in models.items():
+                start = time.process_time()
+                for x, y in part:
+                    model.predict_one(x)
+                    model.learn_one(x, y)
+                seconds[name] = time.process_time() - start
+            if other is not None:
+                seconds |= other.turn()
             if turn >= warm:
-                found.setdefault(name, []).append(1e6 * seconds / per_turn)
-    return found
+                for name, own in seconds.items():
+                    found.setdefault(name, []).append(1e6 * own / per_turn)
+        if other is not None:
+            other.close()
+    return found, other and other.version
 
 
 def main() -> None:
@@ -64,12 +132,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--warm", type=int, default=4)
     parser.add_argument("--rows", type=int, default=250, help="rows per turn")
+    parser.add_argument(
+        "--capymoa", metavar="PYTHON", help="an interpreter that has capymoa; left out without"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     streams: dict[str, Any] = {}
     for name in STREAMS:
         stream = synthetic_stream(name, 4 * (options.turns + options.warm) * options.rows)
-        times = measure(stream, options.turns, options.warm, options.rows)
+        times, version = measure(stream, options.turns, options.warm, options.rows, options.capymoa)
         ours = times[POOL]
         streams[name] = {
             variant: {
@@ -80,7 +151,7 @@ def main() -> None:
             for variant, own in times.items()
         }
         print(name, {v: round(r["ratio"], 2) for v, r in streams[name].items()}, flush=True)
-    settings = {"turns": options.turns, "warm": options.warm, "rows": options.rows}
+    settings = {"turns": options.turns, "warm": options.warm, "rows": options.rows, "capymoa": version}
     write_json(options.out, {"settings": settings, "streams": streams, "manifest": collect()})
 
 

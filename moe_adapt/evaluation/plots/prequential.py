@@ -1,6 +1,7 @@
 """Prequential curves with drift marks, and which expert was asked when."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from moe_adapt.evaluation.plots._matplotlib import pyplot_figure
 __all__ = ["draw_curves", "draw_expert_load"]
 
 _DPI = 110
+_BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 
 def draw_curves(
@@ -32,6 +34,7 @@ def draw_curves(
     """
     figure, panels = pyplot_figure(9.0, 6.0, [3.0, 2.0])
     for panel, key, label in zip(panels, ("accuracy", "cumulative"), ("window", "so far"), strict=True):
+        panel.set_prop_cycle(color=_colours(len(curves)))
         for method, curve in curves.items():
             panel.plot(curve["rows"], curve[key], label=method, linewidth=1.2)
         for drift in drifts:
@@ -40,7 +43,7 @@ def draw_curves(
             panel.axhline(bayes, color="0.3", linestyle=":", linewidth=1.0)
         panel.set_ylabel(f"accuracy, {label}")
     panels[0].set_title(title)
-    panels[0].legend(fontsize=7, ncols=2)
+    panels[0].legend(fontsize=7, **_BESIDE)
     panels[1].set_xlabel("rows")
     figure.savefig(path, dpi=_DPI)
 
@@ -62,11 +65,20 @@ def draw_expert_load(
     width = max(len(share) for share in load["share"])
     columns = [[*share, *[0.0] * (width - len(share))] for share in load["share"]]
     figure, (panel,) = pyplot_figure(9.0, 2.8, [1.0])
-    panel.stackplot(
-        load["rows"], *zip(*columns, strict=True), labels=[str(e) for e in range(width)], step="pre"
-    )
+    rows, columns = [0, *load["rows"]], [columns[0], *columns]  # a share counts for the rows up to its own
+    panel.set_prop_cycle(color=_colours(width))
+    panel.stackplot(rows, *zip(*columns, strict=True), labels=[str(e) for e in range(width)], step="pre")
     for drift in drifts:
         panel.axvline(drift, color="0.2", linestyle="--", linewidth=0.8)
-    panel.set(title=title, xlabel="rows", ylabel="share of rows", ylim=(0, 1))
-    panel.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panel.set(title=title, xlabel="rows", ylabel="share of rows", xlim=(0, rows[-1]), ylim=(0, 1))
+    panel.legend(fontsize=6, ncols=2, **_BESIDE)
     figure.savefig(path, dpi=_DPI)
+
+
+def _colours(count: int) -> list[Any]:
+    """Return that many colours, all different up to twenty."""
+    maps = import_module("matplotlib").colormaps
+    if count <= 10:
+        return list(maps["tab10"].colors[:count])
+    shades = maps["tab20"].colors
+    return [*shades[::2], *shades[1::2]]

@@ -108,7 +108,10 @@ def _losses(results: Results) -> list[str]:
             [stream, ", ".join(f"{other} +{points:.2f}" for other, points in ahead.items())]
             for stream, ahead in lost.items()
         ]
-        parts += [f"<h2>Who is ahead of {escape(name)}, points of accuracy</h2>", table(["stream", ""], rows)]
+        parts += [
+            f"<h2>Who is ahead of {escape(name)}, points of accuracy</h2>",
+            table(["stream", "ahead"], rows),
+        ]
     return parts
 
 
@@ -125,7 +128,8 @@ def _pictures(stream: str, methods: Any, scratch: Path) -> list[str]:
     for name, cell in first.items():
         if cell["expert_load"]["rows"]:
             path = scratch / "load.png"
-            draw_expert_load(cell["expert_load"], path, f"first choices of {name}", cell["drifts"])
+            title = f"first choices of {name}, by expert"
+            draw_expert_load(cell["expert_load"], path, title, cell["drifts"])
             parts.append(image(path, f"expert load of {name} on {stream}"))
     return parts
 
