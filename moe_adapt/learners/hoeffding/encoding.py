@@ -4,7 +4,8 @@ Columns are append-only: what a column means never changes, so statistics and we
 names of one row are added as they come or, on demand, in a canonical order, so that the order of keys in a
 dictionary does not matter.
 A feature is nominal if it is declared so or if its first value is not a number, and stays what it is. None,
-NaN and absence mean missing.
+NaN and absence mean missing. A nominal column has at most `MOST_VALUES` values: those that come later are
+treated as unknown ones, so that a column of identifiers does not fill the memory.
 """
 
 import math
@@ -19,7 +20,9 @@ import numpy as np
 
 from moe_adapt.errors import UserError
 
-__all__ = ["FeatureTable", "Row", "ordered"]
+__all__ = ["MOST_VALUES", "FeatureTable", "Row", "ordered"]
+
+MOST_VALUES = 1000
 
 
 @dataclass(slots=True)
@@ -117,9 +120,8 @@ class FeatureTable:
                 _number(name, value)
                 self.numeric[name] = len(self.numeric)
         for name, column in self.nominal.items():
-            value = x.get(name)
-            if not _missing(value):
-                known = self.values[column]
+            value, known = x.get(name), self.values[column]
+            if not _missing(value) and len(known) < MOST_VALUES:
                 known.setdefault(value, len(known))
         self.refresh()
         return self.read(x)

@@ -7,7 +7,7 @@ of all trees is done together. Kept are also its quirks: a column alone with a f
 once, equal gains go to the last column. Not kept: (1) `max_share_to_split` is 1.0 by default; River's 0.99
 makes nearly pure leaves forget all they observed at every attempt; (2) instead of a limit in bytes that is
 checked every million rows, `max_leaves` stops a tree's growth; (3) a nominal column with one value is never
-split on.
+split on; (4) of a nominal column the first thousand values are told apart.
 
 Reference: Domingos and Hulten, KDD 2000; Gama et al., Accurate Decision Trees for Mining High-Speed Data
 Streams, KDD 2003.

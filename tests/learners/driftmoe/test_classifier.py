@@ -14,6 +14,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.evaluation.prequential import accuracy, windowed
 from moe_adapt.evaluation.test_then_train import test_then_train as run
 from moe_adapt.learners.driftmoe import DriftMoEClassifier
+from moe_adapt.learners.hoeffding import encoding
 from moe_adapt.streams.drift import synthetic_stream
 from moe_adapt.streams.drift.generators import LED_BAYES
 
@@ -211,6 +212,17 @@ def test_shuffled_labels_give_the_majority_rate():
 def test_bad_options_are_told(options):
     with pytest.raises(UserError):
         small(**options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_column_of_identifiers_stays_bounded(mode, monkeypatch):
+    monkeypatch.setattr(encoding, "MOST_VALUES", 20)
+    model = small(mode)
+    rows = [({**x, "id": f"row {t}"}, y) for t, (x, y) in enumerate(synthetic_stream("SEA_a", 300))]
+    learned(model, rows)
+    assert model._engine.inputs.n_inputs == 3 + 20
+    assert model._engine.features.n_values == 20
+    assert sum(model.predict_one(x) == y for x, y in rows[100:]) > 140
 
 
 @pytest.mark.slow
