@@ -160,6 +160,9 @@ def render() -> int:
     cost = RESULTS / "update_cost.json"
     if cost.is_file():
         sections.append(_cost(json.loads(cost.read_text())))
+    banks = RESULTS / "dymoe_step.json"
+    if banks.is_file():
+        sections.append(_banks(json.loads(banks.read_text())))
     readme = HERE / "README.md"
     before, _, rest = readme.read_text().partition(START)
     readme.write_text(f"{before}{START}\n\n" + "\n\n".join(sections) + f"\n\n{END}{rest.partition(END)[2]}")
@@ -181,3 +184,24 @@ def _cost(report: dict[str, Any]) -> str:
         shares = " | ".join(f"{100 * row[k]:.1f} %" for k in ("share_of_step", "share_of_step_with_refresh"))
         lines.append(f"{head} | {times} | {shares} |")
     return "\n".join([lines[0], "", lines[1], "", *lines[2:]])
+
+
+def _banks(report: dict[str, Any]) -> str:
+    lines = [
+        "## DyMoE's step against the number of banks",
+        "",
+        f"Widths {report['width']} and {4 * report['width']}, {report['tokens']} tokens, one bank per task; "
+        "CPU time, one thread. Frozen experts have no parameter gradients and no optimizer state; their part "
+        "of the backward pass is the gradient with respect to their inputs.",
+        "",
+        "| banks | old banks | forward | backward | AdamW | step | against one bank | backward, MFLOP |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        old = "-" if row["banks"] == 1 else "frozen" if row["old_banks_frozen"] else "trained (control)"
+        times = " | ".join(
+            f"{row[f'{part}_ms']:.1f} ms" for part in ("forward", "backward", "optimizer", "step")
+        )
+        cells = f"{row['times_one_bank']:.2f} | {row['backward_mflop']:.0f}"
+        lines.append(f"| {row['banks']} | {old} | {times} | {cells} |")
+    return "\n".join(lines)

@@ -75,6 +75,8 @@ def write_report(folder: Path, result: StreamResult, bounds: list[Path]) -> Path
             parts += _pictures(Path(scratch), result, names, curves)
     if result.attribution.get("tasks"):
         parts += _attribution(result.attribution)
+    if result.verdicts:
+        parts += _form(result)
     parts += [
         "<h2>Costs</h2>",
         table(["", *rows], [[key, *(values.get(key) for values in rows.values())] for key in costs]),
@@ -123,6 +125,22 @@ def _attribution(found: dict[str, Any]) -> list[str]:
         "the stream; they come from exchanging routers and experts of then and now."
     )
     return ["<h2>Drift, and what it cost</h2>", f"<p>{said}</p>", table(heads, rows)]
+
+
+def _form(result: StreamResult) -> list[str]:
+    """Return the section on what of the drops is the form of answers."""
+    rows = result.format_artefacts()
+    heads = list(rows[0]) if rows else []
+    said = (
+        "Accuracy right after each task and at the end, of what the model writes (exactly, and up to its "
+        "form) and of the choice that it finds most likely. The artefact is the part of a drop that "
+        "likelihood does not see: a lost format, not a lost task."
+    )
+    return [
+        "<h2>Form of answers</h2>",
+        f"<p>{said}</p>",
+        table(heads, [[row[key] for key in heads] for row in rows]),
+    ]
 
 
 def _pictures(

@@ -7,6 +7,7 @@ import numpy as np
 
 from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.evaluation.continual import accuracy_seen, continual_metrics, final_class_mean
+from moe_adapt.training.stream.verdicts import Verdicts, artefacts
 
 __all__ = ["StreamResult"]
 
@@ -23,6 +24,7 @@ class StreamResult:
         classes: Right answers and test samples of each class after the last task, two lists [C].
         routing: Share of picks of each expert by site, if there are routers.
         attribution: Drift of routers and experts and what it cost, if it was measured.
+        verdicts: Right answers after every task on every task by verdict, if written answers were judged.
     """
 
     matrix: AccuracyMatrix
@@ -32,6 +34,7 @@ class StreamResult:
     classes: dict[str, list[int]] = field(default_factory=dict)
     routing: dict[str, list[float]] = field(default_factory=dict)
     attribution: dict[str, Any] = field(default_factory=dict)
+    verdicts: Verdicts = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -46,7 +49,18 @@ class StreamResult:
         if self.classes:
             correct, total = (np.array(self.classes[key]) for key in ("correct", "total"))
             found["final_class_mean"] = final_class_mean(correct, total)
+        for name, counts in self.verdicts.items():
+            matrix = AccuracyMatrix(self.matrix.total, counts)
+            found |= {
+                f"{name}_{key}": value
+                for key, value in continual_metrics(matrix).items()
+                if key in ("final_task_mean", "backward_transfer")
+            }
         return found
+
+    def format_artefacts(self) -> list[dict[str, Any]]:
+        """Return how much of each task's drop is the form of answers; empty if they were not judged."""
+        return artefacts(self.verdicts, self.matrix.total) if self.verdicts else []
 
     def costs(self) -> dict[str, float]:
         """Return times, sizes and forwards of the whole run."""
@@ -91,6 +105,8 @@ class StreamResult:
             "class_counts": self.classes,
             "routing": self.routing,
             "attribution": self.attribution,
+            "verdicts": self.verdicts,
+            "format_artefacts": self.format_artefacts() if self.done else [],
             "tasks": self.tasks,
             "manifest": self.manifest,
         }

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.learners import Learner
+from moe_adapt.learners.instructions import InstructionLearner
 from moe_adapt.streams import TaskStream
 from moe_adapt.training import manifest
 from moe_adapt.training.randomness import seed_generators
@@ -31,6 +32,7 @@ from moe_adapt.training.stream.routing import routing_load
 from moe_adapt.training.stream.schedule import scheduled_steps
 from moe_adapt.training.stream.session import Session, derived_seed, quiet_lightning
 from moe_adapt.training.stream.state import read_state, write_state
+from moe_adapt.training.stream.verdicts import check_writes, count_verdicts
 
 __all__ = ["StreamRunner"]
 
@@ -65,6 +67,8 @@ class StreamRunner:
         progress: Is told of tasks and steps.
         attribution: Measure, for learners of instructions with routed experts, what drift of routers and
             experts cost (`moe_adapt.training.stream.attribution`).
+        verdicts: Let a language model also write its answers and judge them by their form, which tells a lost
+            format from a lost task (`moe_adapt.training.stream.verdicts`).
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class StreamRunner:
         callbacks: list[Callback] | None = None,
         progress: StreamProgress | None = None,
         attribution: bool = True,
+        verdicts: bool = False,
     ) -> None:
         if eval_batch_size < 1 or num_workers < 0:
             raise UserError(
@@ -99,6 +104,7 @@ class StreamRunner:
         self.callbacks = callbacks or []
         self.progress = progress or StreamProgress()
         self.attribution = attribution
+        self.verdicts = verdicts
         self._attribution: Attribution | None = None
         self._pace = CheckpointPace(checkpoint_at, 1)
 
@@ -119,6 +125,8 @@ class StreamRunner:
         """
         steps = scheduled_steps(self.eval_at, len(stream))
         self._pace = CheckpointPace(self.checkpoint_at, len(stream))
+        if self.verdicts:
+            check_writes(learner)
         sizes = [len(rows) for rows in stream.test_rows]
         result = StreamResult(AccuracyMatrix(sizes), AccuracyMatrix(sizes))
         result.manifest = self._said(learner, stream)
@@ -207,6 +215,8 @@ class StreamRunner:
         }
         if found is not None:
             self._record(stream, index, found, result)
+            if self.verdicts and isinstance(learner, InstructionLearner):
+                self._judge(learner, stream, index, result)
             row["forwards_per_sample"] = found.forwards / len(found.right)
         own = ended - begun - session.step_seconds - session.other_seconds
         working = session.step_seconds + own + (found.seconds if found else 0.0)
@@ -235,6 +245,14 @@ class StreamRunner:
             row["seconds"]["overhead"] = time.perf_counter() - start - working
         accuracy = None if found is None else float(found.right.mean())
         self.progress.task_ends(index, task.name, accuracy, ended - start, tested - ended)
+
+    def _judge(
+        self, learner: InstructionLearner, stream: TaskStream, index: int, result: StreamResult
+    ) -> None:
+        for name, right in count_verdicts(learner, stream, index, self.eval_batch_size).items():
+            matrix = AccuracyMatrix(result.matrix.total, result.verdicts.get(name))
+            matrix.record(index, right)
+            result.verdicts[name] = matrix.to_dict()["correct"]
 
     def _record(self, stream: TaskStream, index: int, found: Evaluation, result: StreamResult) -> None:
         result.matrix.record(index, found.correct)

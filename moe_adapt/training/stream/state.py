@@ -25,7 +25,7 @@ FORMAT = "moe_adapt.stream/1"
 
 #: Parts of the result that are JSON types; as one text, because pickling 300 tasks value by value takes
 #: longer than the tensors do.
-TOLD = ("manifest", "tasks", "classes", "routing", "attribution")
+TOLD = ("manifest", "tasks", "classes", "routing", "attribution", "verdicts")
 
 
 def write_state(folder: Path, learner: Learner, result: StreamResult) -> None:
@@ -78,5 +78,5 @@ def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
     result.matrix = AccuracyMatrix(result.matrix.total, checkpoint["correct"].numpy())
     result.within = AccuracyMatrix(result.within.total, checkpoint["correct_within"].numpy())
     result.tasks, result.classes, result.routing = told["tasks"], told["classes"], told["routing"]
-    result.attribution = told["attribution"]
+    result.attribution, result.verdicts = told["attribution"], told["verdicts"]
     result.manifest["resumed_after_task"] = len(result.tasks) - 1

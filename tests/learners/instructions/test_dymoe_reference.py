@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from moe_adapt.checks import ToyAnswerer
 from moe_adapt.errors import UserError
@@ -128,6 +129,22 @@ def test_gradient_checkpointing_changes_nothing():
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, same_gradients[name], rtol=1e-4, atol=1e-6)
         assert "lm_head" in name or gradient is None or gradient.any(), name
+
+
+def test_a_step_grows_linearly_with_banks_and_trains_the_newest_only():
+    operations, trained = [], []
+    for tasks in (1, 2, 3):
+        built = grown(ToyAnswerer(), tasks=tasks)
+        samples, _ = stream(tasks).test_until(0)
+        batch = stream(tasks).collate([samples[row] for row in range(4)])
+        built.losses(batch)
+        with FlopCounterMode(display=False) as counter:
+            (built.losses(batch)["answer"] + built.peft_tuner.aux_loss()).backward()
+        operations.append(counter.get_total_flops())
+        trained.append(built.report()["trainable_parameters"])
+        assert not any(p.requires_grad for n, p in built.named_buffers() if "frozen" in n)
+    assert operations[2] - operations[1] == pytest.approx(operations[1] - operations[0], rel=0.01)
+    assert len(set(trained)) == 1
 
 
 def test_a_balance_loss_that_balances_nothing_is_refused():
