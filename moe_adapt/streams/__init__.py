@@ -4,6 +4,7 @@ from moe_adapt.streams.arrays import ArrayStream
 from moe_adapt.streams.base import Examples, Scenario, Task, TaskRecord, TaskStream
 from moe_adapt.streams.collate import Batch, collate
 from moe_adapt.streams.images import ImageStream
+from moe_adapt.streams.instruction_folders import folder_tasks
 from moe_adapt.streams.instruction_sources import jsonl_tasks, olora_order, olora_task, read_instructions
 from moe_adapt.streams.instruction_stream import InstructionStream
 from moe_adapt.streams.instruction_variants import (
@@ -33,6 +34,7 @@ __all__ = [
     "class_order",
     "collate",
     "conflicting_tasks",
+    "folder_tasks",
     "hold_out",
     "incremental_stream",
     "instruction_stream",

@@ -23,7 +23,14 @@ from typing import Any
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.streams.instructions import Instruction, InstructionTask, hold_out
 
-__all__ = ["OLORA_ORDERS", "jsonl_tasks", "olora_order", "olora_task", "read_instructions"]
+__all__ = [
+    "OLORA_ORDERS",
+    "jsonl_tasks",
+    "olora_order",
+    "olora_task",
+    "read_instructions",
+    "read_json_lines",
+]
 
 _STANDARD = [
     ["dbpedia", "amazon", "yahoo", "agnews"],
@@ -61,31 +68,44 @@ _QUESTIONS = {
 }
 
 
+def read_json_lines(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the objects of a JSON-lines file, also ``.gz``, each with where it is, for messages.
+
+    Raises:
+        UserError: If there is no such file, or a line is no object.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"there is no file {file}; expected JSON lines.")
+    text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode()
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{file.name}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} is no JSON: {error}.") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: expected an object, got {line.strip()[:80]!r}.")
+        found.append((where, row))
+    return found
+
+
 def read_instructions(path: str | Path) -> list[Instruction]:
     """Return the instructions of a JSON-lines file, also ``.gz``.
 
     Raises:
         UserError: If there is no such file, or a line is not an object with a prompt and an answer.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"there is no file {file}; expected JSON lines with prompt and answer.")
-    text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode()
-    return [
-        _instruction(line, f"{file.name}, line {number}")
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip()
-    ]
+    return [_instruction(row, where) for where, row in read_json_lines(path)]
 
 
-def _instruction(line: str, where: str) -> Instruction:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is no JSON: {error}.") from error
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "answer")):
+def _instruction(row: dict[str, Any], where: str) -> Instruction:
+    if not all(isinstance(row.get(key), str) for key in ("prompt", "answer")):
         raise UserError(
-            f"{where}: expected an object with the texts 'prompt' and 'answer', got {line.strip()[:80]!r}."
+            f"{where}: expected an object with the texts 'prompt' and 'answer', got {str(row)[:80]!r}."
         )
     choices = row.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):

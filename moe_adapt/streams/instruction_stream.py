@@ -9,6 +9,7 @@ from typing import Literal
 
 from moe_adapt.errors import UserError
 from moe_adapt.streams.base import TaskStream
+from moe_adapt.streams.instruction_folders import folder_tasks
 from moe_adapt.streams.instruction_sources import jsonl_tasks, olora_order, olora_task
 from moe_adapt.streams.instruction_variants import letter_answers, overlap_tasks
 from moe_adapt.streams.instructions import instruction_stream
@@ -21,16 +22,18 @@ class InstructionStream(TaskStream):
     """Tasks of prompts and answers.
 
     Args:
-        source: What the tasks are: jsonl (``<task>_train.jsonl``, ``<task>_test.jsonl``), olora (the O-LoRA
+        source: What the tasks are: jsonl (``<task>_train.jsonl``, ``<task>_test.jsonl``), folders (data sets
+            of labelled texts or multiple-choice questions, such as intents and ARC), olora (the O-LoRA
             benchmark) or rendered (pictures of shapes with questions, made on the fly; needs no folder).
         folder: Folder of the files.
         order: Names of the tasks in order; for olora also the number of a published order (1 to 6). None
-            takes all that a jsonl folder or the rendered questions have.
+            takes all that there are, except for olora.
         max_train: Most training instructions per task; None takes all.
         max_test: Most test instructions per task.
         overlap: Share of each later task's training set that comes from the first task.
         letters: Put choices into the prompt and take letters as answers.
         test_share: Share held out of tasks without a test set.
+        most_labels: Most labels of a task of labelled texts; None takes all.
         seed: Fixes what is chosen.
 
     Raises:
@@ -39,7 +42,7 @@ class InstructionStream(TaskStream):
 
     def __init__(
         self,
-        source: Literal["jsonl", "olora", "rendered"],
+        source: Literal["jsonl", "folders", "olora", "rendered"],
         folder: str | None = None,
         order: list[str] | int | None = None,
         max_train: int | None = None,
@@ -47,6 +50,7 @@ class InstructionStream(TaskStream):
         overlap: float = 0.0,
         letters: bool = False,
         test_share: float = 0.2,
+        most_labels: int | None = None,
         seed: int = 0,
     ) -> None:
         if source != "rendered" and folder is None:
@@ -55,6 +59,8 @@ class InstructionStream(TaskStream):
             raise UserError(f"an order by number is for olora; give the names of the {source} tasks.")
         if source == "jsonl":
             tasks = jsonl_tasks(folder or "", order, test_share)  # type: ignore[arg-type]
+        elif source == "folders":
+            tasks = folder_tasks(folder or "", order, most_labels)  # type: ignore[arg-type]
         elif source == "rendered":
             tasks = rendered_tasks(order, max_train or 500, max_test or 100, seed)  # type: ignore[arg-type]
         elif isinstance(order, int):
