@@ -251,6 +251,8 @@ class Learner(L.LightningModule):
         lr = {role: self.lr if rate is None else rate for role, rate in rates.items()}
         optimizer = self.optimizer(parameter_groups(parameters, lr, self.weight_decay))
         check_coverage(optimizer, self)
+        if self.backbone is not None and self.backbone.tuner is not None:
+            self.backbone.tuner.follow(optimizer)
         return with_schedule(
             optimizer, self.schedule, self.warmup, lambda: self.trainer.estimated_stepping_batches
         )

@@ -87,6 +87,9 @@ class Scorer(nn.Module, ABC):
     def forward(self, x: Tensor, ctx: "RouteContext", bank: "ExpertBank") -> Tensor:
         """Return logits [N, E] for the tokens `x` [N, d]; `x` is fp32 (or fp64)."""
 
+    def after_step(self, sums: dict[str, Tensor]) -> None:
+        """Update own buffers, once per optimizer step; see `LogitModifier.after_step`."""
+
 
 class LogitModifier(nn.Module, ABC):
     """Changes logits between scorer and selector: noise, temperature, a balancing bias, a steering vector.

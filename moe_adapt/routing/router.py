@@ -189,9 +189,9 @@ class Router(nn.Module):
         return F.linear(x, anchor)
 
     def after_step(self, sums: dict[str, Tensor]) -> None:
-        """Let the modifiers update their buffers, once per optimizer step (`LogitModifier.after_step`)."""
-        for modifier in self.modifiers:
-            modifier.after_step(sums)  # type: ignore[operator]
+        """Let scorer and modifiers update their buffers, once per optimizer step."""
+        for part in (self.scorer, *self.modifiers):
+            part.after_step(sums)
 
     @property
     def expert_groups(self) -> Tensor | None:

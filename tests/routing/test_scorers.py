@@ -131,11 +131,19 @@ def clusters(count, seed, shares=(0.4, 0.3, 0.15, 0.1, 0.05)):
     return (torch.eye(EXPERTS, WIDTH)[cluster] + noise) * lengths, cluster
 
 
+def learn(scorer, x, **context):
+    """Return the logits of a training step of one forward, after the step."""
+    ctx = RouteContext(training=True, **context)
+    logits = scorer(x, ctx, BANK)
+    scorer.after_step({name: value for (*_, name), value in ctx.sums.items()})
+    return logits
+
+
 def test_k_means_finds_the_clusters_and_leaves_no_expert_unused():
     scorer = KMeansScorer(WIDTH, EXPERTS)
     assert list(scorer.parameters()) == []
     for step in range(20):
-        scorer(clusters(100, seed=step)[0], RouteContext(training=True), BANK)
+        learn(scorer, clusters(100, seed=step)[0])
     x, cluster = clusters(500, seed=99)
     best = scorer(x, RouteContext(), BANK).argmax(dim=-1)
     assert len(set(zip(best.tolist(), cluster.tolist(), strict=True))) == EXPERTS
@@ -145,13 +153,13 @@ def test_k_means_finds_the_clusters_and_leaves_no_expert_unused():
 def test_k_means_is_the_running_mean_of_unit_tokens():
     scorer = KMeansScorer(WIDTH, 1)
     x = tokens(8)
-    scorer(x[:3], RouteContext(training=True), BANK)
-    scorer(x[3:], RouteContext(training=True), BANK)
+    learn(scorer, x[:3])
+    learn(scorer, x[3:])
     torch.testing.assert_close(scorer.means[0], F.normalize(x, dim=-1).mean(0))
     assert scorer.counts.item() == 8
     scorer.counts.fill_(1e6)
     before = scorer.means.clone()
-    scorer(x, RouteContext(training=True), BANK)
+    learn(scorer, x)
     target = F.normalize(x, dim=-1).mean(0)
     torch.testing.assert_close(scorer.means[0], before[0] + 0.01 * (target - before[0]))
 
@@ -159,11 +167,11 @@ def test_k_means_is_the_running_mean_of_unit_tokens():
 def test_k_means_waits_for_distinct_tokens():
     scorer = KMeansScorer(WIDTH, EXPERTS)
     assert scorer(tokens(4), RouteContext(), BANK).unique().numel() == 1
-    scorer(torch.eye(2, WIDTH).repeat(10, 1), RouteContext(training=True), BANK)
+    learn(scorer, torch.eye(2, WIDTH).repeat(10, 1))
     assert sorted(scorer.counts.tolist()) == [0, 0, 0, 10, 10]
     logits = scorer(tokens(30), RouteContext(), BANK)
     assert (logits.argmax(dim=-1) < 2).all()
-    scorer(tokens(30), RouteContext(training=True), BANK)
+    learn(scorer, tokens(30))
     assert (scorer.counts > 0).all()
 
 
@@ -173,15 +181,31 @@ def test_k_means_leaves_padding_and_evaluation_out():
     x = tokens(40)
     masked, short = KMeansScorer(WIDTH, EXPERTS), KMeansScorer(WIDTH, EXPERTS)
     for _ in range(2):
-        masked(x, RouteContext(token_mask=mask, training=True), BANK)
-        short(x[mask.flatten()], RouteContext(training=True), BANK)
+        learn(masked, x, token_mask=mask)
+        learn(short, x[mask.flatten()])
     torch.testing.assert_close(masked.means, short.means)
     assert masked.counts.sum() == 2 * 28
     before = masked.means.clone()
     masked(tokens(seed=5), RouteContext(training=False), BANK)
     assert torch.equal(masked.means, before)
-    masked(x, RouteContext(token_mask=torch.zeros(2, 20), training=True), BANK)
+    learn(masked, x, token_mask=torch.zeros(2, 20))
     assert torch.equal(masked.means, before)
+
+
+def test_k_means_learns_from_two_micro_batches_as_from_one_batch():
+    x = tokens(40)
+    whole, parts = KMeansScorer(WIDTH, EXPERTS), KMeansScorer(WIDTH, EXPERTS)
+    learn(whole, x)
+    parts.load_state_dict(whole.state_dict())
+    learn(whole, x)
+    sums = {}
+    for piece in x.split(20):
+        before = parts.means.clone()
+        parts(piece, RouteContext(training=True, sums=sums), BANK)
+        assert torch.equal(parts.means, before)
+    parts.after_step({name: value for (*_, name), value in sums.items()})
+    torch.testing.assert_close(parts.means, whole.means)
+    assert torch.equal(parts.counts, whole.counts)
 
 
 def test_k_means_draws_nothing_from_the_global_generator():

@@ -8,14 +8,14 @@ $$z_e = \cos(c_e, x) / \tau$$
 * *Start from data.* An expert without a mean takes the place of a token that is far from all means (k-means++
   seeding). Such experts score as the opposite of every token until a batch has enough distinct tokens.
   Random starting points leave experts unused.
-* *Update.* Each unpadded token is assigned to its nearest mean, whatever the selector picks. `c_e` moves
-  towards the mean of its unit tokens by `n / (count + n)`, the exact running mean, but at least by
-  `1 - decay`.
+* *Update*, once per optimizer step (`tuner.after_step`, `tuner.follow`), over the tokens of all its
+  micro-batches and processes. Each unpadded token is assigned to its nearest mean, whatever the selector
+  picks. `c_e` moves towards the mean of its unit tokens by `n / (count + n)`, the exact running mean, but at
+  least by `1 - decay`.
 
-Statistics are buffers, saved with the adapter. They are updated once per training-mode forward of a site
-(not yet once per optimizer step, so accumulation over `k` micro-batches makes `k` updates); the
-recomputation of gradient checkpointing neither updates them nor sees the updated ones. Under
-distributed training every process follows its own tokens, unless buffers are broadcast.
+Statistics are buffers, saved with the adapter; evaluation and the recomputation of gradient checkpointing
+leave them alone. The starting tokens are those of the first forward, under distributed training each
+process's own unless buffers are broadcast (as DDP does by default).
 
 The paper's rate and initialisation were not available to us; those here are ours.
 
@@ -85,7 +85,7 @@ class KMeansScorer(Scorer):
 
     @torch.no_grad()
     def _learn(self, unit: Tensor, ctx: RouteContext) -> Tensor:
-        """Return unit means and whether they exist, [E, d + 1], for this forward; then learn from it."""
+        """Return unit means and whether they exist, [E, d + 1], for this forward; note its tokens."""
         learning = ctx.training and not in_backward()
         mask = ctx.flat_mask(unit.shape[:-1])
         tokens = (unit if mask is None else unit[mask.to(unit.device)]).to(self.means.dtype)
@@ -93,8 +93,8 @@ class KMeansScorer(Scorer):
             self._seed_empty(tokens)
         known = self.means.any(dim=-1, keepdim=True)
         means = F.normalize(self.means, dim=-1)
-        if learning and len(tokens) > 0:
-            self._update(tokens, means, known.squeeze(-1))
+        if learning:
+            self._note(tokens, means, known.squeeze(-1), ctx)
         return torch.cat([means, known], dim=-1).to(unit.dtype)
 
     def _seed_empty(self, tokens: Tensor) -> None:
@@ -112,11 +112,18 @@ class KMeansScorer(Scorer):
             self.means[expert] = tokens[chosen[0]]
             known = torch.cat([known, tokens[chosen]])
 
-    def _update(self, tokens: Tensor, means: Tensor, known: Tensor) -> None:
+    def _note(self, tokens: Tensor, means: Tensor, known: Tensor, ctx: RouteContext) -> None:
         nearest = F.linear(tokens, means).masked_fill(~known, float("-inf")).argmax(dim=-1)
         assigned = F.one_hot(nearest, len(means)).to(tokens.dtype) * known
-        count = assigned.sum(dim=0)
-        target = (assigned.t() @ tokens) / count.clamp(min=1).unsqueeze(-1)
+        ctx.accumulate("k_means", torch.cat([assigned.t() @ tokens, assigned.sum(dim=0)[:, None]], dim=-1))
+
+    def after_step(self, sums: dict[str, Tensor]) -> None:
+        """Move the means towards the tokens of the step."""
+        if "k_means" not in sums:
+            return
+        total, count = sums["k_means"].to(self.means).split([self.means.shape[-1], 1], dim=-1)
+        count = count.squeeze(-1)
+        target = total / count.clamp(min=1).unsqueeze(-1)
         rate = (count / (self.counts + count).clamp(min=1)).clamp(1 - self.decay, 1) * (count > 0)
         self.means.add_(rate.unsqueeze(-1) * (target - self.means))
         self.counts.add_(count)
