@@ -11,14 +11,18 @@ __all__ = ["AdapterReport", "expert_sums"]
 
 
 def expert_sums(module: torch.nn.Module) -> dict[str, Tensor]:
-    """Return sums [2, E] of each trainable expert's factors A and B by site, to see whether it moved."""
+    """Return sums of each trainable expert's factors by site, [2, E], to see whether it moved.
+
+    Experts that share `A` have the sums of `B` alone, [1, E].
+    """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     sums = {}
     for name, down in parameters.items():
         if ".moe_adapt_A." in name:
             up = parameters[name.replace(".moe_adapt_A.", ".moe_adapt_B.")]
-            both = (down.detach().double().sum(dim=(1, 2)), up.detach().double().sum(dim=(0, 2)))
-            sums[name.split(".moe_adapt_A.")[0]] = torch.stack(both).cpu()
+            found = [down.detach().double().sum(dim=(1, 2)), up.detach().double().sum(dim=(0, 2))]
+            own = found if len(down) == up.shape[1] else found[1:]
+            sums[name.split(".moe_adapt_A.")[0]] = torch.stack(own).cpu()
     return sums
 
 
