@@ -61,7 +61,7 @@ def train(backbone: str, steps: int = 10, beta: float = 0.1, lr: float = 1e-3) -
         optimizer.zero_grad()
         (loss + auxiliary).backward()
         optimizer.step()
-        history.append({"loss": float(loss), "aux": float(auxiliary)})
+        history.append({"loss": loss.item(), "aux": auxiliary.item()})
     return history
 
 

@@ -9,7 +9,7 @@ from moe_adapt.training.cli.main import COMMANDS
 from tests.markdown import PAGES, REPOSITORY, Block, blocks, furnish, with_stand_ins
 
 PAGE = {page.relative_to(REPOSITORY).as_posix(): blocks(page) for page in PAGES}
-TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+CONFIGURED_COMMANDS = ("fit", "validate", "test", "predict", "stream")
 
 
 def is_run(page: list[Block]) -> bool:
@@ -44,9 +44,15 @@ def unmarked_commands() -> list:
 def test_commands_parse(page, words, place, capsys):
     assert words[0] in COMMANDS or words[0] in ("--help", "--version")
     of_a_run = any(word.startswith("runs/") and word.endswith(".yaml") for word in words)
-    if words[0] in TRAINER_COMMANDS and not of_a_run and not any("help" in word for word in words):
+    if of_a_run or any("help" in word for word in words):
+        return
+    if words[0] in CONFIGURED_COMMANDS:
         furnish(place, page)
         assert main([*words, "--print_config"]) == 0, capsys.readouterr().err
+        return
+    assert main([*(words[:2] if words[0] == "pool" else words[:1]), "--help"]) == 0
+    known = capsys.readouterr().out
+    assert all(word.partition("=")[0] in known for word in words if word.startswith("--"))
 
 
 @pytest.mark.parametrize("name", PAGE)

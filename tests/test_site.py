@@ -10,7 +10,9 @@ import pytest
 
 from moe_adapt.learners import LEARNERS, FineTuning
 from moe_adapt.presets import PRESETS
+from moe_adapt.training.cli import main
 from moe_adapt.updates import ROUTER_UPDATES
+from tests.markdown import Block
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -117,3 +119,12 @@ def test_formulas_become_mathml():
     made = load("hooks", "maths").with_mathml(html)
     assert made.count("<math") == 2 and "<mfrac>" in made and "arithmatex" not in made
     assert ElementTree.fromstring(made) is not None
+
+
+@pytest.mark.slow
+def test_commands_of_method_pages_parse(pages, capsys):
+    for path, page in pages.items():
+        for text in re.findall(r"```bash\n(.*?)```", page.text, flags=re.DOTALL):
+            for words in Block(path, 0, "bash", text, False).commands():
+                if words[0] != "drift":
+                    assert main([*words, "--print_config"]) == 0, f"{path}: {capsys.readouterr().err}"
