@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from export_table import export_table
+from rendering import made_by, mean_and_spread
 from routed_table import routed_table
-from summary_table import mean_and_spread, summary_table
+from summary_table import summary_table
 
 from moe_adapt.training.cli import main as moe_adapt
 from moe_adapt.training.manifest import collect
@@ -144,11 +145,7 @@ def table(name: str, report: dict[str, Any]) -> str:
             for metric in comparison.metrics:
                 cells.append(mean_and_spread([row["metrics"][metric] for row in rows]))
             lines.append("| " + " | ".join(cells) + " |")
-    facts = report["manifest"]
-    lines += [
-        "",
-        f"`{facts['command']}`, {facts['cpu_threads']} thread(s), torch {facts['versions']['torch']}.",
-    ]
+    lines += ["", made_by(report["manifest"])]
     return "\n".join(lines)
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from rendering import made_by
+
 __all__ = ["export_table"]
 
 HEADS = ("adapter", "rank", "mean KL", "same answer", "accuracy, routed", "accuracy, merged")
@@ -33,9 +35,5 @@ def export_table(report: dict[str, Any]) -> str:
                 f"{gap['accuracy_merged']:.3f}",
             ]
             lines.append("| " + " | ".join(cells) + " |")
-    facts = report["manifest"]
-    lines += [
-        "",
-        f"`{facts['command']}`, {facts['cpu_threads']} thread(s), torch {facts['versions']['torch']}.",
-    ]
+    lines += ["", made_by(report["manifest"])]
     return "\n".join(lines)

@@ -3,13 +3,9 @@
 import statistics
 from typing import Any
 
+from rendering import made_by, mean_and_spread
+
 __all__ = ["routed_table"]
-
-
-def _spread(values: list[float], digits: int = 3) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _ratio(rows: list[dict[str, Any]], base: dict[int, dict[str, Any]], key: str) -> str:
@@ -43,16 +39,12 @@ def routed_table(report: dict[str, Any]) -> str:
             rows[0]["label"],
             str(len(rows)),
             f"{rows[0]['trainable_parameters']:,}",
-            _spread([row["accuracy"]["mean"] for row in rows]),
-            *(_spread([row["accuracy"][task] for row in rows], 2) for task in tasks),
-            _spread(dense) if dense else "",
+            mean_and_spread([row["accuracy"]["mean"] for row in rows]),
+            *(mean_and_spread([row["accuracy"][task] for row in rows], 2) for task in tasks),
+            mean_and_spread(dense) if dense else "",
             _ratio(rows, base, "cpu_seconds_per_step"),
             _ratio(rows, base, "training_memory_mb"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    facts = report["manifest"]
-    lines += [
-        "",
-        f"`{facts['command']}`, {facts['cpu_threads']} thread(s), torch {facts['versions']['torch']}.",
-    ]
+    lines += ["", made_by(report["manifest"])]
     return "\n".join(lines)

@@ -1,21 +1,15 @@
 """The results in the project's README: one line per comparison, and the time of a training step."""
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["mean_and_spread", "summary_table"]
+from rendering import mean_and_spread
+
+__all__ = ["summary_table"]
 
 HEADS = ("accuracy", "seeds", "DynMoLE", "LoRA, equal parameters", "no adapter")
 #: Beginnings of the methods' names in the JSON files, in the order of the last columns of `HEADS`.
 COLUMNS = (("dynmole",), ("lora",), ("probe", "untrained"))
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Return ``mean ± standard deviation``, or the value if there is one."""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def summary_table(
