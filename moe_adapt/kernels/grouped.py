@@ -35,7 +35,8 @@ class _Segments:
     Attributes:
         token: Token of each pair, int64 [P].
         slot: Position of each pair in the flat [N K] slots, int64 [P].
-        place: Pair of each slot, int64 [N, K]; `P` for an empty one.
+        place: Pair of each slot, int64 [N K]; `P` for an empty one.
+        shape: `N` and `K`.
         ends: Where each expert's pairs end, `E` numbers.
         grouped: Whether products run through grouped_mm.
     """
@@ -45,10 +46,10 @@ class _Segments:
         order = flat.argsort(stable=True)
         counts = torch.bincount(flat.long() + 1, minlength=experts + 1)
         self.slot = order[int(counts[0]) :]
-        self.token = self.slot // index.shape[1]
+        self.token = self.slot // max(index.shape[1], 1)  # no token has a slot if K = 0
         self.place = torch.full_like(order, len(self.slot))
         self.place[self.slot] = torch.arange(len(self.slot), device=index.device)
-        self.slots = index.shape[1]
+        self.shape = index.shape
         self.offsets = counts[1:].cumsum(0).to(torch.int32)
         self.ends: list[int] = self.offsets.tolist()
         self.grouped = grouped
@@ -82,7 +83,7 @@ class _Segments:
         if len(rows) < len(self.place):
             rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
         gathered = rows.index_select(0, self.place)
-        return gathered if self.slots == 1 else gathered.view(-1, self.slots, rows.shape[1]).sum(dim=1)
+        return gathered if self.shape[1] == 1 else gathered.view(*self.shape, rows.shape[1]).sum(dim=1)
 
 
 class _Grouped(torch.autograd.Function):

@@ -78,8 +78,13 @@ def test_an_expert_listed_twice_counts_with_the_sum_of_its_weights(impl):
 def test_a_token_without_experts_gets_the_base_output_bit_for_bit(impl):
     base, x, a, b, _ = (tensor.detach() for tensor in problem(5, 4, 3, 6, 2, dtype=torch.float32))
     assert torch.equal(run(base, x, a, b, torch.zeros(5, 6), 2.0, impl), base)
-    index, weight = torch.full((5, 2), -1), torch.full((5, 2), float("nan"))
-    assert torch.equal(routed_lora(x, base, a, b, 2.0, index=index, weight=weight, impl=impl), base)
+    for slots_per_token in (2, 0):
+        index = torch.full((5, slots_per_token), -1)
+        weight = torch.full((5, slots_per_token), float("nan"), requires_grad=True)
+        y = routed_lora(x, base, a.requires_grad_(), b, 2.0, index=index, weight=weight, impl=impl)
+        assert torch.equal(y, base)
+        found = torch.autograd.grad(y.sum(), [a, weight], materialize_grads=True)
+        assert not any(gradient.any() for gradient in found)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)

@@ -3,8 +3,8 @@
 `shrink` multiplies every token with every expert. That costs nothing while `R = E r` is small, because
 reading the tokens takes longer; from a few hundred columns on it does not. Here slot `k` of all tokens is one
 pass: its tokens are sorted by expert (`Groups`) and cut into blocks of one expert each. A pass touches each
-token once, so results are read, added to and written without atomics, slot after slot; they are rounded once
-per slot. Hidden vectors are [N, K, r]. The grid is an upper bound of the number of blocks; those beyond the
+token once, so results are read, added to and written without atomics, slot after slot; between slots they are
+fp32, so that they are rounded once. Hidden vectors are [N, K, r]. The grid is an upper bound of the number of blocks; those beyond the
 last return at once. Nothing is read back to the host, and shapes do not depend on values.
 """
 
@@ -162,18 +162,22 @@ def group_expand_kernel(
     stride_bm,
     stride_yn,
     HAS_BASE: tl.constexpr,
+    COPIES: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_M: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Add what the tokens of one block get from their expert; without one they only get their base."""
+    """Add what the tokens of one block get from their expert; without one they are copied if asked."""
     tiles = tl.cdiv(M, BLOCK_M)
     block = tl.program_id(0) // tiles
     expert, rows, live = _block(tokens, starts, first, owner, slot, block, N, BLOCKS, NUM_EXPERTS, BLOCK_N)
-    if (expert > NUM_EXPERTS) | ((expert == NUM_EXPERTS) & (slot > 0)):
+    if expert > NUM_EXPERTS:
         return
+    if not COPIES:
+        if expert == NUM_EXPERTS:
+            return
     features = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     present = live[:, None] & (features < M)[None, :]
     if HAS_BASE:
@@ -315,14 +319,17 @@ def group_expand(
     experts, rank, strides = _layout(factor, by_rank)
     tiles = grouped_tiles(tokens, width, experts, rank, z.element_size())
     blocks = groups.owner.shape[1]
+    total = out
+    if slots > 1 and out.dtype != torch.float32:
+        total = torch.empty(out.shape, dtype=torch.float32, device=out.device)
     for slot in range(slots):
-        summand = base if slot == 0 else out
-        source = out if summand is None else summand
+        summand, target = base if slot == 0 else total, out if slot == slots - 1 else total
+        source = target if summand is None else summand
         group_expand_kernel[(blocks * triton.cdiv(width, tiles.features),)](
-            z, factor, *_tables(groups), source, out, slot, tokens, width, slots, blocks, experts, *strides,
-            source.stride(0), source.stride(1), out.stride(0), HAS_BASE=summand is not None, RANK=rank,
-            BLOCK_N=groups.rows, BLOCK_R=tiles.ranks, BLOCK_M=tiles.features, UPCAST=upcast,
-            num_warps=tiles.warps, num_stages=2,
+            z, factor, *_tables(groups), source, target, slot, tokens, width, slots, blocks, experts,
+            *strides, source.stride(0), source.stride(1), target.stride(0), HAS_BASE=summand is not None,
+            COPIES=source is not target or slot == 0, RANK=rank, BLOCK_N=groups.rows, BLOCK_R=tiles.ranks,
+            BLOCK_M=tiles.features, UPCAST=upcast, num_warps=tiles.warps, num_stages=2,
         )  # fmt: skip
 
 

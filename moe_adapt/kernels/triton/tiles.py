@@ -215,7 +215,7 @@ def uses_groups(slots: int, experts: int, rank: int) -> bool:
 
     Does not look at the number of tokens, so that a compiled graph serves any.
     """
-    return experts * rank > GROUPED_COLUMNS and 4 * slots <= experts
+    return experts * rank > GROUPED_COLUMNS and 0 < 4 * slots <= experts
 
 
 def grouped_tiles(tokens: int, width: int, experts: int, rank: int, itemsize: int) -> Tiles:

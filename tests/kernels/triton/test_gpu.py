@@ -90,7 +90,7 @@ def test_mixtures_of_64_experts(k, rank):
     check((100, 2048, 1408, 64, rank), torch.bfloat16, k)
 
 
-@pytest.mark.parametrize("tokens, k, experts", itertools.product([1, 2, 4, 8], [1, 2], [64, 128]))
+@pytest.mark.parametrize("tokens, k, experts", list(itertools.product([1, 2, 4, 8], [1, 2], [64, 128])))
 def test_a_few_tokens_of_many_experts(tokens, k, experts):
     check((tokens, 512, 256, experts, 16), torch.float16, k)
     check_serving(tokens, experts, 16, 2048, 1408, torch.bfloat16)

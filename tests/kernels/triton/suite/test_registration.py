@@ -8,6 +8,7 @@ from moe_adapt.kernels.dispatch import choose
 from moe_adapt.kernels.implementations import find
 from moe_adapt.kernels.problem import Operands
 from moe_adapt.kernels.triton import operator, tiles
+from moe_adapt.kernels.triton.implementation import _checked
 from tests.kernels.triton.setting import DEVICE, INTERPRETED, MARKS, drawn, outcome
 
 pytestmark = MARKS
@@ -66,6 +67,13 @@ def test_autocast_reaches_the_experts():
     for mine, other in zip((y, *found), (exact, *truth), strict=True):
         assert mine.dtype == other.dtype
         torch.testing.assert_close(mine, other, rtol=0.05, atol=0.05 * other.abs().max().item())
+
+
+def test_the_first_call_may_be_in_inference_mode():
+    _checked.cache_clear()
+    with torch.inference_mode():
+        assert _checked(DEVICE, torch.float32) == ""
+    _checked.cache_clear()
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="is about the interpreter")

@@ -52,6 +52,20 @@ def test_sorted_tokens(shape, k, tiles, monkeypatch):
     test_as_exact_as_the_stacked_form(shape, k, tiles)
 
 
+def test_many_slots_are_rounded_once(monkeypatch):
+    """Next to 2048 the numbers of fp16 are 2 apart: any slot alone would be lost."""
+    monkeypatch.setattr(sizes, "GROUPED_COLUMNS", 0)
+    half = {"dtype": torch.float16, "device": DEVICE}
+    x, base = torch.ones(2, 16, **half), torch.full((2, 16), 2048.0, **half)
+    a, b = torch.full((32, 1, 16), 1 / 16, **half).requires_grad_(), torch.full((16, 32, 1), 0.9, **half)
+    index = torch.arange(16, device=DEVICE).view(2, 8)
+    index[1, 7] = -1
+    y = routed_lora(
+        x, base, a, b, 1.0, index=index, weight=torch.ones(2, 8, device=DEVICE), impl="triton"
+    )
+    assert (y[0] == 2056).all() and (y[1] == 2054).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("k, experts, rank", [(None, 4, 8), (2, 4, 8), (1, 9, 64)])
 def test_half_precision(dtype, k, experts, rank):
@@ -114,12 +128,12 @@ def test_no_tokens():
     assert not found[2].any() and not found[3].any()
 
 
-@pytest.mark.parametrize("columns", [0, 512])
-def test_no_experts_leave_the_base_bit_for_bit(columns, monkeypatch):
+@pytest.mark.parametrize("columns, k", [(0, 2), (512, 2), (0, 0)])
+def test_no_experts_leave_the_base_bit_for_bit(columns, k, monkeypatch):
     monkeypatch.setattr(sizes, "GROUPED_COLUMNS", columns)
     (base, x, a, b, _), _ = drawn((18, 16, 24, 9, 4), torch.float32, None)
-    index = torch.full((18, 2), -1, device=DEVICE)
-    weight = torch.full((18, 2), float("nan"), device=DEVICE, requires_grad=True)
+    index = torch.full((18, k), -1, device=DEVICE)
+    weight = torch.full((18, k), float("nan"), device=DEVICE, requires_grad=True)
     y = routed_lora(x, base, a, b, 1.5, index=index, weight=weight, impl="triton")
     assert torch.equal(y, base)
     (dweight,) = torch.autograd.grad(y.sum(), [weight])
