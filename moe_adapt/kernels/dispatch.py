@@ -4,6 +4,7 @@ One expert always runs the reference, which is bit-equal to PEFT's LoRA, unless 
 a call costs an implementation is estimated from the work that it does (`Implementation.work`):
 
     seconds = flop * per_flop + bytes * per_byte + calls * per_call + segments * per_segment
+              + hidden * per_hidden
 
 with constants per device class, dtype and implementation from a file in `costs/`, which
 ``python -m moe_adapt.kernels.tune`` writes. Where a device class has no constants, Triton is taken if it

@@ -197,7 +197,7 @@ def _work(problem: Problem) -> Work:
     flop = 2 * pairs * problem.rank * features
     moved = (3 * pairs * features + problem.width * features) * problem.dtype.itemsize
     passes = 3 if problem.trains else 1
-    return Work(passes * flop, passes * moved, passes * 12, passes * problem.experts)
+    return Work(passes * flop, passes * moved, passes * 12, passes * min(problem.experts, pairs))
 
 
 def _supports(problem: Problem) -> str:

@@ -18,15 +18,17 @@ class Work(NamedTuple):
 
     Attributes:
         flop: Floating-point operations of its matrix products.
-        bytes: Bytes that it reads and writes.
+        bytes: Bytes of tokens, results and factors that it reads and writes.
         calls: Operations that it starts.
         segments: Experts that it handles one by one.
+        hidden: Bytes in rank space that element-wise operations read and write.
     """
 
     flop: float
     bytes: float
     calls: float
     segments: float = 0
+    hidden: float = 0
 
 
 @dataclass(frozen=True)

@@ -191,9 +191,8 @@ def _work(problem: Problem) -> Work:
     flop = 2 * rows * problem.width * features
     moved = (rows * (features + problem.out_features) + problem.width * features) * problem.dtype.itemsize
     hidden = 4 * rows * problem.width * problem.dtype.itemsize
-    if not problem.trains:
-        return Work(flop, moved + hidden, 4)
-    return Work(3 * flop, 3 * moved + 3 * hidden, 16)
+    passes = 3 if problem.trains else 1
+    return Work(passes * flop, passes * moved, passes * 4, hidden=passes * hidden)
 
 
 def _anything(problem: Problem) -> str:

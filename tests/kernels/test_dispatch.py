@@ -11,7 +11,7 @@ from moe_adapt.kernels import dispatch
 from moe_adapt.kernels.dispatch import KERNEL_VARIABLE, choose, explain
 from moe_adapt.kernels.implementations import find
 from moe_adapt.kernels.problem import Problem
-from moe_adapt.kernels.tune import fit, grid, inputs, measure, with_implementation
+from moe_adapt.kernels.tune import fit, grid, inputs, measure, refine, with_implementation
 
 SMALL = Problem(512, 576, 1536, 8, 8, 2, torch.float32, "cpu", True)
 MANY = SMALL._replace(experts=256)
@@ -64,9 +64,9 @@ def test_a_named_kernel_that_cannot_compute_the_problem_is_an_error():
 
 
 def test_the_least_estimate_decides(costs, caplog):
-    costs(stacked={"float32": [0, 0, 1, 0]}, grouped={"float32": [0, 0, 9, 0]})
+    costs(stacked={"float32": [0, 0, 1, 0, 0]}, grouped={"float32": [0, 0, 9, 0, 0]})
     assert choose(SMALL) == "stacked"
-    costs(stacked={"float32": [0, 0, 9, 0]}, grouped={"float32": [0, 0, 1, 0]})
+    costs(stacked={"float32": [0, 0, 9, 0, 0]}, grouped={"float32": [0, 0, 1, 0, 0]})
     with caplog.at_level(logging.DEBUG, logger=dispatch.__name__):
         assert choose(SMALL) == "grouped"
     assert "kernel grouped" in caplog.text
@@ -93,6 +93,30 @@ def test_fit_finds_constants_and_keeps_them_non_negative():
     rows = [(row, sum(a * b for a, b in zip(row, truth, strict=True))) for row in work]
     assert fit(rows) == pytest.approx(truth, rel=1e-3)
     assert min(fit([((1.0, 1.0), 1.0), ((1.0, 2.0), 0.5)])) == 0
+
+
+def test_refined_constants_choose_what_is_faster():
+    """One way is linear, the other is not; the closest line alone picks the wrong one in the middle."""
+    sizes = [1.0, 2.0, 4.0, 8.0, 16.0]
+    work = {"linear": [(1.0, n) for n in sizes], "root": [(1.0, n) for n in sizes]}
+    seconds = {"linear": list(sizes), "root": [3 * n**0.5 for n in sizes]}
+    start = {name: fit(list(zip(work[name], seconds[name], strict=True))) for name in work}
+
+    def lost(constants):
+        estimates = {n: [a * constants[n][0] + b * constants[n][1] for a, b in work[n]] for n in work}
+        places = range(len(sizes))
+        chosen = [min(work, key=lambda n, i=i: estimates[n][i]) for i in places]
+        return sum(seconds[n][i] / min(seconds[m][i] for m in work) - 1 for i, n in enumerate(chosen))
+
+    found = refine(work, seconds, start, steps=200)
+    assert lost(found) <= lost(start) and lost(found) < 0.1
+    assert all(constant >= 0 for constants in found.values() for constant in constants)
+
+
+def test_small_segments_of_half_precision_are_stacked():
+    """A product of four rows in bf16 costs as much as one of fifty: 64 of them lose to one large one."""
+    few = Problem(128, 768, 768, 64, 8, 2, torch.bfloat16, "cpu", True)
+    assert choose(few) == "stacked" and choose(few._replace(tokens=2048)) == "grouped"
 
 
 def test_measuring_a_problem():

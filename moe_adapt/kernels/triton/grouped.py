@@ -4,8 +4,9 @@
 reading the tokens takes longer; from a few hundred columns on it does not. Here slot `k` of all tokens is one
 pass: its tokens are sorted by expert (`Groups`) and cut into blocks of one expert each. A pass touches each
 token once, so results are read, added to and written without atomics, slot after slot; between slots they are
-fp32, so that they are rounded once. Hidden vectors are [N, K, r]. The grid is an upper bound of the number of blocks; those beyond the
-last return at once. Nothing is read back to the host, and shapes do not depend on values.
+fp32, so that they are rounded once. Hidden vectors are [N, K, r]. The grid is an upper bound of the number of
+blocks; those beyond the last return at once. Nothing is read back to the host, and shapes do not depend on
+values.
 """
 
 from dataclasses import dataclass
@@ -155,6 +156,7 @@ def group_expand_kernel(
     SLOTS,
     BLOCKS,
     NUM_EXPERTS,
+    LIMIT,
     stride_we,
     stride_wr,
     stride_wm,
@@ -162,22 +164,18 @@ def group_expand_kernel(
     stride_bm,
     stride_yn,
     HAS_BASE: tl.constexpr,
-    COPIES: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_M: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Add what the tokens of one block get from their expert; without one they are copied if asked."""
+    """Add what the tokens of one block get from their expert; groups from `LIMIT` on are left."""
     tiles = tl.cdiv(M, BLOCK_M)
     block = tl.program_id(0) // tiles
     expert, rows, live = _block(tokens, starts, first, owner, slot, block, N, BLOCKS, NUM_EXPERTS, BLOCK_N)
-    if expert > NUM_EXPERTS:
+    if expert >= LIMIT:
         return
-    if not COPIES:
-        if expert == NUM_EXPERTS:
-            return
     features = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     present = live[:, None] & (features < M)[None, :]
     if HAS_BASE:
@@ -325,11 +323,12 @@ def group_expand(
     for slot in range(slots):
         summand, target = base if slot == 0 else total, out if slot == slots - 1 else total
         source = target if summand is None else summand
+        limit = experts + (source is not target or slot == 0)  # tokens without an expert are copied, too
         group_expand_kernel[(blocks * triton.cdiv(width, tiles.features),)](
-            z, factor, *_tables(groups), source, target, slot, tokens, width, slots, blocks, experts,
+            z, factor, *_tables(groups), source, target, slot, tokens, width, slots, blocks, experts, limit,
             *strides, source.stride(0), source.stride(1), target.stride(0), HAS_BASE=summand is not None,
-            COPIES=source is not target or slot == 0, RANK=rank, BLOCK_N=groups.rows, BLOCK_R=tiles.ranks,
-            BLOCK_M=tiles.features, UPCAST=upcast, num_warps=tiles.warps, num_stages=2,
+            RANK=rank, BLOCK_N=groups.rows, BLOCK_R=tiles.ranks, BLOCK_M=tiles.features, UPCAST=upcast,
+            num_warps=tiles.warps, num_stages=2,
         )  # fmt: skip
 
 

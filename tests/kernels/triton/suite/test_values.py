@@ -60,9 +60,7 @@ def test_many_slots_are_rounded_once(monkeypatch):
     a, b = torch.full((32, 1, 16), 1 / 16, **half).requires_grad_(), torch.full((16, 32, 1), 0.9, **half)
     index = torch.arange(16, device=DEVICE).view(2, 8)
     index[1, 7] = -1
-    y = routed_lora(
-        x, base, a, b, 1.0, index=index, weight=torch.ones(2, 8, device=DEVICE), impl="triton"
-    )
+    y = routed_lora(x, base, a, b, 1.0, index=index, weight=torch.ones(2, 8, device=DEVICE), impl="triton")
     assert (y[0] == 2056).all() and (y[1] == 2054).all()
 
 
