@@ -3,15 +3,17 @@
 In every cell all competitors take turns within one process; each turn is timed with CUDA events, after a
 warm-up, on tensors whose state in the L2 cache is said (`--l2`). Reported are medians, their middle half, the
 ratio to plain LoRA of rank `E r`, and the ratio to the floor: the larger of the arithmetic over `--flops` and
-the bytes that no implementation can avoid over `--bandwidth`. With `--graph` each competitor is captured in a
-CUDA graph first, which takes Python and launch cost out; those that wait for the device cannot be captured.
-Before anything is timed, each result is compared with that of the stacked form in fp32.
+the bytes that no implementation can avoid over `--bandwidth`. The pass `decode` is a forward of a few tokens
+that is captured in a CUDA graph first, which takes Python and launch cost out; what waits for the device
+cannot be captured. Before anything is timed, each result is compared with that of the stacked form in fp32.
+The last lines say of each target (`targets.py`) whether it is reached.
 
     python benchmarks/kernels/gpu.py --out benchmarks/results/kernels_gpu.json
-    python benchmarks/kernels/gpu.py --graph --passes forward --tokens 1 4 16 64 --out FILE
+    python benchmarks/kernels/gpu.py --grid full --out benchmarks/results/kernels_gpu.json
     python benchmarks/kernels/gpu.py --show benchmarks/results/kernels_gpu.json
 
-`--device cpu` rehearses the script; its times say nothing about a GPU.
+`--device cpu` rehearses the script, with TRITON_INTERPRET=1 the kernels, too; its times say nothing about a
+GPU.
 """
 
 import argparse
@@ -26,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from rivals import RIVALS
+from targets import shown
 from torch import Tensor
 
 from moe_adapt.kernels import routed_lora
@@ -35,47 +38,6 @@ from moe_adapt.training.manifest import collect
 
 #: [N, E, o] of the materialised form may take this many bytes.
 MATERIALISED = 8 * 2**30
-
-
-def plain_lora(given: Operands) -> Tensor:
-    """LoRA of rank `E r`, not routed: the least that `E` experts of rank `r` in the stacked form cost."""
-    assert given.base is not None
-    down, up = given.a.flatten(0, 1), given.b.flatten(1, 2)
-    return given.base + F.linear(F.linear(given.x, down), up) * given.scale
-
-
-def expert_loop(given: Operands) -> Tensor:
-    """Gather the tokens of each expert in turn, and add its output to theirs."""
-    gates, result = given.dense_gates(), given.base
-    assert result is not None
-    for expert, (down, up) in enumerate(zip(given.a.unbind(0), given.b.unbind(1), strict=True)):
-        tokens = gates[:, expert].nonzero().squeeze(-1)
-        output = F.linear(F.linear(given.x[tokens], down), up) * gates[tokens, expert, None].to(given.x.dtype)
-        result = result.index_add(0, tokens, output * given.scale)
-    return result
-
-
-def materialised(given: Operands) -> Tensor:
-    """Form every expert's output for every token, [N, E, o], and weigh them."""
-    assert given.base is not None
-    hidden = torch.einsum("nd,erd->ner", given.x, given.a)
-    outputs = torch.einsum("ner,oer->neo", hidden, given.b)
-    return given.base + given.scale * torch.einsum(
-        "neo,ne->no", outputs, given.dense_gates().to(given.x.dtype)
-    )
-
-
-def sorted_grouped_mm(given: Operands) -> Tensor:
-    """Sort pairs of token and expert, two grouped products, and add the weighted outputs to their tokens."""
-    assert given.base is not None and given.index is not None and given.weight is not None
-    experts, slots = given.a.shape[0], given.index.shape[1]
-    keys, order = given.index.flatten().sort(stable=True)
-    ends = torch.histc(keys.float(), experts, 0, experts - 1).cumsum(0).to(torch.int32)
-    tokens = order // slots
-    hidden = F.grouped_mm(given.x[tokens], given.a.transpose(1, 2), offs=ends)
-    outputs = F.grouped_mm(hidden, given.b.permute(1, 2, 0), offs=ends)
-    weight = given.weight.flatten()[order].unsqueeze(1).to(given.x.dtype) * given.scale
-    return given.base.index_add(0, tokens, outputs * weight)
 
 
 def ours(impl: str) -> Callable[[Operands], Tensor]:
@@ -94,15 +56,24 @@ def ours(impl: str) -> Callable[[Operands], Tensor]:
     return run
 
 
-PLAIN = "plain LoRA of rank E r"
 COMPETITORS: dict[str, Callable[[Operands], Tensor]] = {
-    PLAIN: plain_lora,
+    **RIVALS,
     "triton": ours("triton"),
     "stacked": ours("stacked"),
-    "sort, grouped_mm, index_add": sorted_grouped_mm,
-    "loop over experts": expert_loop,
-    "materialised": materialised,
 }
+#: Yardsticks, whose result is another one.
+UNROUTED = ("plain_lora", "single_lora")
+#: Cells of a run: what fits ten minutes, and the whole grid.
+GRIDS = {
+    "quick": {"tokens": [16, 256, 2048, 16384], "widths": [4096], "experts": [8, 64]},
+    "full": {
+        "tokens": [16, 64, 256, 1024, 2048, 4096, 8192, 16384],
+        "widths": [768, 4096],
+        "experts": [8, 16, 32, 64],
+    },
+}
+#: Tokens of the pass `decode`.
+DECODE = [1, 16, 64]
 
 
 def operands(cell: dict[str, Any], device: str) -> Operands:
@@ -134,7 +105,7 @@ def floor_seconds(cell: dict[str, Any], flops: float, bandwidth: float) -> float
     used = min(cell["experts"], n * k)
     flop, moved = 4 * n * k * r * d, size * (n * d + 2 * used * r * d + 2 * n * d) + 8 * n * k * r
     total = max(flop / flops, moved / bandwidth)
-    if cell["pass"] != "forward":
+    if cell["pass"] == "both":
         flop, moved = 8 * n * k * r * d, size * (4 * n * d + 6 * used * r * d) + 16 * n * k * r
         total += max(flop / flops, moved / bandwidth)
     return total
@@ -189,7 +160,7 @@ def turn_of(
         y = run(given)
         return torch.autograd.grad(y, [leaf for leaf in leaves if leaf is not None], y, allow_unused=True)
 
-    turn: Callable[[], Any] = forward if cell["pass"] == "forward" else both
+    turn: Callable[[], Any] = both if cell["pass"] == "both" else forward
     if not graph:
         return turn
     side = torch.cuda.Stream()
@@ -208,19 +179,19 @@ def measure(cell: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Time all competitors of one cell in turns."""
     given, clock = operands(cell, args.device), Clock(args.device, args.l2)
     size = getattr(torch, cell["dtype"]).itemsize
-    exact = wide(given)
+    exact, graph = wide(given), cell["pass"] == "decode" and args.device == "cuda"
     turns, absent, errors = {}, {}, {}
     for name, run in COMPETITORS.items():
-        if name == "materialised" and cell["tokens"] * cell["experts"] * cell["width"] * size > MATERIALISED:
+        if name == "einsum" and cell["tokens"] * cell["experts"] * cell["width"] * size > MATERIALISED:
             absent[name] = "needs too much memory"
             continue
-        if args.graph and name == "loop over experts":
+        if graph and name == "expert_loop":
             absent[name] = "waits for the device, so it cannot be captured"
             continue
         try:
             with torch.no_grad():
                 errors[name] = float((run(given).float() - exact).abs().max() / exact.abs().max())
-            turns[name] = turn_of(run, given, cell, args.graph)
+            turns[name] = turn_of(run, given, cell, graph)
             turns[name]()
         except (RuntimeError, ValueError) as error:
             turns.pop(name, None)
@@ -232,7 +203,7 @@ def measure(cell: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
             elapsed = clock.seconds(turn)
             if repeat >= args.warmup:
                 times[name].append(elapsed)
-    plain = times[PLAIN]
+    plain = times["plain_lora"]
     bound = floor_seconds(cell, args.flops, args.bandwidth) if args.device == "cuda" else None
     rows = {}
     for name, values in times.items():
@@ -240,7 +211,7 @@ def measure(cell: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         rows[name] = {
             "microseconds": middle * 1e6,
             "middle_half": [low * 1e6, high * 1e6],
-            "error": errors[name] if name != PLAIN else None,
+            "error": errors[name] if name not in UNROUTED else None,
             "to_plain_lora": statistics.median(a / b for a, b in zip(values, plain, strict=True)),
             "to_floor": None if bound is None else middle / bound,
         }
@@ -253,11 +224,13 @@ def measure(cell: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
 
 
 def cells(args: argparse.Namespace) -> list[dict[str, Any]]:
-    names = ("width", "tokens", "rank", "experts", "slots", "dtype", "pass")
-    grid = itertools.product(
-        args.widths, args.tokens, args.ranks, args.experts, args.slots, args.dtypes, args.passes
-    )
-    every = [dict(zip(names, values, strict=True)) for values in grid]
+    names = ("pass", "width", "tokens", "rank", "experts", "slots", "dtype")
+    every = []
+    for name in args.passes:
+        tokens = args.tokens or (DECODE if name == "decode" else GRIDS[args.grid]["tokens"])
+        widths, experts = (getattr(args, key) or GRIDS[args.grid][key] for key in ("widths", "experts"))
+        grid = itertools.product([name], widths, tokens, args.ranks, experts, args.slots, args.dtypes)
+        every += [dict(zip(names, values, strict=True)) for values in grid]
     return [cell for cell in every if cell["slots"] <= cell["experts"]]
 
 
@@ -268,65 +241,21 @@ def write(path: Path, report: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-#: What we want of the Triton kernels on an H100: from so many tokens on at most this multiple of the floor
-#: (forward), and so many times the speed of a competitor (forward and backward).
-WITHIN_FLOOR = (2048, 1.3)
-FASTER = {"stacked": 1.3, "sort, grouped_mm, index_add": 2.0, "loop over experts": 5.0}
-
-
-def shown(results: list[dict[str, Any]]) -> str:
-    """Return the results as a Markdown table, with the share of cells that reach each target."""
-    names = list(COMPETITORS)
-    head = [
-        "d = o",
-        "N",
-        "r",
-        "E",
-        "K",
-        "pass",
-        "floor µs",
-        *(f"{name}, µs" for name in names),
-        "triton / floor",
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    reached: dict[str, list[bool]] = {}
-    for cell in results:
-        rows, bound = cell["rows"], cell["floor_microseconds"]
-        times = [rows[name]["microseconds"] if name in rows else None for name in names]
-        triton = rows.get("triton")
-        to_floor = triton and triton["to_floor"]
-        place = [str(cell[name]) for name in ("width", "tokens", "rank", "experts", "slots", "pass")]
-        numbers = [bound, *times]
-        lines.append(
-            "| " + " | ".join([*place, *("" if n is None else f"{n:.1f}" for n in numbers),
-                               f"{to_floor:.2f}" if to_floor else ""]) + " |"
-        )  # fmt: skip
-        if to_floor and cell["pass"] == "forward" and cell["tokens"] >= WITHIN_FLOOR[0]:
-            key = f"forward within {WITHIN_FLOOR[1]} of the floor from {WITHIN_FLOOR[0]} tokens on"
-            reached.setdefault(key, []).append(to_floor <= WITHIN_FLOOR[1])
-        for name, factor in FASTER.items():
-            if triton and name in rows and cell["pass"] == "both":
-                key = f"forward and backward at least {factor} times as fast as: {name}"
-                faster = rows[name]["microseconds"] / triton["microseconds"]
-                reached.setdefault(key, []).append(faster >= factor)
-    shares = [f"* {key}: {sum(hits)} of {len(hits)} cells" for key, hits in reached.items()]
-    return "\n".join([*lines, "", *shares])
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--tokens", type=int, nargs="+", default=[16, 64, 256, 1024, 2048, 4096, 8192, 16384], help="N")
-    add("--widths", type=int, nargs="+", default=[768, 4096], help="in- and out-features, d = o")
+    add("--grid", choices=list(GRIDS), default="quick", help="how many shapes")
+    add("--tokens", type=int, nargs="+", help="N; the grid's if left out")
+    add("--widths", type=int, nargs="+", help="in- and out-features, d = o; the grid's if left out")
     add("--ranks", type=int, nargs="+", default=[8, 16, 64], help="rank of each expert, r")
-    add("--experts", type=int, nargs="+", default=[8, 16, 32, 64], help="E")
+    add("--experts", type=int, nargs="+", help="E; the grid's if left out")
     add("--slots", type=int, nargs="+", default=[1, 2, 4], help="experts per token, K")
     add("--dtypes", nargs="+", default=["bfloat16"], help="dtype of tokens and experts")
-    add("--passes", nargs="+", default=["forward", "both"], choices=["forward", "both"], help="what is timed")
+    passes = ["forward", "both", "decode"]
+    add("--passes", nargs="+", default=passes, choices=passes, help="what is timed")
     add("--repeats", type=int, default=20, help="counted turns")
     add("--warmup", type=int, default=5, help="turns not counted")
     add("--l2", choices=["cold", "warm"], default="cold", help="state of the L2 cache before a turn")
-    add("--graph", action="store_true", help="replay CUDA graphs")
     add("--flops", type=float, default=798e12, help="flop/s of a large matrix product on the device")
     add("--bandwidth", type=float, default=3.0e12, help="byte/s of a large copy on the device")
     add("--device", choices=["cuda", "cpu"], default="cuda", help="cpu only rehearses")
@@ -337,8 +266,6 @@ def parse() -> argparse.Namespace:
         return args
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; run this where there is one, or rehearse with --device cpu.")
-    if args.device == "cpu" and args.graph:
-        parser.error("--graph needs a CUDA device.")
     return args
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "grouped_mm",
     "plain_lora",
     "register_rivals",
+    "single_lora",
     "stacked_autograd",
 ]
 
@@ -44,10 +45,10 @@ def einsum(operands: Operands) -> Tensor:
 def grouped_mm(operands: Operands) -> Tensor:
     """Sort pairs by expert, multiply by `grouped_mm`, add to the tokens: autograd does the rest."""
     assert operands.index is not None and operands.base is not None
-    flat = operands.index.flatten().long()
-    order = flat.argsort(stable=True)
+    keys, order = operands.index.flatten().sort(stable=True)
     tokens = order // operands.index.shape[1]
-    ends = torch.bincount(flat, minlength=len(operands.a)).cumsum(0).to(torch.int32)
+    experts = torch.arange(len(operands.a), device=keys.device, dtype=keys.dtype)
+    ends = torch.searchsorted(keys, experts, right=True).to(torch.int32)  # without waiting for a GPU
     hidden = F.grouped_mm(operands.x[tokens], operands.a.transpose(1, 2), offs=ends)
     output = F.grouped_mm(hidden, operands.b.permute(1, 2, 0), offs=ends)
     weight = operands.slot_weights().flatten()[order].unsqueeze(1) * operands.scale
@@ -72,12 +73,20 @@ def plain_lora(operands: Operands) -> Tensor:
     return operands.base + F.linear(hidden, operands.b.reshape(-1, experts * rank)) * operands.scale
 
 
+def single_lora(operands: Operands) -> Tensor:
+    """Compute the first expert alone, for all tokens: the least that any routing costs."""
+    assert operands.base is not None
+    hidden = F.linear(operands.x, operands.a[0])
+    return operands.base + F.linear(hidden, operands.b[:, 0]) * operands.scale
+
+
 RIVALS = {
     "expert_loop": expert_loop,
     "einsum": einsum,
     "grouped_mm": grouped_mm,
     "stacked_autograd": stacked_autograd,
     "plain_lora": plain_lora,
+    "single_lora": single_lora,
 }
 
 

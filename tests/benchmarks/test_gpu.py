@@ -16,7 +16,8 @@ SMALL = [
 
 
 @pytest.fixture
-def gpu():
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("kernels_gpu_benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -28,17 +29,17 @@ def test_rehearsal(gpu, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu.py", *SMALL, "--dtypes", "float32", "--out", str(out)])
     gpu.main()
     report = json.loads(out.read_text())
-    assert [cell["pass"] for cell in report["results"]] == ["forward", "both"]
+    assert [cell["pass"] for cell in report["results"]] == ["forward", "both", "decode"]
     for cell in report["results"]:
         assert cell["rows"].keys() | cell["absent"].keys() == gpu.COMPETITORS.keys()
-        errors = [row["error"] for name, row in cell["rows"].items() if name != gpu.PLAIN]
+        errors = [row["error"] for name, row in cell["rows"].items() if name not in gpu.UNROUTED]
         assert len(errors) >= 4 and max(errors) < 1e-5
         assert "CUDA" in cell["absent"]["triton"]
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--show", str(out)])
     capsys.readouterr()
     gpu.main()
     table = capsys.readouterr().out
-    assert "| 32 | 12 | 8 | 4 | 2 | both |" in table
+    assert "| both | 32 | 12 | 8 | 4 | 2 |" in table and "| 0 | 0 | 80% | not measured |" in table
 
 
 def test_the_floor_is_that_of_the_roofline(gpu):
@@ -50,14 +51,25 @@ def test_the_floor_is_that_of_the_roofline(gpu):
 
 
 def test_reached_targets_are_counted(gpu):
-    def row(microseconds, to_floor):
-        return {"microseconds": microseconds, "to_floor": to_floor, "to_plain_lora": 1.0}
+    def row(microseconds, to_floor=None):
+        return {"microseconds": microseconds, "to_floor": to_floor}
 
-    cell = {"width": 4096, "tokens": 2048, "rank": 8, "experts": 8, "slots": 2, "floor_microseconds": 10.0}
-    rows = {"triton": row(12.0, 1.2), "stacked": row(14.0, 1.4)}
-    text = gpu.shown([cell | {"pass": name, "rows": rows} for name in ("forward", "both")])
-    assert "within 1.3 of the floor from 2048 tokens on: 1 of 1 cells" in text
-    assert "at least 1.3 times as fast as: stacked: 0 of 1 cells" in text
+    place = {"width": 4096, "tokens": 2048, "rank": 8, "experts": 8, "slots": 2, "floor_microseconds": 10.0}
+    rows = {"triton": row(12.0, 1.2), "stacked": row(14.0), "expert_loop": row(60.0), "single_lora": row(6.0)}
+    passes = ("forward", "both", "decode")
+    text = gpu.shown([place | {"pass": name, "rows": rows, "absent": {}} for name in passes])
+    assert "the floor from 2048 tokens on | 1 | 1 | 100% | pass |" in text
+    assert "as fast as stacked | 1 | 0 | 80% | fail |" in text
+    assert "as fast as expert_loop | 1 | 1 | 80% | pass |" in text
+    assert "as fast as grouped_mm | 0 | 0 | 80% | not measured |" in text
+    assert "one LoRA of rank r | 1 | 0 | 100% | fail |" in text
+
+
+def test_the_grid(gpu, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu"])
+    cells = gpu.cells(gpu.parse())
+    assert len(cells) == 2 * 72 + 54
+    assert {cell["tokens"] for cell in cells if cell["pass"] == "decode"} == {1, 16, 64}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
