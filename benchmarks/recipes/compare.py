@@ -20,7 +20,7 @@ from typing import Any
 
 from export_table import export_table
 from rendering import made_by, mean_and_spread
-from routed_table import routed_table
+from routed_table import language_table, routed_table
 from summary_table import summary_table
 
 from moe_adapt.training.cli import main as moe_adapt
@@ -199,6 +199,7 @@ def render() -> None:
     others = {
         "routed_step": step_table,
         "routed_lora": routed_table,
+        "routed_language": language_table,
         "export_gap": export_table,
         "kernels_cpu": kernel_table,
     }

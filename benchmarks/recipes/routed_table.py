@@ -1,11 +1,11 @@
-"""The table of ``benchmarks/results/routed_lora.json``: routed methods and controls at equal parameters."""
+"""The tables of ``routed_lora.json`` and ``routed_language.json``: routed methods at equal parameters."""
 
 import statistics
 from typing import Any
 
 from rendering import made_by, mean_and_spread
 
-__all__ = ["routed_table"]
+__all__ = ["language_table", "routed_table"]
 
 
 def _ratio(rows: list[dict[str, Any]], base: dict[int, dict[str, Any]], key: str) -> str:
@@ -44,6 +44,41 @@ def routed_table(report: dict[str, Any]) -> str:
             mean_and_spread(dense) if dense else "",
             _ratio(rows, base, "cpu_seconds_per_step"),
             _ratio(rows, base, "training_memory_mb"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", made_by(report["manifest"])]
+    return "\n".join(lines)
+
+
+def language_table(report: dict[str, Any]) -> str:
+    """Return the Markdown table of the comparison on SmolLM2."""
+    settings, rows = report["settings"], report["rows"]
+    tasks = [name for name in rows[0]["acc"] if name != "mean"]
+    base = {row["seed"]: row for row in rows if row["method"] == "lora_equal"}
+    heads = ["method", "parameters", "mean", *tasks, "mean, per token", "step", "memory"]
+    seeds = len({row["seed"] for row in rows})
+    lines = [
+        "## Routed LoRA on a language model: SmolLM2-135M on four sets of questions",
+        "",
+        f"{settings['train']} training questions per set, one epoch of {settings['batch']} per step, "
+        f"{settings['test']} test questions per set, {seeds} seed(s): enough to see that each method works "
+        "and what it costs, not to rank them. Accuracy of the choice with the highest summed likelihood, "
+        "and under *mean, per token* with the highest likelihood per token. *step* and *memory* are relative "
+        "to plain LoRA of equal size.",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|---" * len(heads) + "|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        costs = ("cpu_seconds_per_step", "training_memory_mb")
+        cells = [
+            own[0]["label"],
+            f"{own[0]['trainable_parameters']:,}",
+            mean_and_spread([row["acc"]["mean"] for row in own]),
+            *(mean_and_spread([row["acc"][task] for row in own], 2) for task in tasks),
+            mean_and_spread([row["acc_norm"]["mean"] for row in own]),
+            *(_ratio(own, base, key) if key in own[0] else "" for key in costs),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", made_by(report["manifest"])]

@@ -114,7 +114,8 @@ def main() -> None:
         [(name, seed) for name in labels for seed in args.seeds],
         args.runs,
         labels,
-        "routed_lora/compare.py --data DATA --backbone PREPARED/minilm --runs RUNS",
+        "routed_lora/compare.py --data DATA --backbone PREPARED/minilm --runs RUNS "
+        f"--train {args.train} --test {args.test} --epochs {args.epochs}",
         settings={key: getattr(args, key) for key in settings},
         controls=list(CONTROLS),
     )

@@ -1,0 +1,59 @@
+"""The comparisons of routed methods: equal sizes, tables of what is there."""
+
+from pathlib import Path
+
+import pytest
+
+from moe_adapt.tuner import RoutedLoraConfig
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+MANIFEST = {"command": "x.py", "cpu_threads": 1, "versions": {"torch": "2.15.0"}}
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch):
+    for folder in ("recipes", "routed_lora"):
+        monkeypatch.syspath_prepend(str(BENCHMARKS / folder))
+
+
+def parameters(options, layers=6, width=384, hidden=1536):
+    """Trainable parameters on query, value and the feed-forward layers of an encoder like MiniLM."""
+    config = RoutedLoraConfig(**options)
+    counts = config.num_experts if isinstance(config.num_experts, list) else [config.num_experts] * layers
+    frozen = ("uniform", "hash", "random_fixed", "frozen_linear", "k_means", "arrow")
+    routed = config.scorer["name"] not in frozen
+    nulls = config.selector.get("nulls", 0)
+    total = 0
+    for experts in counts:
+        for d, o in ((width, width), (width, width), (width, hidden), (hidden, width)):
+            downs = 1 if config.shared_a else experts
+            total += config.r * (downs * d + experts * o) + routed * (experts + nulls) * d
+    return total
+
+
+def test_methods_have_as_many_parameters_as_plain_lora():
+    from methods import CONTROLS, METHODS
+
+    yardstick = parameters(METHODS["lora_equal"][1])
+    for name, (_, options) in (METHODS | CONTROLS).items():
+        if name != "lora_small":
+            assert parameters(options) == pytest.approx(yardstick, rel=0.06), name
+
+
+def test_tables_show_what_is_there():
+    from routed_table import language_table, routed_table
+
+    costs = {"cpu_seconds_per_step": 2.0, "training_memory_mb": 10.0, "trainable_parameters": 1000}
+    row = {"method": "lora_equal", "label": "LoRA", "seed": 0, **costs}
+    other = {**row, "method": "top_k", "label": "top-k", "cpu_seconds_per_step": 3.0}
+    accuracy = [{"accuracy": {"a": 0.5, "mean": 0.5}}, {"accuracy": {"a": 0.25, "mean": 0.25}}]
+    rows = [one | found for one, found in zip((row, other), accuracy, strict=True)]
+    settings = {"train": 1, "test": 1, "epochs": 1, "batch": 1}
+    text = routed_table({"manifest": MANIFEST, "settings": settings, "rows": rows})
+    assert "| top-k | 1 | 1,000 | 0.250 | 0.25 |  | 1.50 | 1.00 |" in text
+    found = {"acc": {"a": 0.5, "mean": 0.5}, "acc_norm": {"a": 0.4, "mean": 0.4}}
+    untrained = {"method": "untrained", "label": "before", "seed": 0, "trainable_parameters": 0}
+    rows = [one | found for one in (untrained, row, other)]
+    text = language_table({"manifest": MANIFEST, "settings": settings, "rows": rows})
+    assert "| before | 0 | 0.500 | 0.50 | 0.400 |  |  |" in text
+    assert "| top-k | 1,000 | 0.500 | 0.50 | 0.400 | 1.50 | 1.00 |" in text
