@@ -10,11 +10,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS ?=
 WORKERS ?= auto
 
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test gpu lint docs clean
 
 help:
 	@echo "make demo   fine-tune a small encoder on news articles, end to end (no network after the set-up)"
 	@echo "make test   run the tests; ARGS='-m slow' runs the slow ones, ARGS=tests/routing one folder, WORKERS=0 in one process"
+	@echo "make gpu    on a machine with a CUDA device: its tests, then the kernels' benchmark with a verdict per target"
 	@echo "make lint   check style, format and types"
 	@echo "make docs   build the documentation into site/"
 	@echo "make clean  remove .venv, caches and built files (runs/ stays)"
@@ -24,6 +25,11 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# Tests that fail do not keep the benchmark from running.
+gpu: $(VENV)/.dev
+	failed=0; HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu $(ARGS) || failed=1; \
+	$(BIN)/python benchmarks/kernels/gpu.py --out benchmarks/results/kernels_gpu.json || failed=1; exit $$failed
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -209,7 +209,8 @@ def main() -> None:
     Console().print(table)
     if args.out:
         settings = {key: value for key, value in vars(args).items() if key != "out"}
-        manifest = collect() | {"command": "routed_step.py " + " ".join(sys.argv[1:])}
+        command = " ".join(["routed_step.py", *sys.argv[1:]]).replace(str(args.out), "FILE")
+        manifest = collect() | {"command": command}
         report = {"manifest": manifest, "settings": settings, "results": result}
         args.out.write_text(json.dumps(report, indent=2) + "\n")
 

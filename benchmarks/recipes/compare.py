@@ -150,22 +150,26 @@ def table(name: str, report: dict[str, Any]) -> str:
 
 
 def step_table(report: dict[str, Any]) -> str:
-    """Return the Markdown table of ``routed_step.json``."""
+    """Return the Markdown table of a result of ``routed_step.py``."""
     settings, facts = report["settings"], report["manifest"]
+    one_layer = settings.get("model") == "layer"
+    what = "one linear layer, 576 to 1536" if one_layer else "a Llama of SmolLM2-135M's shape"
     lines = [
-        "## Time of a training step",
+        f"## Time of a training step{' of one layer' if one_layer else ''}",
         "",
-        f"Forward, backward and AdamW on a Llama of SmolLM2-135M's shape, all linear layers adapted, "
+        f"Forward, backward and AdamW on {what}, all linear layers adapted, "
         f"E={settings['experts']}, r={settings['rank']}, {settings['tokens']} tokens, fp32, "
-        f"{facts['cpu_threads']} CPU thread(s). The variants take turns in one run; the ratio is the "
-        f"median over {settings['rounds']} rounds.",
+        f"{settings['threads']} CPU thread(s), processor time. The variants take turns in one run; the ratio "
+        f"is the median over {settings['rounds']} rounds.",
         "",
         "| variant | ratio to plain LoRA of rank E r | middle half of the rounds |",
         "|---|---|---|",
     ]
     for name, row in report["results"].items():
         low, high = row["ratio_quartiles"]
-        lines.append(f"| {name} | {row['ratio_median']:.2f} | {low:.2f} to {high:.2f} |")
+        against = " (ratio to all experts)" if name.startswith("inference") else ""
+        lines.append(f"| {name}{against} | {row['ratio_median']:.2f} | {low:.2f} to {high:.2f} |")
+    lines += ["", f"`{facts['command']}`, torch {facts['versions']['torch']}."]
     return "\n".join(lines)
 
 
@@ -198,6 +202,7 @@ def render() -> None:
     reports = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in found}
     others = {
         "routed_step": step_table,
+        "routed_layer": step_table,
         "routed_lora": routed_table,
         "routed_language": language_table,
         "export_gap": export_table,

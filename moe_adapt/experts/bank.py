@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moe_adapt.kernels import routed_lora, stacked
@@ -87,8 +86,6 @@ class ExpertBank:
             index: Where gates may be other than zero, int [N, K], if the router says so.
         """
         gates, index = self._stored(gates, index)
-        if self.shares_a:
-            return self._from_one_down(x, gates, base)
         return routed_lora(
             x, base, self.a, self.b, self.scale, gates=gates, index=index, trainable=self.trainable
         )
@@ -97,13 +94,6 @@ class ExpertBank:
     def shares_a(self) -> bool:
         """Whether several experts have one down-projection (HydraLoRA)."""
         return len(self.a) < self.num_experts
-
-    def _from_one_down(self, x: Tensor, gates: Tensor, base: Tensor) -> Tensor:
-        """Return `base + s sum_e g_e B_e (A x)`: one product down, one up."""
-        hidden = F.linear(x, self.a[0])
-        weights = (gates * self.scale).to(hidden.dtype)
-        weighted = (weights.unsqueeze(-1) * hidden.unsqueeze(1)).flatten(1)
-        return base + F.linear(weighted, self.b.flatten(1))
 
     def stacks(self, x: Tensor, slots: int | None) -> bool:
         """Return whether the mixture of `x` [N, d] is computed in the stacked form: `shrink` and `expand`.

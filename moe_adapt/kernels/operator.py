@@ -3,11 +3,13 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
+from moe_adapt.kernels import shared
 from moe_adapt.kernels.dispatch import choose
 from moe_adapt.kernels.implementations import find
 from moe_adapt.kernels.problem import Operands
@@ -45,7 +47,7 @@ def routed_lora(
     Args:
         x: Tokens, [N, d].
         base: Output of the frozen layer, [N, o]; None for nothing.
-        a: Down-projections, [E, r, d].
+        a: Down-projections, [E, r, d]; [1, r, d] for experts that share one, which is not copied then.
         b: Up-projections, [o, E, r].
         scale: The LoRA scale `s`.
         gates: Weight of each expert, [N, E].
@@ -73,12 +75,12 @@ def routed_lora(
     """
     _check_shapes(x, base, a, b, gates, index, weight)
     if _checks_values(x):
-        _check_values(len(a), gates, index, weight)
+        _check_values(b.shape[1], gates, index, weight)
     operands = Operands(
-        x, base, a, b, scale, gates, index, weight, _as_flags(trainable, len(a)), deterministic
+        x, base, a, b, scale, gates, index, weight, _as_flags(trainable, b.shape[1]), deterministic
     )
     device = x.device.type
-    if torch.is_autocast_enabled(device) and len(a) > 1:
+    if torch.is_autocast_enabled(device) and b.shape[1] > 1:
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             return _run(_cast(operands, dtype), impl)
@@ -86,22 +88,16 @@ def routed_lora(
 
 
 def _run(operands: Operands, impl: str) -> Tensor:
+    if operands.shares_a:
+        if impl == "auto" and operands.trainable is None:
+            return shared.forward(operands)
+        operands = replace(operands, a=operands.a.expand(operands.b.shape[1], -1, -1))
     return find(choose(operands.problem(), impl)).forward(operands)
 
 
 def _cast(operands: Operands, dtype: torch.dtype) -> Operands:
-    return Operands(
-        operands.x.to(dtype),
-        operands.base,
-        operands.a.to(dtype),
-        operands.b.to(dtype),
-        operands.scale,
-        operands.gates,
-        operands.index,
-        operands.weight,
-        operands.trainable,
-        operands.deterministic,
-    )
+    x, a, b = (tensor.to(dtype) for tensor in (operands.x, operands.a, operands.b))
+    return replace(operands, x=x, a=a, b=b)
 
 
 def _as_flags(trainable: Sequence[bool] | Tensor | None, experts: int) -> tuple[bool, ...] | None:
@@ -127,13 +123,13 @@ def _check_shapes(
             f"routed_lora takes x [N, d], a [E, r, d] and b [o, E, r], got x {_shape(x)}, a {_shape(a)} and "
             f"b {_shape(b)}."
         )
-    experts, rank, features = a.shape
-    if b.shape[1:] != (experts, rank) or x.shape[1] != features:
+    (downs, rank, features), experts = a.shape, b.shape[1]
+    if downs not in (1, experts) or b.shape[2] != rank or x.shape[1] != features:
         raise UserError(
             f"x [N, d], a [E, r, d] and b [o, E, r] do not fit together: x is {_shape(x)}, a is {_shape(a)}, "
             f"b is {_shape(b)}."
         )
-    if experts == 0 or rank == 0:
+    if downs == 0 or experts == 0 or rank == 0:
         raise UserError(f"routed_lora needs at least one expert of rank one, got a {_shape(a)}.")
     if (gates is None) == (weight is None) or (weight is not None and index is None):
         raise UserError(

@@ -50,7 +50,7 @@ class Operands:
     Attributes:
         x: Tokens, [N, d].
         base: What the mixture is added to, [N, o]; None for nothing.
-        a: Down-projections, [E, r, d].
+        a: Down-projections, [E, r, d]; [1, r, d] if the experts share one.
         b: Up-projections, [o, E, r].
         scale: The LoRA scale `s`.
         gates: Weight of each expert, [N, E], or None.
@@ -70,6 +70,11 @@ class Operands:
     weight: Tensor | None = None
     trainable: tuple[bool, ...] | None = None
     deterministic: bool = True
+
+    @property
+    def shares_a(self) -> bool:
+        """Whether several experts have one down-projection."""
+        return len(self.a) < self.b.shape[1]
 
     def problem(self) -> Problem:
         """Return the shapes, types and flags."""
@@ -97,7 +102,7 @@ class Operands:
             return self.gates
         assert self.index is not None and self.weight is not None
         empty = self.index < 0
-        zeros = self.weight.new_zeros(self.x.shape[0], self.a.shape[0])
+        zeros = self.weight.new_zeros(self.x.shape[0], self.b.shape[1])
         return zeros.scatter_add(1, self.index.clamp(min=0).long(), self.weight.masked_fill(empty, 0))
 
     def slot_weights(self) -> Tensor:

@@ -15,7 +15,7 @@ IMPLEMENTATIONS = [*DENSE, "grouped"]
 
 def run(base, x, a, b, gates, scale, impl, **options):
     """Compute by dense gates; every expert is listed where an implementation needs an index."""
-    index = None if impl in DENSE else torch.arange(len(a)).expand(len(x), -1)
+    index = None if impl in (*DENSE, "auto") else torch.arange(b.shape[1]).expand(len(x), -1)
     return routed_lora(x, base, a, b, scale, gates=gates, index=index, impl=impl, **options)
 
 
@@ -106,6 +106,27 @@ def test_frozen_experts_get_no_gradient_and_pass_on_all_others(impl, trainable):
         ):
             expected = free_part if trained else torch.zeros_like(free_part)
             torch.testing.assert_close(held_part, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", ["auto", *IMPLEMENTATIONS])
+def test_experts_may_share_their_down_projection(impl):
+    base, x, a, b, gates = problem(7, 5, 4, 6, 2)
+    one = a[:1].detach().requires_grad_()
+    tensors, shared = [base, x, one, b, gates], one.expand(6, -1, -1)
+    ours, truth = run(base, x, one, b, gates, 2.0, impl), definition(base, x, shared, b, gates, 2.0)
+    torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
+    for mine, true in zip(gradients(ours, tensors), gradients(truth, tensors), strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-10)
+    held = run(base, x, one, b, gates, 2.0, impl, trainable=[False] * 6)
+    assert not gradients(held, [one, b])[0].any()
+
+
+def test_a_shared_down_projection_is_not_copied():
+    base, x, a, b, gates = problem(7, 32, 4, 6, 2, dtype=torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        routed_lora(x, base, a[:1], b, 1.0, gates=gates)
+    assert kept and not any(tensor.numel() == a.numel() for tensor in kept)
 
 
 def test_one_expert_runs_the_reference_and_keeps_pefts_order():
