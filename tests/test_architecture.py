@@ -51,6 +51,7 @@ MAY_IMPORT = {
 #: Upward imports inside functions, on purpose: the commands that start what stands above them.
 MAY_CLIMB = {
     "__init__.py": {"tuner"},
+    "learners/publishing.py": {"hub"},
     **{f"training/cli/{command}.py": {"hub"} for command in ("export", "pool", "stream")},
 }
 #: Rooms that need nothing but torch.

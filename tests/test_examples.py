@@ -65,6 +65,7 @@ def test_tutorial(tmp_path):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert "the largest difference of a logit is 0.0e+00" in done.stdout
         assert hub.repositories["me/colours"].private
+        assert "learner.safetensors" in hub.repositories["me/colours-stream"].commits[-1][1]
         assert (tmp_path / "work" / "stream" / "result.json").is_file()
         loose = [
             request for request in hub.requests if "colours" not in request and "repos/create" not in request

@@ -19,7 +19,7 @@ from torch import Tensor
 from moe_adapt.hub import card_text as text
 from moe_adapt.hub.base_code import BaseCode
 
-__all__ = ["About", "hub_id", "make_card"]
+__all__ = ["About", "card_metadata", "hub_id", "make_card"]
 
 TAGS = ["moe-adapt", "mixture-of-experts", "lora", "routed-lora"]
 
@@ -95,24 +95,13 @@ def make_card(
     identifier = hub_id(base_model)
     task = about.task or _TASKS.get(config.get("task_type") or "")
     tags = [tag for tag in TAGS if tag != "routed-lora" or record["form"] == "adapter"]
-    data = ModelCardData(
-        library_name="peft",
-        license=about.license,
+    data = card_metadata(
+        title,
+        about,
+        library="peft",
         base_model=identifier,
-        base_model_relation="adapter" if identifier else None,
-        tags=[
-            *tags,
-            *["continual-learning"] * bool(about.stream),
-            config["method"],
-            *[f"base_model:adapter:{identifier}"] * bool(identifier),
-        ],
-        datasets=[about.dataset]
-        if about.dataset and re.fullmatch(r"[\w.-]+/[\w.-]+", about.dataset)
-        else None,
-        pipeline_tag=task,
-        model_name=title,
-        eval_results=_eval_results(task, about),
-        metrics=sorted({_metric_type(name) for name in about.measured()}) or None,
+        task=task,
+        tags=[*tags, *["continual-learning"] * bool(about.stream), config["method"]],
     )
     code = about.load_code or BaseCode.of_hub_model(identifier, config.get("task_type"))
     sections = [
@@ -127,6 +116,35 @@ def make_card(
         "## Where it comes from\n\n" + text.provenance(about.manifest),
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
+def card_metadata(
+    title: str, about: About, *, library: str, base_model: str | None, task: str | None, tags: list[str]
+) -> ModelCardData:
+    """Return the metadata that the Hub reads.
+
+    Args:
+        title: Name of the model.
+        about: What is known of its training.
+        library: The library that loads it.
+        base_model: Id of the base model on the Hub; None for one that has none.
+        task: Task in the Hub's words.
+        tags: Tags; that of the base model is added.
+    """
+    return ModelCardData(
+        library_name=library,
+        license=about.license,
+        base_model=base_model,
+        base_model_relation="adapter" if base_model else None,
+        tags=[*tags, *[f"base_model:adapter:{base_model}"] * bool(base_model)],
+        datasets=[about.dataset]
+        if about.dataset and re.fullmatch(r"[\w.-]+/[\w.-]+", about.dataset)
+        else None,
+        pipeline_tag=task,
+        model_name=title,
+        eval_results=_eval_results(task, about),
+        metrics=sorted({_metric_type(name) for name in about.measured()}) or None,
+    )
 
 
 def _metric_type(name: str) -> str:

@@ -16,7 +16,7 @@ from moe_adapt.errors import UserError
 __all__ = ["check_target", "folder_size", "new_folder", "write_json"]
 
 #: Files by which a folder is known as an export of this package, and so may be replaced by another one.
-MARKS = ("adapter_config.json", "export.json", "pool.json")
+MARKS = ("adapter_config.json", "export.json", "learner.json", "pool.json")
 
 
 def check_target(target: Path, overwrite: bool) -> None:

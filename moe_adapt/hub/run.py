@@ -18,7 +18,7 @@ from moe_adapt.training.checkpoint import checkpoint_path, read_checkpoint
 from moe_adapt.training.cli.runs import load_data, load_module, read_run_config
 from moe_adapt.training.tracing import Split, split_batches
 
-__all__ = ["Form", "export_run"]
+__all__ = ["Form", "dataset_name", "export_run"]
 
 #: What is written: see `moe_adapt.hub.export`.
 Form = Literal["adapter", "experts", "merged"]
@@ -75,7 +75,7 @@ def export_run(
         metrics=_checkpoint_metrics(checkpoint_path(run, checkpoint), manifest),
         manifest=manifest,
         task=_TASKS.get(type(module).__name__),
-        dataset=_dataset_name(config),
+        dataset=dataset_name(config.get("data")),
         load_code=BaseCode.of_module(type(module), config["model"].get("init_args") or {}),
         license=license,
     )
@@ -119,8 +119,13 @@ def _checkpoint_metrics(path: Path, manifest: Mapping[str, Any]) -> dict[str, fl
     return {name: value for name, value in final.items() if name.startswith(("val/", "test/"))}
 
 
-def _dataset_name(config: Mapping[str, Any]) -> str | None:
-    source = ((config.get("data") or {}).get("init_args") or {}).get("train")
+def dataset_name(data: Mapping[str, Any] | None) -> str | None:
+    """Return what the data of a run is called, without a path of this machine.
+
+    Args:
+        data: Class and arguments of the data module or stream, with ``train`` among them.
+    """
+    source = ((data or {}).get("init_args") or {}).get("train")
     if not isinstance(source, str):
         return None
     path = Path(source)

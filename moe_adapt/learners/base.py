@@ -32,6 +32,7 @@ from moe_adapt.backbones import Encoder, Pretrained
 from moe_adapt.backbones.pretrained import set_train_mode
 from moe_adapt.errors import UserError
 from moe_adapt.learners.growth import resize_to
+from moe_adapt.learners.publishing import Publishable
 from moe_adapt.optim import Schedule, check_coverage, parameter_groups, with_schedule
 from moe_adapt.registry import Registry
 from moe_adapt.streams import Batch, Examples, Task, TaskRecord
@@ -74,7 +75,7 @@ class TaskRun(Protocol):
         """
 
 
-class Learner(L.LightningModule):
+class Learner(Publishable, L.LightningModule):
     """A model that learns task after task.
 
     Logs ``train/loss`` and ``train/<name>`` for every named loss.
@@ -101,6 +102,9 @@ class Learner(L.LightningModule):
     trains_on: ClassVar[str] = "task"
     #: Whether batches carry ``task_ids`` [B], at test time too: for oracles, and said in every result.
     needs_task_id: ClassVar[bool] = False
+    #: Whether processes may share out its training steps: all it takes from them is gradients and
+    #: `summed_buffers`.
+    distributable: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -270,6 +274,10 @@ class Learner(L.LightningModule):
         self.train()
 
     # State.
+
+    def summed_buffers(self) -> set[str]:
+        """Return the buffers that every process fills from its own training rows, to be summed later."""
+        return set()
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments as JSON types: what a resumed run must agree with."""

@@ -42,6 +42,8 @@ class ClosedForm(Learner):
         settings: Arguments of `Learner`, for a learner that trains something first.
     """
 
+    distributable = True
+
     def __init__(self, backbone: Encoder, head: ClosedFormHead, **settings: Any) -> None:
         super().__init__(backbone=backbone, **settings)
         self.head = head

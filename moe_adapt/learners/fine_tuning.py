@@ -40,6 +40,8 @@ class FineTuning(Learner):
         UserError: If `tunes` and `tuner` contradict each other.
     """
 
+    distributable = True
+
     def __init__(
         self,
         backbone: Encoder,

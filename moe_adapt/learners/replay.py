@@ -42,6 +42,8 @@ class ExperienceReplay(FineTuning):
         settings: Arguments of `FineTuning`.
     """
 
+    distributable = False  # each process would keep samples of its own
+
     def __init__(
         self,
         backbone: Encoder,

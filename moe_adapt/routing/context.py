@@ -37,6 +37,7 @@ class RouteContext:
         progress: Share of the task's optimizer steps that are done.
         domain_ids: Domain (task) of each sample, int [B], -1 for none; None if the model got none.
         sums: Where `accumulate` adds up, by adapter, site and name.
+        sample_scores: Score of every expert for each sample, [B, E]; None if there are none.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class RouteContext:
         progress: float = 1.0,
         domain_ids: Tensor | None = None,
         sums: dict[tuple[str, str, str], Tensor] | None = None,
+        sample_scores: Tensor | None = None,
     ) -> None:
         self.token_mask = token_mask if token_mask is None else token_mask.bool()
         self.input_ids = input_ids
@@ -55,6 +57,7 @@ class RouteContext:
         self.recording = recording
         self.progress = progress
         self.domain_ids = domain_ids
+        self.sample_scores = sample_scores
         self.sums = {} if sums is None else sums
         #: Visits of sites where labels and not the router decided; auxiliary losses pass them by.
         self.decided_by_label: set[SiteKey] = set()
@@ -150,15 +153,26 @@ class RouteContext:
         Raises:
             UserError: If the tokens are no multiple of the samples.
         """
-        if self.domain_ids is None:
+        return self._of_samples(self.domain_ids, "domain_ids", tokens)
+
+    def flat_sample_scores(self, tokens: int) -> Tensor | None:
+        """Return the scores of the samples of `tokens` tokens, [N, E], or None if there are none.
+
+        Raises:
+            UserError: If the tokens are no multiple of the samples.
+        """
+        return self._of_samples(self.sample_scores, "scores", tokens)
+
+    def _of_samples(self, table: Tensor | None, name: str, tokens: int) -> Tensor | None:
+        if table is None:
             return None
-        samples = len(self.domain_ids)
+        samples = len(table)
         if samples == 0 or tokens % samples:
             raise UserError(
-                f"the router of {self.site[1]!r} sees {tokens} tokens for the domain_ids of {samples} "
+                f"the router of {self.site[1]!r} sees {tokens} tokens for the {name} of {samples} "
                 "samples; leave the layer out with exclude_modules."
             )
-        return self.domain_ids.repeat_interleave(tokens // samples)
+        return table.repeat_interleave(tokens // samples, dim=0)
 
     def _check_own_forward(self) -> None:
         adapter, site, _ = self.site
@@ -220,12 +234,14 @@ class RoutingSession:
         context: The context of the latest forward.
         tracing: Whether to record in evaluation mode too.
         progress: Share of the task's optimizer steps that are done, for schedules in routers and losses.
+        sample_scores: Score of every expert for each sample of the next batches, [B, E], for `SampleScore`.
     """
 
     def __init__(self) -> None:
         self.context: RouteContext | None = None
         self.tracing = False
         self.progress = 1.0
+        self.sample_scores: Tensor | None = None
         self.sums: dict[tuple[str, str, str], Tensor] = {}
 
     def open(self, model: torch.nn.Module, inputs: dict[str, Any]) -> None:
@@ -241,6 +257,7 @@ class RoutingSession:
             progress=self.progress,
             domain_ids=inputs.get("domain_ids"),
             sums=self.sums,
+            sample_scores=self.sample_scores,
         )
 
     def current(self, training: bool) -> RouteContext:
@@ -263,4 +280,5 @@ class RoutingSession:
         return copy
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"context": None, "tracing": self.tracing, "progress": self.progress, "sums": {}}
+        kept = {"tracing": self.tracing, "progress": self.progress}
+        return {"context": None, **kept, "sums": {}, "sample_scores": None}

@@ -13,7 +13,7 @@ or unexpected tensor, another base or another configuration is an error that say
 import hashlib
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,6 +31,7 @@ __all__ = [
     "adapter_state",
     "checkpoint_path",
     "differences",
+    "digest",
     "fill",
     "fingerprint",
     "load_checkpoint",
@@ -76,15 +77,26 @@ def adapter_state(module: nn.Module) -> dict[str, Tensor]:
 def fingerprint(module: nn.Module, samples: int = 64) -> str:
     """Return a hash of the frozen base: names, shapes, types and up to `samples` values of every tensor."""
     trainable = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if name in trainable or "moe_adapt_" in name or ".original_module." in name:
-            continue
-        stride = max(1, tensor.numel() // samples)
-        values = tensor.detach().reshape(-1)[::stride][:samples].contiguous().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest(
+        {
+            name: tensor
+            for name, tensor in module.state_dict().items()
+            if not (name in trainable or "moe_adapt_" in name or ".original_module." in name)
+        },
+        samples,
+    )
+
+
+def digest(tensors: Mapping[str, Tensor], samples: int = 64) -> str:
+    """Return a hash of tensors: names, shapes, types and up to `samples` values of each."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if samples:
+            stride = max(1, tensor.numel() // samples)
+            values = tensor.detach().reshape(-1)[::stride][:samples].contiguous().cpu()
+            found.update(values.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def fill(checkpoint: Checkpoint, module: nn.Module, origin: Origin) -> None:

@@ -19,10 +19,14 @@ Reference:
     SAME, arXiv 2602.01990.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from moe_adapt.updates.base import UpdateTransform
+from moe_adapt.updates.processes import process, sum_over_processes
 
 __all__ = ["ExpertUsage", "FreezeExperts", "frozen_experts", "min_max"]
 
@@ -87,14 +91,26 @@ class ExpertUsage(nn.Module):
 
     def end_task(self) -> None:
         """Make the task under way a finished one."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for value in (self.gate, self.gate_sq, self.weighted, self.tokens):
-                torch.distributed.all_reduce(value)
+        sum_over_processes(*self._sums())
         self.past_gate_sq += self.gate_sq
         self.past_weighted += self.weighted
         self.past_tokens += self.tokens
-        for value in (self.gate, self.gate_sq, self.weighted, self.tokens):
+        for value in self._sums():
             value.zero_()
+
+    @contextmanager
+    def summed(self) -> Iterator[None]:
+        """Hold the sums of all processes while the block reads them; the first one keeps them afterwards."""
+        sum_over_processes(*self._sums())
+        try:
+            yield
+        finally:
+            if process():
+                for value in self._sums():
+                    value.zero_()
+
+    def _sums(self) -> tuple[Tensor, ...]:
+        return self.gate, self.gate_sq, self.weighted, self.tokens
 
     @property
     def current(self) -> Tensor:

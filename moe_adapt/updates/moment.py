@@ -10,12 +10,15 @@ The paper's released code replaces the statistic by a centred sketch of one batc
 equation 3 (SAME, arXiv 2602.01990).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
 from moe_adapt.errors import UserError
+from moe_adapt.updates.processes import process, processes, sum_over_processes
 from moe_adapt.updates.sketch import FrequentDirections
 from moe_adapt.updates.spectrum import Spectrum
 
@@ -78,22 +81,34 @@ class InputMoment(nn.Module):
         self._reduce()
         self.past_count += self.count
         self.past_energy += self.energy
+        if self.exact:
+            self.past_total += self.total
+        else:
+            self.past_sketch.update(self.sketch.content())
+        self._clear()
+
+    @contextmanager
+    def summed(self) -> Iterator[None]:
+        """Hold the sums of all processes while the block reads them; the first one keeps them afterwards."""
+        self._reduce()
+        try:
+            yield
+        finally:
+            if process():
+                self._clear()
+
+    def _clear(self) -> None:
         self.count.zero_()
         self.energy.zero_()
         if self.exact:
-            self.past_total += self.total
             self.total.zero_()
         else:
-            self.past_sketch.update(self.sketch.content())
             self.sketch.clear()
 
     def _reduce(self) -> None:
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return
-        for value in (self.count, self.energy, *([self.total] if self.exact else [])):
-            distributed.all_reduce(value)
-        if not self.exact:
-            pieces: list[Tensor | None] = [None] * distributed.get_world_size()
+        sum_over_processes(self.count, self.energy, *([self.total] if self.exact else []))
+        if not self.exact and processes() > 1:
+            pieces: list[Tensor | None] = [None] * processes()
             distributed.all_gather_object(pieces, self.sketch.content().cpu().clone())
             self.sketch.clear()
             for piece in pieces:

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from moe_adapt.errors import UserError
 from moe_adapt.hub.pool import AdapterPool, PrototypeRouter
-from moe_adapt.hub.pool.gates import gated_model, train_gate
+from moe_adapt.hub.pool.gates import gated_model, sample_scores, train_gate
 from moe_adapt.hub.pool.router import centroids
 from moe_adapt.training.cli import main
 from moe_adapt.tuner.model import adapted_layers
@@ -112,6 +112,17 @@ def test_gates_train_alone_and_leave_the_base_as_it_was(tmp_path):
         train_gate(base, source, [], loss_of)
 
 
+def first_record(pool, scale=0.0):
+    """What the routers of the first adapted layer decide: it sees the same tokens whatever the pool."""
+    model = gated_model(build_base(), pool, scale=scale)
+    scores = pool.route(examples(9, 1, count=len(IDS))).scores
+    with sample_scores(model, scores), model.base_model.record(), torch.inference_mode():
+        model(input_ids=IDS)
+    site = next(layer.site for layer in adapted_layers(model))
+    records = model.base_model.hooks.session.context.records
+    return next(record for key, record in records.items() if key[1] == site), scores
+
+
 def test_an_adapter_more_changes_no_other_token_logit(tmp_path):
     pool, recorded = AdapterPool("encoder"), []
     for seed, uid in enumerate(("one", "two", "three")):
@@ -120,15 +131,17 @@ def test_an_adapter_more_changes_no_other_token_logit(tmp_path):
         pool.add(uid, source, examples(seed, seed), gates=gates)
         if uid == "one":
             continue
-        model = gated_model(build_base(), pool)
-        with model.base_model.record(), torch.inference_mode():
-            model(input_ids=IDS)
-        records = model.base_model.hooks.session.context.records
-        site = next(layer.site for layer in adapted_layers(model))  # the first layer sees the same tokens
-        recorded.append(next(record.logits for key, record in records.items() if key[1] == site))
-    two, three = recorded
-    assert (two.shape[1], three.shape[1]) == (2, 3)
-    assert torch.equal(three[:, :2], two)
+        recorded.append([first_record(pool, scale)[0].logits for scale in (0.0, 3.0)])
+    for two, three in zip(*recorded, strict=True):
+        assert (two.shape[1], three.shape[1]) == (2, 3)
+        assert torch.equal(three[:, :2], two)
+    (gates_alone, with_scores), (record, scores) = recorded[1], first_record(pool, 1e4)
+    expected = scores.repeat_interleave(IDS.shape[1], dim=0)
+    torch.testing.assert_close(with_scores, gates_alone + 3.0 * expected)
+    best = record.logits.argmax(dim=1)
+    assert torch.equal(best, expected.argmax(dim=1)), "with a large factor it is retrieval"
+    with pytest.raises(UserError, match="needs a score"):
+        gated_model(build_base(), pool, scale=1.0)(input_ids=IDS)
     pool.members["two"].gates.clear()
     with pytest.raises(UserError, match="no gates: two"):
         gated_model(build_base(), pool)

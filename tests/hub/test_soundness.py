@@ -59,7 +59,7 @@ def leaves(value, path=()):
 
 
 @st.composite
-def damages(draw, config, weights):
+def damages(draw, config, weights, values=VALUES):
     """Draw a damaged configuration and damaged weights."""
     config = copy.deepcopy(config)
     kind = draw(
@@ -72,9 +72,9 @@ def damages(draw, config, weights):
             for key in parents:
                 place = place[key]
             if kind == "replace":
-                place[last] = draw(VALUES)
+                place[last] = draw(values)
             elif kind == "add" and isinstance(place, dict):
-                place[draw(st.text(string.ascii_letters, max_size=6))] = draw(VALUES)
+                place[draw(st.text(string.ascii_letters, max_size=6))] = draw(values)
             elif isinstance(place, dict):
                 del place[last]
     text = json.dumps(config)

@@ -111,6 +111,8 @@ class Care(Learner):
         UserError: If the backbone is not an encoder with transformer blocks, or an option is unknown.
     """
 
+    distributable = True
+
     def __init__(
         self,
         backbone: Encoder,

@@ -29,11 +29,12 @@ from moe_adapt.errors import UserError
 from moe_adapt.learners.driftmoe.engine import Engine
 from moe_adapt.learners.driftmoe.many import ManyRows
 from moe_adapt.learners.driftmoe.task import TaskEngine
+from moe_adapt.learners.publishing import Publishable
 
 __all__ = ["DriftMoEClassifier"]
 
 
-class DriftMoEClassifier(ManyRows, base.MiniBatchClassifier):
+class DriftMoEClassifier(Publishable, ManyRows, base.MiniBatchClassifier):
     """A mixture of online experts for streams that drift.
 
     Args:

@@ -1,16 +1,12 @@
-"""Save and load a DriftMoE in the middle of a stream: arrays in one npz file, the rest as JSON; no pickles.
+"""A DriftMoE in the middle of a stream as arrays and JSON types, and back; no pickles.
 
-Only experts that live in arrays can be kept this way. The loaded model goes on as the saved one would have:
+Only experts that live in arrays can be kept this way. The restored model goes on as the kept one would have:
 statistics, buffers, moments of the optimizer and the state of the random numbers are all there. Labels,
-feature names and nominal values are numbers, text, booleans or None.
+feature names and nominal values are numbers, text, booleans or None. `DriftMoEClassifier.save_pretrained`
+writes it to a folder.
 """
 
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Hashable
-from pathlib import Path
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,29 +17,23 @@ from moe_adapt.learners.driftmoe.classifier import DriftMoEClassifier
 from moe_adapt.learners.driftmoe.engine import Engine
 from moe_adapt.learners.driftmoe.experts import PoolExperts
 from moe_adapt.learners.hoeffding.leaves import LeafStore
+from moe_adapt.learners.hoeffding.nodes import LEAF
 from moe_adapt.learners.hoeffding.pool import FastHoeffdingTreePool
 
-__all__ = ["load_driftmoe", "save_driftmoe"]
+__all__ = ["driftmoe_from_state", "driftmoe_state"]
 
-_FORMAT = 1
-_STATE, _ARRAYS = "state.json", "arrays.npz"
 _NODES = ("root", "feature", "threshold", "left", "right", "depth", "slot", "free_nodes", "n_leaves")
 
 
-def save_driftmoe(model: DriftMoEClassifier, folder: str | Path) -> None:
-    """Write a model to a new folder, whole or not at all.
+def driftmoe_state(model: DriftMoEClassifier) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return what a model knows: JSON types, and arrays by name.
 
     Args:
         model: The model, with experts of its own.
-        folder: Where to; must not exist.
 
     Raises:
-        UserError: If the folder exists, the experts are River's, or a label or name is neither number nor
-            text.
+        UserError: If the experts are River's, or a label or name is neither number nor text.
     """
-    target = Path(folder)
-    if target.exists():
-        raise UserError(f"{target} exists; save to a new folder.")
     engine = model._engine
     if not isinstance(engine.trees, PoolExperts):
         raise UserError(
@@ -52,45 +42,39 @@ def save_driftmoe(model: DriftMoEClassifier, folder: str | Path) -> None:
     settings = {key: value for key, value in model._get_params().items() if key != "expert"}
     nominal = settings.pop("nominal_attributes")
     state = {
-        "format": _FORMAT,
         "settings": settings,
         "nominal_attributes": None if nominal is None else [_plain(name) for name in nominal],
         **_engine_state(engine),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        (work / _STATE).write_text(json.dumps(state), encoding="utf-8")
-        np.savez(work / _ARRAYS, **_engine_arrays(engine))  # type: ignore[arg-type]
-        os.replace(work, target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    return state, _engine_arrays(engine)
 
 
-def load_driftmoe(folder: str | Path) -> DriftMoEClassifier:
-    """Return the model that `save_driftmoe` wrote.
+def driftmoe_from_state(state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> DriftMoEClassifier:
+    """Return the model that `driftmoe_state` was given.
 
     Args:
-        folder: The folder.
+        state: JSON types.
+        arrays: Arrays by name.
 
     Raises:
-        UserError: If the folder does not hold such a model.
+        UserError: If both do not describe one model.
     """
-    folder = Path(folder)
-    try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        with np.load(folder / _ARRAYS, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{folder} does not hold a saved DriftMoE: {problem}.") from problem
-    if state.get("format") != _FORMAT:
-        raise UserError(f"{folder} is of format {state.get('format')!r}; this version reads {_FORMAT}.")
     nominal = state["nominal_attributes"]
     names = None if nominal is None else tuple(nominal)
     model = DriftMoEClassifier(nominal_attributes=names, **state["settings"])
     _restore(model._engine, state, arrays)
+    _probe(model)
     return model
+
+
+def _probe(model: DriftMoEClassifier) -> None:
+    """Make sure that arrays and tables fit together: a row without values has to get an answer."""
+    engine = model._engine
+    missing = {name: None for name in (*engine.features.numeric, *engine.features.nominal)}
+    proba = engine.predict(missing)
+    engine._seen = None
+    if proba.shape != (len(engine.labels),):
+        raise UserError(f"it gives {proba.shape} probabilities for {len(engine.labels)} labels.")
 
 
 def _plain(value: Hashable) -> Any:
@@ -146,7 +130,7 @@ def _engine_arrays(engine: Engine) -> dict[str, np.ndarray]:
     return found
 
 
-def _restore(engine: Engine, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+def _restore(engine: Engine, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     assert isinstance(engine.trees, PoolExperts)
     for label in state["labels"]:
         engine.labels.learn(label)
@@ -173,7 +157,7 @@ def _restore(engine: Engine, state: dict[str, Any], arrays: dict[str, np.ndarray
 
 
 def _restore_pool(
-    pool: FastHoeffdingTreePool, engine: Engine, state: dict[str, Any], arrays: dict[str, np.ndarray]
+    pool: FastHoeffdingTreePool, engine: Engine, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
     for name in _NODES:
         setattr(pool, name, list(state["nodes"][name]))
@@ -182,4 +166,30 @@ def _restore_pool(
         setattr(pool.store, name, [list(v) if isinstance(v, list) else v for v in values])
     for name in LeafStore.ARRAYS:
         setattr(pool.store, name, arrays[f"leaves/{name}"].copy())
+    _check_trees(pool, len(engine.features.numeric), len(engine.features.nominal))
     pool.fit(engine.features, engine.expert_labels)
+
+
+def _check_trees(pool: FastHoeffdingTreePool, numeric: int, nominal: int) -> None:
+    """Make sure that every tree is one: known columns, no node twice, leaves with a slot of their own."""
+    nodes, slots, leaves = set(), set(), 0
+    waiting = list(pool.root)
+    while waiting:
+        node = waiting.pop()
+        if node in nodes or not 0 <= node < len(pool.feature):
+            raise UserError(f"node {node} of a tree is missing, or in two places.")
+        nodes.add(node)
+        test = pool.feature[node]
+        if test != LEAF:
+            if not -2 - nominal < test < numeric:
+                raise UserError(f"node {node} of a tree tests column {test}, which there is not.")
+            waiting += pool._children(node)
+            continue
+        leaves += 1
+        slots.add(pool.slot[node])
+    counts = {len(getattr(pool.store, name)) for name in (*LeafStore.SCALARS, "order", "observed")}
+    rows = {len(getattr(pool.store, name)) for name in LeafStore.ARRAYS}
+    if len(slots) != leaves or len(counts) != 1 or len(rows) != 1 or min(rows) < max(counts):
+        raise UserError("leaves of the trees and their statistics are not as many.")
+    if not slots <= set(range(max(counts))):
+        raise UserError("a leaf of a tree has no statistics.")

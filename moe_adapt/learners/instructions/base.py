@@ -185,6 +185,8 @@ class SequentialInstructions(InstructionLearner):
         settings: Arguments of `Learner`.
     """
 
+    distributable = True
+
     def __init__(self, backbone: InstructionModel, tuner: RoutedLoraConfig, **settings: Any) -> None:
         super().__init__(backbone, tuner, **settings)
 

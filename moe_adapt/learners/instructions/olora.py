@@ -52,6 +52,8 @@ class OLoRA(GrowingPool):
         UserError: If the adapter does not add its experts up.
     """
 
+    distributable = True
+
     def __init__(
         self, backbone: InstructionModel, tuner: RoutedLoraConfig, orthogonality: float = 0.5, **settings: Any
     ) -> None:

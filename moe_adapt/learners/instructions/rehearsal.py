@@ -42,6 +42,8 @@ class ReplayInstructions(SequentialInstructions):
         settings: Arguments of `Learner`.
     """
 
+    distributable = False  # not tried
+
     def __init__(
         self,
         backbone: InstructionModel,
@@ -79,6 +81,8 @@ class RoutingAnchor(SequentialInstructions):
     Raises:
         UserError: If the scorer is not linear.
     """
+
+    distributable = False  # not tried
 
     def __init__(
         self,

@@ -67,6 +67,8 @@ class SAME(InstructionLearner):
         UserError: If the adapter does not fit.
     """
 
+    distributable = True
+
     def __init__(
         self,
         backbone: InstructionModel,
@@ -129,6 +131,10 @@ class SAME(InstructionLearner):
 
     # The course of a task.
 
+    def summed_buffers(self) -> set[str]:
+        """Return moments and usage, which every process gathers from its own rows."""
+        return {f"sites.{name}" for name, _ in self.sites.named_buffers()}
+
     def begin_task(self, task: Task) -> None:
         """Make the filters of this task."""
         super().begin_task(task)
@@ -166,12 +172,15 @@ class SAME(InstructionLearner):
         if self._steps == self.freeze_after and self.freeze_below is not None:
             for layer in self.layers():
                 state = self.state_of(layer)
-                mask = state.usage.frozen(self.freeze_below)
+                with state.usage.summed():
+                    mask = state.usage.frozen(self.freeze_below)
                 for freeze in state.freeze:
                     freeze.mask = mask
         if self._steps % self.refresh_every == 0:
             for layer in self.layers():
-                self.state_of(layer).rule.refresh(self.state_of(layer).moment)
+                state = self.state_of(layer)
+                with state.moment.summed():
+                    state.rule.refresh(state.moment)
 
     def end_task(self, task: Task, run: TaskRun) -> None:
         """Note what happened, then let the task join the finished ones."""

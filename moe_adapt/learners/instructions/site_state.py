@@ -101,7 +101,8 @@ class SiteState(nn.Module):
 
     def end_task(self) -> None:
         """Let the task join the finished ones."""
-        self.rule.finish(self.moment)
+        with self.moment.summed():
+            self.rule.finish(self.moment)
         for moment in self.moments():
             moment.end_task()
         self.usage.end_task()

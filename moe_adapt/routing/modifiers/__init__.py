@@ -3,6 +3,7 @@
 from moe_adapt.routing.modifiers.condense_bias import CondenseBias
 from moe_adapt.routing.modifiers.noise import GaussianNoise
 from moe_adapt.routing.modifiers.offset import Offset
+from moe_adapt.routing.modifiers.sample_score import SampleScore
 from moe_adapt.routing.modifiers.temperature import Temperature
 from moe_adapt.routing.modifiers.token_assignment import TokenAssignmentModifier
 from moe_adapt.routing.modifiers.twin_exclusive import TwinExclusive
@@ -11,6 +12,7 @@ __all__ = [
     "CondenseBias",
     "GaussianNoise",
     "Offset",
+    "SampleScore",
     "Temperature",
     "TokenAssignmentModifier",
     "TwinExclusive",

@@ -7,7 +7,8 @@ leaves the others' logits as they are, to the last bit: every row is a product o
 come from `moe_adapt.hub.pool.gates.train_gate`; rows of zeros score zero.
 
 Reference: Muqeeth et al., "Learning to Route Among Specialized Experts for Zero-Shot Generalization",
-arXiv 2402.05859. Glider (Li et al., arXiv 2410.07172) adds a score per sample; that part is not here.
+arXiv 2402.05859. Glider (Li et al., arXiv 2410.07172) adds a score per sample: the modifier
+`sample_score`.
 """
 
 import torch

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from moe_adapt.errors import UserError
 from moe_adapt.training.callbacks import (
     AdapterReport,
     BestCheckpoint,
@@ -23,7 +24,15 @@ from moe_adapt.training.checkpoint import AtomicCheckpointIO
 from moe_adapt.training.cli.predictions import PredictionWriter
 from moe_adapt.training.loggers import RunCSVLogger, run_loggers
 
-__all__ = ["TRAINER", "add_arguments", "callbacks", "limit_epochs", "loggers", "plugins"]
+__all__ = [
+    "TRAINER",
+    "add_arguments",
+    "callbacks",
+    "check_strategy",
+    "limit_epochs",
+    "loggers",
+    "plugins",
+]
 
 #: Trainer options whose default differs from Lightning's: `AdapterReport` prints a better summary.
 TRAINER = {"enable_model_summary": False}
@@ -93,3 +102,20 @@ def plugins(given: Any) -> list[Any]:
     own = given if isinstance(given, list) else [] if given is None else [given]
     writer = any(isinstance(plugin, CheckpointIO) for plugin in own)
     return own if writer else [*own, AtomicCheckpointIO()]
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse strategies that shard weights.
+
+    Args:
+        strategy: ``trainer.strategy``: a name, or a class and its arguments.
+
+    Raises:
+        UserError: For FSDP, DeepSpeed and model parallelism.
+    """
+    name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
+    if any(word in str(name).lower() for word in ("fsdp", "deepspeed", "modelparallel")):
+        raise UserError(
+            f"the strategy {name} shards weights, which adapter checkpoints do not hold; use one device or "
+            "ddp, with a half-precision base (--model.dtype bfloat16) if memory is short."
+        )

@@ -1,13 +1,17 @@
-"""``moe-adapt export RUN --to DIR``: write a run's adapter for PEFT; ``--to hf://user/name`` pushes it."""
+"""``moe-adapt export RUN --to DIR``: write a run's adapter or learner; ``--to hf://user/name`` pushes it."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from moe_adapt.errors import UserError
 from moe_adapt.training.cli.arguments import CommandParser
 
 __all__ = ["export"]
 
+#: Options that concern adapters alone; None where they were not given.
+OF_ADAPTERS = ("checkpoint", "calibration", "gap", "batches", "max_rank")
 SPLITS = ("train", "validation", "test")
 
 
@@ -26,30 +30,43 @@ def export(argv: Sequence[str]) -> None:
         raise UserError("--private is for a repository on the Hub (--to hf://user/name).")
 
     from moe_adapt.hub.remote import push_folder, repository  # not before the arguments are right
-    from moe_adapt.hub.run import export_run
+    from moe_adapt.hub.stream_run import is_stream_run
 
     name = repository(options.to) if online else None
     folder = Path(options.to) if name is None else options.run / "export" / name.partition("/")[2]
-    print(
-        export_run(
-            options.run,
-            folder,
-            form=options.form,
-            checkpoint=options.checkpoint,
-            calibration=options.calibration,
-            gap=options.gap,
-            batches=options.batches,
-            max_rank=options.max_rank,
-            license=options.license,
-            overwrite=options.overwrite or online,
-        )
-    )
+    write = _export_learner if is_stream_run(options.run) else _export_adapter
+    print(write(options, folder, overwrite=options.overwrite or online))
     if name is not None:
         print(f"pushed: {push_folder(folder, name, private=options.private)}")
 
 
+def _export_adapter(options: Namespace, folder: Path, overwrite: bool) -> Any:
+    from moe_adapt.hub.run import export_run
+
+    if options.form == "learner":
+        raise UserError(f"{options.run} fine-tuned an adapter; the form `learner` is for runs over streams.")
+    given = {name: getattr(options, name) for name in ("form", *OF_ADAPTERS)}
+    given = {name: value for name, value in given.items() if value is not None}
+    return export_run(options.run, folder, license=options.license, overwrite=overwrite, **given)
+
+
+def _export_learner(options: Namespace, folder: Path, overwrite: bool) -> Any:
+    from moe_adapt.hub.stream_run import export_stream_run
+
+    foreign = [name for name in OF_ADAPTERS if getattr(options, name) is not None]
+    if options.form not in (None, "learner") or foreign:
+        raise UserError(
+            f"{options.run} is a run over a stream, whose learner is exported as it is: leave out "
+            f"{', '.join('--' + name for name in foreign or ['form'])} (its adapter alone, if it has one, "
+            f"is in {options.run / 'adapter'})."
+        )
+    return export_stream_run(options.run, folder, license=options.license, overwrite=overwrite)
+
+
 def _parser() -> CommandParser:
-    parser = CommandParser("export", "Write a run's adapter as a PEFT folder with a model card.")
+    parser = CommandParser(
+        "export", "Write a run's adapter as a PEFT folder, or the learner of a stream, with a model card."
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument(
         "--to",
@@ -59,31 +76,26 @@ def _parser() -> CommandParser:
     )
     parser.add_argument(
         "--form",
-        choices=("adapter", "experts", "merged"),
-        default="adapter",
+        choices=("adapter", "experts", "merged", "learner"),
         help="adapter: experts and router, needs moe-adapt to load (the default); experts: an ordinary LoRA "
-        "per expert; merged: one ordinary LoRA. The last two need PEFT alone and lose the router",
+        "per expert; merged: one ordinary LoRA. These two need PEFT alone and lose the router. learner: what "
+        "a run over a stream learned, the default there",
     )
     parser.add_argument(
         "--checkpoint",
-        default="best",
         help="best (the default), last, or the path of a checkpoint of the run",
     )
     parser.add_argument(
         "--calibration",
         choices=SPLITS,
-        default="train",
         help="merged: rows over which gates are averaged (default: train)",
     )
     parser.add_argument(
         "--gap",
         choices=SPLITS,
-        default="validation",
         help="merged: rows on which the loss against the routed model is measured (default: validation)",
     )
-    parser.add_argument(
-        "--batches", type=int, default=32, metavar="N", help="merged: most batches of each (default: 32)"
-    )
+    parser.add_argument("--batches", type=int, metavar="N", help="merged: most batches of each (default: 32)")
     parser.add_argument(
         "--max_rank", type=int, metavar="R", help="merged: cut layers of a larger rank to R (default: exact)"
     )

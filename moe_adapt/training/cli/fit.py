@@ -150,6 +150,7 @@ class RoutedCLI(LightningCLI):
         name = configs[-1] if configs else options.model.class_path.rsplit(".", 1)[-1]
         self.folder = run_folder(options.out, options.trainer.default_root_dir, name)
         options.trainer.default_root_dir = str(self.folder)
+        defaults.check_strategy(options.trainer.strategy)
         if self.subcommand == "fit":
             defaults.limit_epochs(options.trainer)
             start = resume_checkpoint(options.resume, self.folder) or options.ckpt_path

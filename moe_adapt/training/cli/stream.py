@@ -6,12 +6,12 @@ arguments; ``runner`` holds what concerns the run. The stream's tokenizer is the
 
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_only
 
 import moe_adapt.learners
 import moe_adapt.streams  # noqa: F401  the classes, for their bare names
@@ -23,7 +23,7 @@ from moe_adapt.training.cli.custom import import_custom_modules, split_custom_mo
 from moe_adapt.training.cli.fit import unwrapped
 from moe_adapt.training.cli.main import Interrupted
 from moe_adapt.training.cli.parser import ConfigByName, RoutedParser
-from moe_adapt.training.cli.run_folder import CONFIG_FILE
+from moe_adapt.training.cli.run_folder import CONFIG_FILE, run_folder
 from moe_adapt.training.stream import StreamResult, StreamRunner
 from moe_adapt.training.stream.files import claim, write_file
 from moe_adapt.training.stream.progress import stream_progress
@@ -104,7 +104,8 @@ def stream(argv: Sequence[str]) -> None:
         raise UserError("give --resume to continue the run or --overwrite to replace it, not both.")
     if options.resume and not (folder / FILE).is_file():
         raise UserError(f"nothing to resume: there is no checkpoint {folder / FILE}; give the run as --out.")
-    if not options.resume:
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if first and not options.resume:
         claim(folder, options.overwrite)
     L.seed_everything(options.seed_everything, verbose=False)
     try:
@@ -116,23 +117,23 @@ def stream(argv: Sequence[str]) -> None:
     runner = made.runner if isinstance(made.runner, StreamRunner) else StreamRunner(**arguments)
     runner.folder, runner.seed, runner.progress = folder, options.seed_everything, progress
     runner.cache_dir = runner.cache_dir or folder
-    _save_config(parser, options, folder)
+    if first:
+        _save_config(parser, options, folder)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             result = runner.run(made.learner, made.stream, resume=options.resume)
     except KeyboardInterrupt as interruption:
         raise Interrupted(_hint(folder)) from interruption
+    if not first:
+        return
     _export_adapter(made.learner, folder / "adapter")
     write_report(folder, result, [Path(bound) for bound in options.bounds])
     print(_summary(result, folder))
 
 
 def _folder(options: Namespace) -> Path:
-    if options.out:
-        return Path(options.out)
-    name = options.learner.class_path.rsplit(".", 1)[-1]
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return run_folder(options.out, None, options.learner.class_path.rsplit(".", 1)[-1])
 
 
 def _save_config(parser: RoutedParser, options: Namespace, folder: Path) -> None:

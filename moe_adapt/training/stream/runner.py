@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -26,6 +25,7 @@ from moe_adapt.training.stream.evaluate import Evaluation, evaluate
 from moe_adapt.training.stream.features import cached_stream
 from moe_adapt.training.stream.files import claim, write_predictions, write_result
 from moe_adapt.training.stream.pace import CheckpointPace
+from moe_adapt.training.stream.processes import launch
 from moe_adapt.training.stream.progress import StreamProgress
 from moe_adapt.training.stream.result import StreamResult
 from moe_adapt.training.stream.routing import routing_load
@@ -33,6 +33,7 @@ from moe_adapt.training.stream.schedule import scheduled_steps
 from moe_adapt.training.stream.session import Session, derived_seed, quiet_lightning
 from moe_adapt.training.stream.state import read_state, write_state
 from moe_adapt.training.stream.verdicts import check_writes, count_verdicts
+from moe_adapt.updates.processes import process, processes
 
 __all__ = ["StreamRunner"]
 
@@ -62,7 +63,8 @@ class StreamRunner:
         cache_features: Compute the features of all samples once, for learners that leave their encoder alone.
         cache_dir: Where features are kept between runs; None keeps them in `folder`.
         num_workers: Worker processes per loader.
-        trainer: Options of the Lightning trainers (``accelerator``, ``precision``, ...); they win over ours.
+        trainer: Options of the Lightning trainers (``accelerator``, ``precision``, ``devices``, ...); they
+            win over ours. Several devices run as DDP (`moe_adapt.training.stream.processes`).
         callbacks: Callbacks of the Lightning trainers.
         progress: Is told of tasks and steps.
         attribution: Measure, for learners of instructions with routed experts, what drift of routers and
@@ -107,6 +109,7 @@ class StreamRunner:
         self.verdicts = verdicts
         self._attribution: Attribution | None = None
         self._pace = CheckpointPace(checkpoint_at, 1)
+        self._target: Path | None = None
 
     def run(
         self, learner: Learner, stream: TaskStream, resume: bool = False, overwrite: bool = False
@@ -127,6 +130,11 @@ class StreamRunner:
         self._pace = CheckpointPace(self.checkpoint_at, len(stream))
         if self.verdicts:
             check_writes(learner)
+        with quiet_lightning():
+            device = launch(self.trainer, learner)
+        self._target = self.folder
+        if process():  # the first one writes and tells
+            self._target, self.progress = None, StreamProgress()
         sizes = [len(rows) for rows in stream.test_rows]
         result = StreamResult(AccuracyMatrix(sizes), AccuracyMatrix(sizes))
         result.manifest = self._said(learner, stream)
@@ -134,10 +142,9 @@ class StreamRunner:
             if self.folder is None:
                 raise UserError("nothing to resume: the runner has no folder.")
             read_state(self.folder, learner, result)
-        elif self.folder is not None:
-            claim(self.folder, overwrite)
-        with quiet_lightning():
-            learner.to(L.Trainer(**self.trainer).strategy.root_device)
+        elif self._target is not None:
+            claim(self._target, overwrite)
+        learner.to(device)
         self._attribution = self._attribution_of(learner, stream)
         self.progress.begin(len(stream), len(result.tasks))
         try:
@@ -145,7 +152,7 @@ class StreamRunner:
                 stream, result.manifest["features"] = cached_stream(
                     learner,
                     stream,
-                    self.cache_dir,
+                    None if process() else self.cache_dir,
                     self.eval_batch_size,
                     self.num_workers,
                     self.progress.encoding,
@@ -157,14 +164,16 @@ class StreamRunner:
         return result
 
     def _attribution_of(self, learner: Learner, stream: TaskStream) -> Attribution | None:
-        if not (self.attribution and can_attribute(learner)):
+        if process() or not (self.attribution and can_attribute(learner)):
             return None
         folder = None if self.folder is None else self.folder / "attribution"
         return Attribution(learner, stream, folder=folder)  # type: ignore[arg-type]
 
     def _said(self, learner: Learner, stream: TaskStream) -> dict[str, Any]:
+        several = {"processes": processes()} if processes() > 1 else {}
         return {
             **manifest.collect(),
+            **several,
             "started": manifest.now(),
             "seed": self.seed,
             "learner": learner.settings(),
@@ -238,10 +247,10 @@ class StreamRunner:
             result.manifest["ended"] = manifest.now()
             result.manifest["peak_memory_mb"] = round(manifest.peak_memory_mb(), 1)
         row["seconds"]["overhead"] = time.perf_counter() - start - working
-        if self.folder is not None and self._pace.due(index):
+        if self._target is not None and self._pace.due(index):
             with self._pace.writing():
-                write_state(self.folder, learner, result)
-                write_result(self.folder, result)
+                write_state(self._target, learner, result)
+                write_result(self._target, result)
             row["seconds"]["overhead"] = time.perf_counter() - start - working
         accuracy = None if found is None else float(found.right.mean())
         self.progress.task_ends(index, task.name, accuracy, ended - start, tested - ended)
@@ -257,8 +266,8 @@ class StreamRunner:
     def _record(self, stream: TaskStream, index: int, found: Evaluation, result: StreamResult) -> None:
         result.matrix.record(index, found.correct)
         result.within.record(index, found.correct_within)
-        if self.folder is not None:
-            write_predictions(self.folder, index, found)
+        if self._target is not None:
+            write_predictions(self._target, index, found)
         examples, _ = stream.test_until(index)
         if index == len(stream) - 1 and examples.labels is not None:
             counts = stream.num_seen[-1]

@@ -23,6 +23,8 @@ from moe_adapt.streams import Batch, Examples, Task
 from moe_adapt.training.data.sampler import ResumableLoader, SeededSampler
 from moe_adapt.training.randomness import seed_batch
 from moe_adapt.training.stream.evaluate import loader, move
+from moe_adapt.training.stream.processes import make_trainer, prepare, share
+from moe_adapt.updates.processes import process, processes
 
 __all__ = ["Session", "derived_seed", "quiet_lightning"]
 
@@ -128,7 +130,9 @@ class Session:
         batch_size = self.learner.batch_size
         batches = ResumableLoader(
             examples,
-            sampler=SeededSampler(examples, batch_size=batch_size, seed=seed),
+            sampler=SeededSampler(
+                examples, batch_size=batch_size, seed=seed, num_replicas=processes(), rank=process()
+            ),
             batch_size=batch_size,
             collate_fn=self.task.collate,
             num_workers=self.num_workers,
@@ -136,8 +140,9 @@ class Session:
         )
         seeding = _SeedBatches(seed)
         with quiet_lightning():
-            trainer = L.Trainer(
-                **self.trainer,
+            prepare(self.learner)
+            trainer = make_trainer(
+                self.trainer,
                 max_epochs=self.learner.epochs if epochs is None else epochs,
                 callbacks=[seeding, *self.callbacks],
             )
@@ -148,6 +153,7 @@ class Session:
             raise UserError(
                 f"task {self.task.index} ({self.task.name!r}) was not trained: the trainer took no step."
             )
+        share(self.learner, seed)
         self.steps += trainer.global_step
         self.step_seconds += seeding.seconds
         self.other_seconds += time.perf_counter() - begun - seeding.seconds

@@ -18,7 +18,7 @@ from moe_adapt.streams import TaskRecord
 from moe_adapt.training.checkpoint import AtomicCheckpointIO, differences, read_checkpoint
 from moe_adapt.training.stream.result import StreamResult
 
-__all__ = ["FILE", "read_state", "write_state"]
+__all__ = ["FILE", "read_state", "restore_learner", "write_state"]
 
 FILE = "last.ckpt"
 FORMAT = "moe_adapt.stream/1"
@@ -57,12 +57,7 @@ def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
     Raises:
         UserError: If there is no checkpoint, or it is of another learner, stream or seed.
     """
-    path = folder / FILE
-    if not path.is_file():
-        raise UserError(f"nothing to resume: there is no checkpoint {path}.")
-    checkpoint: dict[str, Any] = read_checkpoint(path)
-    if checkpoint.get("format") != FORMAT:
-        raise UserError(f"{path} is no checkpoint of a stream run (format {checkpoint.get('format')!r}).")
+    checkpoint = _checkpoint(folder)
     compared = ("seed", "learner", "stream", "eval_at")
     told = json.loads(checkpoint["told"])
     old, new = told["manifest"], json.loads(json.dumps(result.manifest))
@@ -73,10 +68,38 @@ def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
             f"{' and more' if len(changed) > 5 else ''}. Resume with the configuration of the run, or start "
             "a new one."
         )
-    records = (TaskRecord(**{**r, "classes": tuple(r["classes"])}) for r in json.loads(checkpoint["history"]))
-    learner.restore(records, checkpoint["state_dict"])
+    _restore(learner, checkpoint)
     result.matrix = AccuracyMatrix(result.matrix.total, checkpoint["correct"].numpy())
     result.within = AccuracyMatrix(result.within.total, checkpoint["correct_within"].numpy())
     result.tasks, result.classes, result.routing = told["tasks"], told["classes"], told["routing"]
     result.attribution, result.verdicts = told["attribution"], told["verdicts"]
     result.manifest["resumed_after_task"] = len(result.tasks) - 1
+
+
+def restore_learner(folder: Path, learner: Learner) -> None:
+    """Bring a fresh `learner` to where the checkpoint in `folder` left off, whatever the stream was.
+
+    Raises:
+        UserError: If there is no checkpoint, or it is of another learner.
+    """
+    checkpoint = _checkpoint(folder)
+    old = json.loads(checkpoint["told"])["manifest"]["learner"]
+    changed = differences(old, json.loads(json.dumps(learner.settings())), "learner")
+    if changed:
+        raise UserError(f"the run in {folder} has another learner: {'; '.join(changed[:5])}.")
+    _restore(learner, checkpoint)
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(f"nothing to go on from: there is no checkpoint {path}; finish a task first.")
+    checkpoint: dict[str, Any] = read_checkpoint(path)
+    if checkpoint.get("format") != FORMAT:
+        raise UserError(f"{path} is no checkpoint of a stream run (format {checkpoint.get('format')!r}).")
+    return checkpoint
+
+
+def _restore(learner: Learner, checkpoint: dict[str, Any]) -> None:
+    records = (TaskRecord(**{**r, "classes": tuple(r["classes"])}) for r in json.loads(checkpoint["history"]))
+    learner.restore(records, checkpoint["state_dict"])

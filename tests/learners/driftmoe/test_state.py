@@ -1,13 +1,11 @@
 """Saving in the middle of a stream and going on."""
 
-import json
-
 import pytest
 from river import naive_bayes
 
 from moe_adapt.errors import UserError
+from moe_adapt.learners import Learner
 from moe_adapt.learners.driftmoe import DriftMoEClassifier
-from moe_adapt.learners.driftmoe.state import load_driftmoe, save_driftmoe
 from moe_adapt.streams.drift import real_stream, synthetic_stream
 
 STREAMS = {
@@ -32,9 +30,9 @@ def test_goes_on_as_if_never_saved(stream, options, tmp_path):
     half = len(rows) // 2 + 3
     for x, y in rows[:half]:
         model.learn_one(x, y)
-    save_driftmoe(model, tmp_path / "model")
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"state.json", "arrays.npz"}
-    loaded = load_driftmoe(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".safetensors", ".md"}
+    loaded = DriftMoEClassifier.from_pretrained(tmp_path / "model")
     assert loaded._get_params() == model._get_params()
     for x, y in rows[half:]:
         assert loaded.predict_proba_one(x) == model.predict_proba_one(x)
@@ -45,8 +43,9 @@ def test_goes_on_as_if_never_saved(stream, options, tmp_path):
 
 
 def test_an_untrained_model_can_be_kept(tmp_path):
-    save_driftmoe(DriftMoEClassifier(seed=1), tmp_path / "model")
-    loaded, fresh = load_driftmoe(tmp_path / "model"), DriftMoEClassifier(seed=1)
+    DriftMoEClassifier(seed=1).save_pretrained(tmp_path / "model")
+    loaded = DriftMoEClassifier.from_pretrained(tmp_path / "model")
+    fresh = DriftMoEClassifier(seed=1)
     for x, y in synthetic_stream("SEA_a", 250):
         loaded.learn_one(x, y)
         fresh.learn_one(x, y)
@@ -55,18 +54,31 @@ def test_an_untrained_model_can_be_kept(tmp_path):
 
 def test_mistakes_are_told(tmp_path):
     model = DriftMoEClassifier(seed=1)
-    save_driftmoe(model, tmp_path / "model")
-    with pytest.raises(UserError, match="exists"):
-        save_driftmoe(model, tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="not empty"):
+        model.save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="River"):
-        save_driftmoe(DriftMoEClassifier(expert=naive_bayes.GaussianNB()), tmp_path / "other")
+        DriftMoEClassifier(expert=naive_bayes.GaussianNB()).save_pretrained(tmp_path / "other")
     model.learn_one({("a", 1): 2.0}, "x")
     with pytest.raises(UserError, match="JSON"):
-        save_driftmoe(model, tmp_path / "other")
+        model.save_pretrained(tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    with pytest.raises(UserError, match="does not hold"):
-        load_driftmoe(tmp_path)
-    state = tmp_path / "model" / "state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "format": 99}))
-    with pytest.raises(UserError, match="99"):
-        load_driftmoe(tmp_path / "model")
+    with pytest.raises(UserError, match="holds no learner"):
+        DriftMoEClassifier.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no backbone"):
+        DriftMoEClassifier.from_pretrained(tmp_path / "model", backbone=model)
+    with pytest.raises(UserError, match="it holds a DriftMoEClassifier, not a Learner"):
+        Learner.from_pretrained(tmp_path / "model")
+
+
+def test_the_card_says_how_to_go_on(tmp_path):
+    model = DriftMoEClassifier(seed=1)
+    for x, y in synthetic_stream("SEA_a", 200):
+        model.learn_one(x, y)
+    card = (model.save_pretrained(tmp_path / "model") / "README.md").read_text()
+    for words in (
+        "after 200 rows with 2 labels",
+        "DriftMoEClassifier.from_pretrained",
+        "tabular-classification",
+    ):
+        assert words in card

@@ -97,6 +97,7 @@ def test_saved_config_runs_again(toy, moe_adapt):
         (["--trainer.accelerator=abacus"], ["abacus"]),
         (["--custom_modules", "gone.py"], ["gone.py'", "Python file"]),
         (["--ckpt_path", "gone.ckpt"], ["gone.ckpt"]),
+        (["--trainer.strategy=fsdp"], ["fsdp shards weights", "use one device or ddp"]),
     ],
 )
 def test_mistakes_are_one_line(toy, words, expected):
