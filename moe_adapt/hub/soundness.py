@@ -85,6 +85,10 @@ def _spec(values: Mapping[str, Any]) -> SiteSpec:
         raise UserError(f"the order of a layer's {spec.num_experts} experts is {spec.order!r}.")
     if spec.uids is not None and len(set(map(str, spec.uids))) != spec.num_experts:
         raise UserError(f"the names of a layer's {spec.num_experts} experts are {spec.uids!r}.")
+    if spec.rows is not None and sorted(set(spec.rows)) != list(range(spec.num_experts)):
+        raise UserError(f"the rows of a router belong to experts {spec.rows!r} of {spec.num_experts}.")
+    if spec.origins is not None and (len(spec.origins) != spec.num_experts or not all(spec.origins)):
+        raise UserError(f"the origins of a layer's {spec.num_experts} experts are {spec.origins!r}.")
     return spec
 
 

@@ -133,6 +133,8 @@ def edited(folder, to, change):
         (lambda c: c["sites"].update({"9": c["sites"]["0"]}), "do not belong together"),
         (lambda c: c["sites"]["0"].update(order=[0, 0, 0]), "order of a layer's"),
         (lambda c: c["sites"]["0"].update(frozen=7), "7 frozen ones"),
+        (lambda c: c["sites"]["0"].update(rows=[0, 0, 7]), "rows of a router"),
+        (lambda c: c["sites"]["0"].update(origins=[["a"], []]), "origins of a layer"),
         (lambda c: c.update(sites=None), "names no layers"),
         (lambda c: c.update(sites=None, experts_from=["someone/else"]), "experts_from exclude"),
         (lambda c: c.update(scorer="os.system"), "unknown scorer"),
