@@ -72,6 +72,8 @@ def test_pages_show_committed_results_and_departures(pages):
     dynmole = pages["methods/routed/dynmole.md"].text
     assert "| **DynMoLE** | **" in dynmole and "| LoRA, equal parameters | " in dynmole
     assert "the authors' released code" in dynmole.partition("## Checks and departures")[2]
+    care = pages["methods/learner/Care.md"].text
+    assert "### Block" in care and "$" in care
     strict = pages["methods/rule/strict.md"].text
     assert "| **SAME, strict" in strict
     assert "prequential accuracy" in pages["methods/drift/DriftMoEClassifier.md"].text.lower()

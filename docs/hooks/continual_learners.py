@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from functools import cache
 
 import yaml
-from docstrings import class_text, first_sentence, link_papers, module_text, option_names, options_table
+from docstrings import (
+    class_text,
+    first_sentence,
+    link_papers,
+    module_text,
+    named_modules,
+    option_names,
+    options_table,
+)
 from page import LANGUAGE_MODEL, MethodPage, configuration, evidence, linked_papers, shell
 
 from moe_adapt.checks import ToyEncoder
@@ -60,6 +68,9 @@ def _explained(cls: type[Learner]) -> Iterator[str]:
     yield "## How it works"
     yield module_text(cls)
     yield class_text(cls).partition("\n\n")[2]
+    for name, text in named_modules(module_text(cls)).items():
+        yield f"### {name.rsplit('.', 1)[-1].replace('_', ' ').capitalize()}"
+        yield text
     if issubclass(cls, ClosedForm):
         head = type(cls(ToyEncoder()).head)  # type: ignore[call-arg]
         yield f"### The head: {head.__name__}"

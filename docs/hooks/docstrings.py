@@ -1,5 +1,7 @@
 """Docstrings and signatures as Markdown: the text, a table of options, links to arXiv."""
 
+import contextlib
+import importlib
 import inspect
 import re
 import sys
@@ -12,6 +14,7 @@ __all__ = [
     "first_sentence",
     "link_papers",
     "module_text",
+    "named_modules",
     "option_names",
     "options_table",
     "papers",
@@ -51,6 +54,17 @@ def _markdown(text: str) -> str:
 def module_text(cls: type) -> str:
     """Return the docstring of the module that defines a class."""
     return _markdown(inspect.cleandoc(sys.modules[cls.__module__].__doc__ or ""))
+
+
+def named_modules(text: str) -> dict[str, str]:
+    """Return the modules (no packages) that a text names in full, and their docstrings."""
+    found = {}
+    for name in dict.fromkeys(re.findall(r"`(moe_adapt(?:\.\w+)+)`", text)):
+        with contextlib.suppress(ModuleNotFoundError):  # a class or a function of a module
+            module = importlib.import_module(name)
+            if not hasattr(module, "__path__"):
+                found[name] = _markdown(inspect.cleandoc(module.__doc__ or ""))
+    return found
 
 
 def class_text(cls: type) -> str:
