@@ -16,14 +16,14 @@ one forward above what it held before (resident size, Linux), each form in a pro
 """
 
 import argparse
+import ctypes
 import json
-import os
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,6 +33,9 @@ from torch import Tensor
 
 from moe_adapt.learners.care import CareBlock, CareOptions, Scope
 from moe_adapt.training.manifest import collect
+
+#: Parameters of glibc's mallopt.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 Form = Callable[[CareBlock, Tensor, Scope], Tensor]
 
@@ -119,15 +122,18 @@ def measure(tasks: int, args: argparse.Namespace) -> dict[str, dict[str, float]]
 
 
 @torch.inference_mode()
-def peak(name: str, tasks: int, args: argparse.Namespace) -> None:
-    """Print how many bytes one forward holds at most above what the process held before it."""
-    block, scope = make_block(tasks, args.width, args.classes), Scope(tasks, forced=False)
-    x = torch.randn(args.batch, args.tokens, args.width)
+def peak(name: str, block: CareBlock, scope: Scope, x: Tensor, found: Any) -> None:
+    """Put into `found` how many bytes one forward holds at most above what the process held before it."""
+    libc = ctypes.CDLL(None)
+    # Every tensor of some size is mapped and unmapped on its own, so that freed memory hides no peak.
+    libc.mallopt(M_MMAP_THRESHOLD, 65536)
+    libc.mallopt(M_TRIM_THRESHOLD, 0)
     FORMS[name](block, x[:1, :2], scope)
+    libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is held now
     before = status("VmHWM")
     FORMS[name](block, x, scope)
-    print(status("VmHWM") - before)
+    found.put(status("VmHWM") - before)
 
 
 def status(key: str) -> int:
@@ -137,13 +143,16 @@ def status(key: str) -> int:
 
 
 def peak_in_own_process(name: str, tasks: int, args: argparse.Namespace) -> int:
-    words = [sys.executable, __file__, "--peak", name, "--tasks", str(tasks)]
-    for key in ("width", "classes", "batch", "tokens"):
-        words += [f"--{key}", str(getattr(args, key))]
-    # Every tensor of some size is mapped and unmapped on its own, so that freed memory hides no peak.
-    every = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env=every)
-    return int(done.stdout)
+    block, scope = make_block(tasks, args.width, args.classes), Scope(tasks, forced=False)
+    x = torch.randn(args.batch, args.tokens, args.width)
+    block.experts.folded()
+    context = multiprocessing.get_context("fork")
+    found = context.SimpleQueue()
+    process = context.Process(target=peak, args=(name, block, scope, x, found))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, f"measuring the memory of {name} failed"
+    return found.get()
 
 
 def main() -> None:
@@ -156,13 +165,9 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=3, help="classes per task")
     parser.add_argument("--batch", type=int, default=4, help="samples per forward")
     parser.add_argument("--rounds", type=int, default=5, help="rounds")
-    parser.add_argument("--peak", choices=list(FORMS), help="only print the peak memory of this form")
     parser.add_argument("--out", type=Path, help="where to write the result as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.peak:
-        peak(args.peak, args.tasks[0], args)
-        return
     rows = []
     for tasks in args.tasks:
         times = measure(tasks, args)
@@ -183,7 +188,7 @@ def main() -> None:
         )
     Console().print(table)
     if args.out:
-        settings = {key: value for key, value in vars(args).items() if key not in ("out", "peak")}
+        settings = {key: value for key, value in vars(args).items() if key != "out"}
         manifest = collect() | {"command": "care_speed.py --out FILE"}
         args.out.write_text(
             json.dumps({"manifest": manifest, "settings": settings, "rows": rows}, indent=1) + "\n"

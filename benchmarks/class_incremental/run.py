@@ -25,6 +25,7 @@ import yaml
 from encode import encoded
 from jsonargparse import ArgumentParser
 
+from moe_adapt.errors import UserError
 from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.evaluation.continual import accuracy_seen, continual_metrics
 from moe_adapt.learners import Care, Learner
@@ -70,6 +71,12 @@ def build(stream: str, method: str, order: int, seed: int) -> tuple[TaskStream, 
     backbone = {"init_args": {"backbone": merged.pop("backbone")}}
     merged["learner"] = merge(merged["learner"], backbone)
     built = parser.instantiate_classes(parser.parse_object(merged))
+    expected = int(stream.rpartition("_")[2])
+    if len(built.stream) != expected:
+        raise UserError(
+            f"{stream} should have {expected} tasks but has {len(built.stream)}: prepare all of the data "
+            "(Tiny-ImageNet with --classes 200)."
+        )
     return built.stream, built.learner
 
 
