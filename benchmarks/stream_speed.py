@@ -81,7 +81,9 @@ def vector_stream(classes: int, first: int, increment: int, train: int, test: in
     return ArrayStream(arrays, increment=increment, first=first)
 
 
-def shares(learner: Learner, stream: TaskStream, eval_at: str, clock: Callable[[], float]) -> dict[str, Any]:
+def shares(
+    learner: Learner, stream: TaskStream, clock: Callable[[], float], **options: Any
+) -> dict[str, Any]:
     """Run a learner over a stream, with a folder on disk, and return where the time of `clock` went.
 
     The runner reads `time.perf_counter`, which is replaced; so processor time leaves out what other programs
@@ -89,7 +91,7 @@ def shares(learner: Learner, stream: TaskStream, eval_at: str, clock: Callable[[
     """
     with tempfile.TemporaryDirectory() as folder, mock.patch("time.perf_counter", clock):
         start = clock()
-        result: StreamResult = StreamRunner(Path(folder), eval_at=eval_at).run(learner, stream)
+        result: StreamResult = StreamRunner(Path(folder), **options).run(learner, stream)
         total = clock() - start
     seconds = [task["seconds"] for task in result.tasks]
     parts = {name: sum(each[name] for each in seconds) for name in ("steps", "own", "evaluate_model")}
@@ -178,13 +180,15 @@ def main() -> None:
         features = vector_stream(5 * args.tasks, 0, 5, train=13, test=3, width=384)
         for name, clock in CLOCKS.items():
             ridge = Ridge(NoEncoder(384), lam=1.0)
-            result[f"ridge on features, {name} time"] = shares(ridge, features, "all", clock)
+            result[f"ridge on features, {name} time"] = shares(ridge, features, clock, eval_batch_size=1024)
         _write(args, result)
     if "lora" in args.parts:
         torch.manual_seed(0)
         lora = FineTuning(MiniLm(), tuner=RoutedLoraConfig(method="lora"), batch_size=16)
         texts = token_stream(args.lora_tasks, args.per_class, args.length)
-        result["LoRA on MiniLM, processor time"] = shares(lora, texts, "every=50", CLOCKS["processor"])
+        result["LoRA on MiniLM, processor time"] = shares(
+            lora, texts, CLOCKS["processor"], eval_at="every=50"
+        )
         _write(args, result)
     table = Table("measured", "value")
     for name, rows in result.items():

@@ -188,6 +188,10 @@ class ClosedFormHead(nn.Module, ABC):
 class LinearHead(ClosedFormHead):
     """A head whose scores are linear in a fixed embedding of the features."""
 
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self._cast: tuple[Any, Any] = (None, None)
+
     def embed(self, features: Tensor) -> Tensor:
         """Return what the linear map reads, [B, d']; the features themselves unless a subclass says more."""
         return features
@@ -199,5 +203,14 @@ class LinearHead(ClosedFormHead):
     def score(self, features: Tensor, solution: tuple[Tensor, Tensor]) -> Tensor:
         """Return `embed(features) W' + b`, [B, C]."""
         embedded = self.embed(features)
-        weight, bias = solution
-        return torch.addmm(bias.to(embedded.dtype), embedded, weight.to(embedded.dtype).t())
+        weight, bias = self._in_dtype(solution, embedded.dtype)
+        return torch.addmm(bias, embedded, weight.t())
+
+    def _in_dtype(self, solution: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the solution in the dtype of the features; cast once, not for every batch."""
+        of, cast = self._cast
+        if of is not solution or cast[0].dtype != dtype:
+            weight, bias = solution
+            cast = weight.to(dtype), bias.to(dtype)
+            self._cast = solution, cast
+        return cast
