@@ -2,6 +2,7 @@ r"""One block's mixture: entropies choose routers, routers choose experts, a sha
 
 $$u_t = E_t(\mathrm{row}), \quad H_t = \mathrm{entropy}(C_t(u_t)), \quad
 S = \text{M routers of smallest } H, \quad g_m = R_m(u_m)$$
+
 $$y = \sum_{m \in S} \sum_{e \in \mathrm{topK}(g_m)} a_{m,e}\, E_e(z) + \bar E(z)$$
 
 `row` is one vector per sample (the CLS token), so the decision is per sample. Since experts act token by
