@@ -1,13 +1,15 @@
-"""Compare SAME, DyMoE and their baselines on sequences of real text tasks, with all-MiniLM-L6-v2.
+"""Compare SAME, DyMoE and their baselines on sequences of real text tasks.
 
     python benchmarks/continual_instructions/run.py small --data $MOE_ADAPT_DATA --model MINILM --work WORK
     python benchmarks/continual_instructions/run.py long --data $MOE_ADAPT_DATA --model MINILM --work WORK
+    python benchmarks/continual_instructions/run.py language --data $MOE_ADAPT_DATA --model SMOLLM2 --work W
     python benchmarks/continual_instructions/run.py --render
 
-The model is an encoder that picks the choice nearest to the prompt (`ChoiceEncoder`); adapters are on the
-feed-forward layers of its last three blocks. Every method trains rank 16 per layer and task, with the same
-learning rate, epochs and batches; nothing was tuned per method. A cell (sequence, order, method) that is in
-WORK is not run again.
+For small and long the model is all-MiniLM-L6-v2, an encoder that picks the choice nearest to the prompt
+(`ChoiceEncoder`); adapters are on the feed-forward layers of its last three blocks. Every method trains rank
+16 per layer and task, with the same learning rate, epochs and batches; nothing was tuned per method. For
+language it is SmolLM2-135M-Instruct with the same adapters in its last three blocks; it also writes its
+answers. A cell (sequence, order, method) that is in WORK is not run again.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 from sequences import SEQUENCES, build
 
-from moe_adapt.backbones import ChoiceEncoder
+from moe_adapt.backbones import CausalAnswerer, ChoiceEncoder
 from moe_adapt.learners import LEARNERS
 from moe_adapt.training.manifest import collect
 from moe_adapt.training.stream import StreamRunner
@@ -84,8 +86,18 @@ METHODS: dict[str, tuple[str, str, tuple[str, dict[str, Any]] | None, dict[str, 
 SIZES = {
     "small": {"train": 64, "test": 32, "epochs": 3, "max_length": 18},
     "long": {"train": 48, "test": 16, "epochs": 2, "max_length": 24},
+    "language": {"train": 48, "test": 12, "epochs": 2, "max_length": 96},
 }
 LEARNING: dict[str, Any] = {"batch_size": 16, "lr": 6e-3, "schedule": "cosine", "warmup": 0.1}
+#: What the language model has instead: its layers, smaller steps, fewer methods.
+LANGUAGE_LEARNING = {**LEARNING, "batch_size": 8, "lr": 2e-3}
+LANGUAGE_FFN = r".*layers\.(27|28|29)\.mlp\.(gate|up|down)_proj"
+LANGUAGE_METHODS = ("seq_lora", "seq_moelora", "same_strict", "dymoe")
+
+
+def learning_of(sequence: str) -> dict[str, Any]:
+    """Return the settings of training for a sequence."""
+    return LANGUAGE_LEARNING if sequence == "language" else LEARNING
 
 
 def run_cell(sequence: str, order: int, method: str, data: Path, model: str) -> dict[str, Any]:
@@ -94,12 +106,15 @@ def run_cell(sequence: str, order: int, method: str, data: Path, model: str) -> 
     sizes = SIZES[sequence]
     stream = build(sequence, order, data, sizes["train"], sizes["test"])
     torch.manual_seed(order)
+    writes = sequence == "language"
     if adapter is not None:
-        options = {**options, "tuner": RoutedLoraConfig(method=adapter[0], **adapter[1])}
-    backbone = ChoiceEncoder(model, max_length=sizes["max_length"])
-    learner = LEARNERS.get(name)(backbone=backbone, epochs=sizes["epochs"], **LEARNING, **options)  # type: ignore[call-arg]
+        targets = {"target_modules": LANGUAGE_FFN} if writes else {}
+        options = {**options, "tuner": RoutedLoraConfig(method=adapter[0], **{**adapter[1], **targets})}
+    backbone = (CausalAnswerer if writes else ChoiceEncoder)(model, max_length=sizes["max_length"])
+    settings = {"epochs": sizes["epochs"], **learning_of(sequence), **options}
+    learner = LEARNERS.get(name)(backbone=backbone, **settings)  # type: ignore[call-arg]
     start, cpu = time.perf_counter(), time.process_time()
-    result = StreamRunner(seed=order, eval_batch_size=40).run(learner, stream)
+    result = StreamRunner(seed=order, eval_batch_size=40, verdicts=writes).run(learner, stream)
     row = {
         "sequence": sequence,
         "order": order,
@@ -108,6 +123,8 @@ def run_cell(sequence: str, order: int, method: str, data: Path, model: str) -> 
         **{key: result.matrix.to_dict()[key] for key in ("total", "correct")},
         "report": {k: v for k, v in learner.report().items() if not k.endswith("_by_site")},  # type: ignore[operator]
         "attribution": result.attribution or None,
+        "verdicts": result.verdicts or None,
+        "format_artefacts": result.format_artefacts() or None,
         "train_seconds": sum(task["seconds"]["steps"] for task in result.tasks if task["learned"]),
         "cpu_seconds": time.process_time() - cpu,
         "wall_seconds": time.perf_counter() - start,
@@ -121,7 +138,7 @@ def run(options: argparse.Namespace) -> None:
     orders = SEQUENCES[options.sequence] if options.orders is None else options.orders
     options.work.mkdir(parents=True, exist_ok=True)
     for order in orders:
-        for method in options.methods or METHODS:
+        for method in options.methods or (LANGUAGE_METHODS if options.sequence == "language" else METHODS):
             path = options.work / f"{options.sequence}-{order}-{method}.json"
             if path.is_file():
                 continue
@@ -140,8 +157,9 @@ def gather(sequence: str, work: Path) -> None:
     """Write the cells of a sequence into one result file."""
     rows = [json.loads(path.read_text()) for path in sorted(work.glob(f"{sequence}-*.json"))]
     facts = collect()
-    facts["command"] = f"run.py {sequence} --data DATA --model MINILM --work WORK"
-    report = {"settings": {**SIZES[sequence], **LEARNING}, "rows": rows, "manifest": facts}
+    model = "SMOLLM2" if sequence == "language" else "MINILM"
+    facts["command"] = f"run.py {sequence} --data DATA --model {model} --work WORK"
+    report = {"settings": {**SIZES[sequence], **learning_of(sequence)}, "rows": rows, "manifest": facts}
     (RESULTS / f"continual_instructions_{sequence}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -151,7 +169,7 @@ def main() -> None:
     )
     parser.add_argument("sequence", nargs="?", choices=list(SEQUENCES))
     parser.add_argument("--data", type=Path, default=os.environ.get("MOE_ADAPT_DATA"), help="raw files")
-    parser.add_argument("--model", help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--model", help="folder of MiniLM, or of SmolLM2 for language")
     parser.add_argument("--work", type=Path, help="folder of finished cells")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS))
     parser.add_argument("--orders", nargs="+", type=int)

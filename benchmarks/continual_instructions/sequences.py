@@ -21,8 +21,10 @@ SMALL = {
     1: ["dbpedia", "SST-2", "banking77", "agnews", "clinc150"],
     2: ["SST-2", "banking77", "dbpedia", "clinc150", "agnews"],
 }
+#: Tasks whose answers look unlike: Good, a topic, a logical relation, True.
+LANGUAGE = {0: ["SST-2", "agnews", "CB", "BoolQA"]}
 #: Name of a sequence -> its orders.
-SEQUENCES = {"small": list(SMALL), "long": [4]}
+SEQUENCES = {"small": list(SMALL), "long": [4], "language": list(LANGUAGE)}
 INTENTS = 20
 
 
@@ -58,7 +60,7 @@ def build(sequence: str, order: int, data: Path, train: int, test: int) -> TaskS
     """Return a sequence in an order, cut to some samples per task.
 
     Args:
-        sequence: small or long.
+        sequence: small, long or language.
         order: A key of the sequence's orders.
         data: Folder of the raw files.
         train: Training samples per task.
@@ -70,7 +72,7 @@ def build(sequence: str, order: int, data: Path, train: int, test: int) -> TaskS
     else:
         tasks = [
             intent_task(data, name) if name in ("clinc150", "banking77") else olora_task(folder, name)
-            for name in SMALL[order]
+            for name in (LANGUAGE if sequence == "language" else SMALL)[order]
         ]
     return instruction_stream(
         tasks, max_train=train, max_test=test, origin={"sequence": sequence, "order": order}

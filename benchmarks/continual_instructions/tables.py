@@ -44,7 +44,21 @@ def averages(row: dict[str, Any]) -> dict[str, float]:
         "seconds": row["cpu_seconds"],
         "memory": row["peak_memory_mb"],
         "admission": row["report"].get("admission", {}).get("new", np.nan),
+        **_form(row),
     }
+
+
+def _form(row: dict[str, Any]) -> dict[str, float]:
+    """Return final accuracy and backward transfer by verdict, and the artefact of format, task means."""
+    if not row.get("verdicts"):
+        return {}
+    found, total = {}, np.array(row["total"])
+    for name, counts in row["verdicts"].items():
+        rates = np.array(counts) / total
+        found[f"final_{name}"] = float(rates[-1].mean())
+        found[f"bwt_{name}"] = float((rates[-1] - np.diag(rates))[:-1].mean())
+    found["artefact"] = float(np.mean([task["artefact_exact"] for task in row["format_artefacts"]]))
+    return found
 
 
 def _spread(values: list[float], digits: int = 3) -> str:
@@ -106,6 +120,12 @@ DRIFT = {
     "admitted": ("admission", 3),
 }
 
+FORM = {
+    **{f"final, {name}": (f"final_{name}", 3) for name in ("exact", "normalised", "likelihood")},
+    **{f"BWT, {name}": (f"bwt_{name}", 3) for name in ("exact", "normalised", "likelihood")},
+    "artefact of format": ("artefact", 3),
+}
+
 
 def pareto(report: dict[str, Any], path: Path) -> None:
     """Draw plasticity against stability (accuracy kept): up and right is better."""
@@ -134,17 +154,22 @@ def _section(name: str, report: dict[str, Any]) -> str:
     settings = report["settings"]
     routed = {row["method"] for row in report["rows"] if row["attribution"] is not None}
     what = f"{orders} orders, mean ± standard deviation" if orders > 1 else "one order, so no spread is known"
-    return "\n\n".join(
-        [
-            f"## {tasks} tasks, {name} sequence",
-            f"{what}; {settings['train']} training and {settings['test']} test samples per task, "
-            f"{settings['epochs']} epochs.",
-            table(report, SCORES | COSTS, lambda method: True),
-            "Drift of routers and experts on test prompts of earlier tasks, from the end of each task to the "
-            "end of the sequence, and what each cost (mean over tasks and orders):",
-            table(report, DRIFT, lambda method: method in routed),
+    parts = [
+        f"## {tasks} tasks, {name} sequence",
+        f"{what}; {settings['train']} training and {settings['test']} test samples per task, "
+        f"{settings['epochs']} epochs.",
+        table(report, SCORES | COSTS, lambda method: True),
+        "Drift of routers and experts on test prompts of earlier tasks, from the end of each task to the "
+        "end of the sequence, and what each cost (mean over tasks and orders):",
+        table(report, DRIFT, lambda method: method in routed),
+    ]
+    if any(row.get("verdicts") for row in report["rows"]):
+        parts += [
+            "What the model writes, exactly and up to its form, beside the choice by likelihood. Artefact: "
+            "the part of the drop under exact match that likelihood does not see:",
+            table(report, FORM, lambda method: True),
         ]
-    )
+    return "\n\n".join(parts)
 
 
 def render() -> int:

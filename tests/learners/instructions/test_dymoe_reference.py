@@ -147,6 +147,18 @@ def test_a_step_grows_linearly_with_banks_and_trains_the_newest_only():
     assert len(set(trained)) == 1
 
 
+def test_the_state_in_the_middle_of_a_task_restores():
+    built, other = grown(ToyAnswerer()), learner("dymoe", seed=5)
+    other.restore(built.history, built.learner_state())
+    samples, _ = stream(3).test_until(2)
+    batch = stream(3).collate([samples[row] for row in range(18)])
+    with torch.no_grad():
+        for mine, same in zip(
+            built.eval().choice_scores(batch), other.eval().choice_scores(batch), strict=True
+        ):
+            assert torch.equal(mine, same)
+
+
 def test_a_balance_loss_that_balances_nothing_is_refused():
     losses = [{"name": "new_expert_balance", "weight": 1e-3}]
     with pytest.raises(UserError, match="balances nothing"):
