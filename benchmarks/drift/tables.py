@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from moe_adapt.streams.drift.suites import SUITES
 from moe_adapt.training.drift.report import markdown_table, missing_cells_note
 from moe_adapt.training.drift.summary import ranking, summarise, wins_and_losses
 
@@ -26,13 +27,18 @@ def streams(content: dict[str, Any]) -> list[str]:
     ]
     lines += [f"{missing_cells_note(results)}", "\n".join(markdown_table(results, "accuracy"))]
     methods = list(dict.fromkeys(name for own in results.values() for name in own))
-    for chosen in (methods, [name for name in methods if name not in ("srp10", "lev_bag10")]):
-        found = ranking(results, chosen)
+    kinds = {
+        "synthetic": {name: own for name, own in results.items() if name in SUITES["arf"]},
+        "real": {name: own for name, own in results.items() if name not in SUITES["arf"]},
+        "": results,
+    }
+    for kind, part in kinds.items():
+        found = ranking(part, methods)
         if found is not None:
             ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in found.ranks.items())
             lines.append(
-                f"Average ranks over {found.streams} streams, shared seeds: {ranks}. "
-                f"Friedman p = {found.p_value:.1e}, Nemenyi's critical difference "
+                f"Average ranks over {found.streams} of {len(part)} {kind or 'synthetic and real'} streams, "
+                f"shared seeds: {ranks}. Friedman p = {found.p_value:.1e}, Nemenyi's critical difference "
                 f"{found.critical_difference:.2f}."
             )
     for name in ("driftmoe", "driftmoe_task"):
@@ -69,7 +75,7 @@ def ablation(content: dict[str, Any]) -> list[str]:
         cells = " | ".join(f"{found[stream][name][0]:.2f}" for stream in results)
         lines.append(f"| {name} | {cells} | {mean(name):.2f} | {mean(name) - mean(full):+.2f} |")
     seeds = len(next(iter(results.values()))[full])
-    text = f"Accuracy in %, {seeds} seed(s) that no other table uses, 4,000 rows each."
+    text = f"Accuracy in %, mean over {seeds} seed(s) that no other table uses, 4,000 rows each."
     return ["## Parts of the drift-aware preset", text, "\n".join(lines)]
 
 

@@ -64,7 +64,9 @@ def run_cell(
         if counts is None:
             return
         now = np.asarray(counts, dtype=float)
-        fresh = now - (before[-1] if before else 0)
+        fresh = now.copy()
+        if before:  # task mode adds an expert with every class
+            fresh[: len(before[0])] -= before[0]
         before[:] = [now]
         loads.append((rows, [round(float(v), 4) for v in fresh / max(fresh.sum(), 1.0)]))
 

@@ -140,3 +140,15 @@ def test_the_demo_recipe_needs_no_file(monkeypatch):
     recipe = read_recipe(packaged_configs()["drift/demo"])
     for stream in recipe.streams:
         assert len(list(stream.build(1))) > 1000
+
+
+def test_load_of_experts_that_come_with_classes(recipe, tmp_path):
+    path = recipe(
+        streams=[{"name": "image_segments", "rows": 40, "seeds": [1]}],
+        methods=[{"name": "task", "kind": "driftmoe", "mode": "task"}],
+    )
+    assert main(["drift", "-c", str(path), "--out", str(tmp_path / "out")]) == 0
+    cell = json.loads((tmp_path / "out/cells/image_segments/task/seed_1.json").read_text())
+    shares = cell["expert_load"]["share"]
+    assert 1 < len(shares[0]) < len(shares[-1])
+    assert all(sum(share) == pytest.approx(1.0, abs=1e-3) for share in shares)
