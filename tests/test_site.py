@@ -116,10 +116,11 @@ def test_pictures_are_drawn_for_light_and_dark_pages():
 
 def test_formulas_become_mathml():
     pytest.importorskip("latex2mathml")
-    inline, block = r"\(a &lt; \frac{b}{c}\)", r"\[x^2\]"
+    inline, block = r"\(a &lt; \frac{b}{c}\)", r"\[\arg\max x^2\]"
     html = f'<p><span class="arithmatex">{inline}</span> <div class="arithmatex">{block}</div></p>'
     made = load("hooks", "maths").with_mathml(html)
     assert made.count("<math") == 2 and "<mfrac>" in made and "arithmatex" not in made
+    assert "\\" not in made, "every command was understood"
     assert ElementTree.fromstring(made) is not None
 
 

@@ -17,6 +17,8 @@ def with_mathml(page: str) -> str:
 
     def formula(match: re.Match[str]) -> str:
         display = "block" if match["tag"] == "div" else "inline"
-        return convert(html.unescape(match["latex"]).strip(), display=display)
+        latex = html.unescape(match["latex"]).strip()
+        # The converter knows max and log, but not arg.
+        return convert(latex.replace(r"\arg", r"\operatorname{arg}"), display=display)
 
     return _FORMULA.sub(formula, page)
