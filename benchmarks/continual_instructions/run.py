@@ -86,7 +86,7 @@ METHODS: dict[str, tuple[str, str, tuple[str, dict[str, Any]] | None, dict[str, 
 SIZES = {
     "small": {"train": 64, "test": 32, "epochs": 3, "max_length": 18},
     "long": {"train": 48, "test": 16, "epochs": 2, "max_length": 24},
-    "language": {"train": 48, "test": 12, "epochs": 2, "max_length": 96},
+    "language": {"train": 48, "test": 8, "epochs": 2, "max_length": 96},
 }
 LEARNING: dict[str, Any] = {"batch_size": 16, "lr": 6e-3, "schedule": "cosine", "warmup": 0.1}
 #: What the language model has instead: its layers, smaller steps, fewer methods.
