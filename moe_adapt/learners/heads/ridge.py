@@ -6,8 +6,9 @@ $$G = \sum_i h_i h_i^\top, \quad Q = \sum_i h_i\, e_{y_i}^\top, \quad W = (G + \
 A new class is a new column of zeros in `Q`. With `lam` fixed the head does not depend on the order of the
 data at all. `moe_adapt.learners.heads.lambda_choice` has the two rules that choose it at the end of a task:
 
-* ``gcv``, the default: cross-validation over everything seen, anew once the samples have grown by half, so
-  that 300 tasks need 15 eigendecompositions;
+* ``gcv``, the default: cross-validation over everything seen, anew once the samples have grown by a tenth, so
+  that 300 equal tasks need 46 eigendecompositions. An older choice would do harm where the samples come to be
+  as many as the features: there a lambda that was good before lets the regression fit its noise;
 * ``grid``: RanPAC's, on a fifth of the task. RanPAC takes the last fifth as it comes; we draw it with a seed,
   because data sorted by class would leave whole classes out.
 
@@ -32,7 +33,7 @@ __all__ = ["LambdaRule", "RidgeHead"]
 LambdaRule = Literal["gcv", "grid"]
 
 #: Samples seen at a choice by ``gcv``, as a multiple of those at the choice before.
-GROWTH = 1.5
+GROWTH = 1.1
 
 
 @HEADS.register("ridge")
