@@ -14,9 +14,12 @@ no sample is kept. We take the lambda with the largest *cosine* between those pr
 rather than the least squared error: a class is an argmax, which no scale changes, while over hundreds of
 classes the squared error rewards predictions that are nearly zero.
 
-$$G = U \Lambda U^\top, \quad A = \lVert U^\top Q \rVert^2_{rows}, \quad
-a = \sum_j \frac{A_j}{\Lambda_j + \lambda}, \quad b = \sum_j \frac{A_j \Lambda_j}{(\Lambda_j + \lambda)^2},
-\quad \cos = \frac{a - h n}{\sqrt{n\,(b - 2 h a + h^2 n)}}$$
+$$E_j = \frac{\lVert u_j^\top Q \rVert^2}{\Lambda_j}, \quad r_j = \frac{\lambda}{\Lambda_j + \lambda}, \quad
+1 - h = \frac{n - \mathrm{rank} + \sum_j r_j}{n}, \quad e = y - \hat y, \quad
+\langle e, y \rangle = E_0 + \sum_j E_j r_j, \quad \lVert e \rVert^2 = E_0 + \sum_j E_j r_j^2$$
+
+with `E_0`, the energy of the labels outside the features' span, and sums over the directions that the samples
+span. Nothing here cancels when there are fewer samples than features and lambda is small.
 
 Reference: McDonnell et al., arXiv 2307.02251.
 """
@@ -59,8 +62,6 @@ def ridge_path_errors(
 def cross_validated_cosines(gram: Tensor, moment: Tensor, samples: int, lambdas: Sequence[float]) -> Tensor:
     """Return the cosine between left-out predictions and one-hot labels for every lambda, [V].
 
-    Minus infinity where the regression has as many degrees of freedom as there are samples.
-
     Args:
         gram: `G`, [d, d].
         moment: `Q`, [d, C].
@@ -68,14 +69,17 @@ def cross_validated_cosines(gram: Tensor, moment: Tensor, samples: int, lambdas:
         lambdas: The values to try, all positive.
     """
     values, vectors = torch.linalg.eigh(gram)
-    values, energy = values.clamp(min=0), (vectors.T @ moment).square().sum(dim=1)
+    spanned = values > len(gram) * torch.finfo(gram.dtype).eps * values.max()
+    spanned[: len(gram) - min(samples, len(gram))] = False
+    values = values[spanned]
+    energy = (vectors[:, spanned].T @ moment).square().sum(dim=1) / values
+    free = samples - len(values)
+    outside = (samples - energy.sum()).clamp(min=0) if free else energy.new_zeros(())
     found = []
     for lam in lambdas:
-        shrunk = values + lam
-        leverage = (values / shrunk).sum() / samples
-        a, b = (energy / shrunk).sum(), (energy * values / shrunk.square()).sum()
-        length = (samples * (b - 2 * leverage * a + leverage**2 * samples)).clamp(min=0).sqrt()
-        cosine = (a - leverage * samples) / length
-        known = (leverage < 1 - 1e-9) & (length > 0)
-        found.append(torch.where(known, cosine, float("-inf")))
+        rest = lam / (values + lam)
+        unexplained = (free + rest.sum()) / samples
+        along = (outside + (energy * rest).sum()) / unexplained
+        length = samples - 2 * along + (outside + (energy * rest.square()).sum()) / unexplained**2
+        found.append((samples - along) / (samples * length).clamp(min=1e-300).sqrt())
     return torch.stack(found)
