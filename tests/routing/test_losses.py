@@ -16,11 +16,11 @@ from moe_adapt.routing import (
 )
 
 
-def record(logits, selected=None, mask=None, gates=None, site="s"):
+def record(logits, selected=None, mask=None, gates=None, site="s", anchor=None):
     probs = logits.softmax(-1)
     selected = torch.ones_like(logits, dtype=torch.bool) if selected is None else selected
     gates = probs * selected if gates is None else gates
-    return RoutingRecord(site=site, logits=logits, gates=gates, selected=selected, mask=mask)
+    return RoutingRecord(site=site, logits=logits, gates=gates, selected=selected, mask=mask, anchor=anchor)
 
 
 def one_hot_record(experts=4, tokens=6):
@@ -92,8 +92,8 @@ def test_padding_changes_neither_value_nor_gradient(name, side):
     padded = torch.cat([junk, logits] if side == "left" else [logits, junk])
     mask = torch.cat([torch.zeros(5), torch.ones(6)] if side == "left" else [torch.ones(6), torch.zeros(5)])
     loss = AUX_LOSSES.get(name)()
-    plain = RecordGroup([record(logits)])
-    masked = RecordGroup([record(padded, mask=mask.bool())])
+    plain = RecordGroup([record(logits, anchor=logits.flip(1))])
+    masked = RecordGroup([record(padded, mask=mask.bool(), anchor=padded.flip(1))])
     torch.testing.assert_close(loss([masked]), loss([plain]))
     (expected,) = torch.autograd.grad(loss([plain]), plain.logits)
     (grad,) = torch.autograd.grad(loss([masked]), masked.logits)

@@ -117,15 +117,19 @@ def test_doctor_reports_versions_and_faults(moe_adapt, monkeypatch):
     assert "error: this installation lacks: torch >=999; no-such-thing >=1." in ill.err
 
 
-def test_export_passes_its_arguments_on(moe_adapt, monkeypatch):
+def test_export_passes_its_arguments_on(moe_adapt, monkeypatch, tmp_path):
     import moe_adapt.hub.run as hub
+
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run", "moe_adapt_config.yaml").write_text("model: {}\n")
 
     calls = []
     monkeypatch.setattr(hub, "export_run", lambda run, to, **options: calls.append((run, to, options)))
     assert moe_adapt("export", "run", "--to", "there", "--checkpoint", "last", "--overwrite").code == 0
     run, target, options = calls[0]
     assert (run, target) == (Path("run"), Path("there"))
-    assert options["checkpoint"] == "last" and options["overwrite"] and options["form"] == "adapter"
+    assert options["checkpoint"] == "last" and options["overwrite"] and "form" not in options
     missing = moe_adapt("export", "run")
     assert missing.code == 2
     assert "--to" in missing.err
