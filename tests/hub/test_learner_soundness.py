@@ -92,8 +92,8 @@ def test_damaged_folders_end_in_clear_errors(make, tmp_path):
             opened.predict_proba_one(ROW)
 
     attempt()
-    assert outcomes[False, False] >= 15
-    assert outcomes[True, False] >= 10
+    assert outcomes[False, False] >= 10
+    assert outcomes[True, False] >= 5
     (folder / LEARNER_FILE).write_text(forge(json.dumps(config), weights))
     (folder / TENSORS_FILE).write_bytes(weights)
     assert reopened(make, folder) is not None
