@@ -178,9 +178,10 @@ def forward(operands: Operands) -> Tensor:
     assert operands.index is not None
     problem = operands.problem()
     grouped = _fits_grouped_mm(problem) and grouped_mm_works(problem.device, problem.dtype)
-    return _Grouped.apply(
+    base, out = operands.base, operands.out
+    mixture = _Grouped.apply(
         operands.x,
-        operands.base,
+        base if out is None else None,
         operands.a,
         operands.b,
         operands.slot_weights(),
@@ -189,6 +190,9 @@ def forward(operands: Operands) -> Tensor:
         operands.trainable,
         grouped,
     )
+    if out is None:
+        return mixture
+    return out.copy_(mixture) if base is None else torch.add(base, mixture, out=out)
 
 
 def _work(problem: Problem) -> Work:

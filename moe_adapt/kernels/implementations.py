@@ -37,7 +37,8 @@ class Implementation:
 
     Attributes:
         name: What ``impl=`` and ``MOE_ADAPT_KERNEL`` call it.
-        forward: Computes [N, o] from checked operands, with gradients through autograd.
+        forward: Computes [N, o] from checked operands, with gradients through autograd; writes into their
+            `out`, if there is one, and returns it.
         supports: Says why it cannot compute a problem, or nothing; looks at shapes, types and flags only.
         available: Says why it does not work on a device type with a dtype (a feature check against the
             reference on a small case, cached by the implementation), or nothing.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_adapt.errors import UserError
 from moe_adapt.kernels import shared
+from moe_adapt.kernels.destination import with_checked_out
 from moe_adapt.kernels.dispatch import choose
 from moe_adapt.kernels.implementations import find
 from moe_adapt.kernels.problem import Operands
@@ -33,6 +34,7 @@ def routed_lora(
     trainable: Sequence[bool] | Tensor | None = None,
     deterministic: bool = True,
     impl: str = "auto",
+    out: Tensor | None = None,
 ) -> Tensor:
     r"""Return `base + s sum_e g_e B_e A_e x` for every token.
 
@@ -59,13 +61,15 @@ def routed_lora(
         deterministic: Whether a repeated call has to give the same bits.
         impl: Name of the implementation; ``"auto"`` takes that of the environment variable
             ``MOE_ADAPT_KERNEL``, or else the one that `dispatch` expects to be fastest.
+        out: Where the result goes, [N, o] in the type of the result, rows contiguous; may be `base` itself,
+            which it then replaces. Only without gradients. None for a new tensor.
 
     Returns:
-        The sum, [N, o], in the wider of the types of `base` and of the experts.
+        The sum, [N, o], in the wider of the types of `base` and of the experts; `out` if it was given.
 
     Raises:
-        UserError: If shapes, types, devices or values do not fit, or the named implementation cannot take
-            this problem.
+        UserError: If shapes, types, devices or values do not fit, the named implementation cannot take
+            this problem, or `out` overlaps with an operand or is given where a gradient may be wanted.
 
     >>> x, a, b = torch.ones(1, 2), torch.ones(3, 1, 2), torch.ones(2, 3, 1)
     >>> routed_lora(x, torch.zeros(1, 2), a, b, 2.0, gates=torch.tensor([[1.0, 0.5, 0.0]]))
@@ -76,11 +80,10 @@ def routed_lora(
     _check_shapes(x, base, a, b, gates, index, weight)
     if _checks_values(x):
         _check_values(b.shape[1], gates, index, weight)
-    operands = Operands(
-        x, base, a, b, scale, gates, index, weight, _as_flags(trainable, b.shape[1]), deterministic
-    )
+    flags = _as_flags(trainable, b.shape[1])
+    operands = Operands(x, base, a, b, scale, gates, index, weight, flags, deterministic, out)
     device = x.device.type
-    if torch.is_autocast_enabled(device) and b.shape[1] > 1:
+    if torch.is_autocast_enabled(device) and (b.shape[1] > 1 or out is not None):
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             return _run(_cast(operands, dtype), impl)
@@ -88,6 +91,7 @@ def routed_lora(
 
 
 def _run(operands: Operands, impl: str) -> Tensor:
+    operands = with_checked_out(operands)
     if operands.shares_a:
         if impl == "auto" and operands.trainable is None:
             return shared.forward(operands)

@@ -58,6 +58,7 @@ class Operands:
         weight: Weight of each slot, [N, K], or None.
         trainable: Whether each expert is trained, `E` of them; None for all.
         deterministic: Whether a repeated call has to give the same bits.
+        out: Where the result goes, [N, o], possibly `base`; None for a new tensor. Only without gradients.
     """
 
     x: Tensor
@@ -70,6 +71,7 @@ class Operands:
     weight: Tensor | None = None
     trainable: tuple[bool, ...] | None = None
     deterministic: bool = True
+    out: Tensor | None = None
 
     @property
     def shares_a(self) -> bool:

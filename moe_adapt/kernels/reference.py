@@ -28,7 +28,10 @@ def forward(operands: Operands) -> Tensor:
             down, up = down.detach(), up.detach()
         hidden = F.linear(operands.x, down)
         output = F.linear(hidden * gates[:, expert : expert + 1].to(hidden.dtype), up) * operands.scale
-        result = output if result is None else result + output
+        if result is not None:
+            result = torch.add(result, output, out=operands.out)
+        else:
+            result = output if operands.out is None else operands.out.copy_(output)
     assert result is not None
     return result
 

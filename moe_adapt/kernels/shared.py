@@ -7,6 +7,7 @@ $$y = W x + B_{cat} (s\,g \otimes A x)$$
 Reference: HydraLoRA, arXiv 2404.19245.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,5 +25,7 @@ def forward(operands: Operands) -> Tensor:
     hidden = F.linear(operands.x, operands.a[0])
     weights = (operands.dense_gates() * operands.scale).to(hidden.dtype)
     outer = (weights.unsqueeze(-1) * hidden.unsqueeze(1)).flatten(1)
-    mixture = F.linear(outer, operands.b.flatten(1))
-    return mixture if operands.base is None else operands.base + mixture
+    up = operands.b.flatten(1)
+    if operands.base is None:
+        return torch.mm(outer, up.t(), out=operands.out)
+    return torch.add(operands.base, F.linear(outer, up), out=operands.out)

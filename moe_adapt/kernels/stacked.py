@@ -39,6 +39,24 @@ def _trained_columns(trainable: Sequence[bool] | None, rank: int) -> slice | lis
     return slice(experts[0] * rank, (experts[-1] + 1) * rank) if experts else slice(0, 0)
 
 
+def _spread(gates: Tensor, scale: float, rank: int) -> Tensor:
+    """Return `s g` for each column, [N, R]: a product that broadcasts over `r` is several times slower."""
+    tokens, experts = gates.shape
+    return (gates * scale).unsqueeze(-1).expand(-1, -1, rank).reshape(tokens, experts * rank)
+
+
+def _add_up(base: Tensor | None, z: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return `base + z B_cat^T`, [N, o]; into `out` without another of that size, unless `z` is narrower."""
+    up = b.reshape(len(b), z.shape[1]).t()
+    if base is None:
+        return torch.mm(z, up, out=out)
+    if base.dtype == z.dtype:
+        return torch.addmm(base, z, up, out=out)
+    if out is not None and out.dtype == z.dtype:
+        return torch.mm(z, up, out=out).add_(base)
+    return torch.add(base, z @ up, out=out)
+
+
 def no_second_derivative() -> None:
     """Raise in a backward pass that is itself differentiated."""
     if torch.is_grad_enabled():
@@ -94,18 +112,11 @@ class _Expand(torch.autograd.Function):
         scale: float,
         trainable: Sequence[bool] | None,
     ) -> Tensor:
-        out, experts, rank = b.shape
-        # Spread over the rank once: a product that broadcasts over `r` is several times slower.
-        weights = (gates * scale).unsqueeze(-1).expand(-1, -1, rank).reshape(h.shape)
+        weights = _spread(gates, scale, b.shape[2])
         ctx.save_for_backward(h, b, weights)
         ctx.scale, ctx.trainable, ctx.gates_dtype = scale, trainable, gates.dtype
         ctx.base_dtype = None if base is None else base.dtype
-        z, up = (h * weights).to(h.dtype), b.reshape(out, experts * rank)
-        if base is None:
-            return F.linear(z, up)
-        if base.dtype == z.dtype:
-            return torch.addmm(base, z, up.t())
-        return base + F.linear(z, up)
+        return _add_up(base, (h * weights).to(h.dtype), b)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -162,6 +173,7 @@ def expand(
     gates: Tensor,
     scale: float,
     trainable: Sequence[bool] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return the base output plus the gated sum of the experts' outputs for their hidden vectors, [N, o].
 
@@ -172,7 +184,10 @@ def expand(
         gates: Weight of each expert for each token, [N, E].
         scale: The LoRA scale `s`.
         trainable: Whether each expert is trained; None for all.
+        out: Where the result goes, [N, o], possibly `base`; None for a new tensor. Without gradients.
     """
+    if out is not None:
+        return _add_up(base, (h * _spread(gates, scale, b.shape[2])).to(h.dtype), b, out)
     return _Expand.apply(base, h, b, gates, scale, trainable)
 
 
@@ -183,7 +198,8 @@ def forward(operands: Operands) -> Tensor:
         operands: What to compute.
     """
     h, _ = shrink(operands.x, operands.a, None, operands.trainable)
-    return expand(operands.base, h, operands.b, operands.dense_gates(), operands.scale, operands.trainable)
+    gates, scale = operands.dense_gates(), operands.scale
+    return expand(operands.base, h, operands.b, gates, scale, operands.trainable, operands.out)
 
 
 def _work(problem: Problem) -> Work:

@@ -1,6 +1,9 @@
 """Random problems, and the operator written as its definition: a loop over tokens and experts."""
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 NAMES = ("base", "x", "a", "b", "gates")
 
@@ -40,3 +43,20 @@ def gradients(result, tensors, dy=None):
     if dy is None:
         dy = torch.linspace(0.5, 1.5, result.numel(), dtype=torch.float64).to(result.dtype).view_as(result)
     return torch.autograd.grad(result, tensors, dy, materialize_grads=True, retain_graph=True)
+
+
+class Made(TorchDispatchMode):
+    """Keeps every tensor that an operation returns inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.tensors += [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        return result
+
+    def as_large_as(self, tensor: Tensor) -> bool:
+        """Return whether something of at least the size of a tensor was made, elsewhere than there."""
+        return any(t.numel() >= tensor.numel() and t.data_ptr() != tensor.data_ptr() for t in self.tensors)

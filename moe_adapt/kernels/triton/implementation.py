@@ -10,7 +10,7 @@ from moe_adapt.kernels.implementations import Implementation, Work, register
 from moe_adapt.kernels.problem import Operands, Problem
 from moe_adapt.kernels.triton import operator
 from moe_adapt.kernels.triton.support import missing, works
-from moe_adapt.kernels.triton.tiles import DECODE_TOKENS, MAX_RANK, uses_groups
+from moe_adapt.kernels.triton.tiles import DECODE_TOKENS, MAX_RANK, decodes_at_once, uses_groups
 
 __all__ = ["forward"]
 
@@ -35,8 +35,12 @@ def forward(operands: Operands) -> Tensor:
         index = index.to(torch.int32)
     else:
         index = None
+    base, scale, out = operands.base, float(operands.scale), operands.out
+    if out is not None:
+        operator.forward_into(out, x, None if base is out else base, a, b, gates, index, scale, base is out)
+        return out
     flags = None if operands.trainable is None else list(operands.trainable)
-    return operator.forward(x, operands.base, a, b, gates, index, float(operands.scale), flags, trains)[0]
+    return operator.forward(x, base, a, b, gates, index, scale, flags, trains)[0]
 
 
 def _supports(problem: Problem) -> str:
@@ -77,7 +81,8 @@ def _work(problem: Problem) -> Work:
         2 * rows * columns * features,
         (rows * reads + factors + 2 * rows * columns) * size,
     )
-    calls = 2 if decodes else 11 + passes if sorts else 3
+    once = decodes and decodes_at_once(rows, slots or 0, problem.rank, problem.in_features, size)
+    calls = 1 if once else 2 if decodes else 11 + passes if sorts else 3
     if not problem.trains:
         return Work(flop, forward, calls)
     reads = 2 * passes * features + (2 * passes - 1) * problem.in_features

@@ -1,8 +1,9 @@
-"""The Triton path as two `torch.library` operators, one forward and one backward.
+"""The Triton path as `torch.library` operators: forward, backward, and forward into a given tensor.
 
-PyTorch sees each as one node: `torch.compile` captures it without looking inside, `opcheck` verifies it, and
-neither changes or returns its inputs. (`triton_op` would let the compiler look inside, but does not compile
-under the interpreter.) Autocast does not reach custom operators; who calls them casts.
+PyTorch sees each as one node: `torch.compile` captures it without looking inside, `opcheck` verifies it. None
+returns its inputs, and only `forward_into`, which has no gradient, changes one. (`triton_op` would let the
+compiler look inside, but does not compile under the interpreter.) Autocast does not reach custom operators;
+who calls them casts.
 
 The operators take checked input. Kernels are imported at the first launch, so that this module needs no
 triton.
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from moe_adapt.kernels.triton.tiles import DECODE_TOKENS, uses_groups
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "forward_into"]
 
 
 def _prepared(matrix: Tensor) -> Tensor:
@@ -67,12 +68,21 @@ def forward(
         trainable: Which experts get a weight gradient in the backward pass; None means all.
         save: Whether there will be a backward pass.
     """
+    y, hidden = _result(x, base, b), _hidden(x, a, gates, index, save)
+    _compute(x, base, a, b, gates, index, scale, save, hidden, y)
+    return y, hidden
+
+
+def _compute(
+    x: Tensor, base: Tensor | None, a: Tensor, b: Tensor, gates: Tensor, index: Tensor | None, scale: float,
+    save: bool, hidden: Tensor, y: Tensor,
+) -> None:  # fmt: skip
+    """Write `y`, which may be `base`, and `hidden` if it is to be saved."""
     from moe_adapt.kernels.triton.decode import decode
     from moe_adapt.kernels.triton.paths import path
 
-    y, hidden = _result(x, base, b), _hidden(x, a, gates, index, save)
     if not len(x):
-        return y, hidden
+        return
     x, base = _prepared(x), None if base is None else _prepared(base)
     a, b, gates = a.contiguous(), b.contiguous(), gates.contiguous()
     index = None if index is None else index.contiguous()
@@ -83,12 +93,40 @@ def forward(
             way = path(a, gates, index, scale)
             z, _ = way.shrink(x, a, True, hidden, False, None)
             way.expand(z, b, False, base, y)
-    return y, hidden
 
 
 @forward.register_fake
 def _forward_fake(x, base, a, b, gates, index, scale, trainable, save):
     return _result(x, base, b), _hidden(x, a, gates, index, save)
+
+
+@torch.library.custom_op("moe_adapt::triton_forward_into", mutates_args=("out",))
+def forward_into(
+    out: Tensor, x: Tensor, base: Tensor | None, a: Tensor, b: Tensor, gates: Tensor, index: Tensor | None,
+    scale: float, add: bool,
+) -> None:  # fmt: skip
+    """Write `y` into `out` [N, o], whose rows are contiguous. No gradient.
+
+    PyTorch must not see a tensor twice, read and written; so for a `base` that is `out`, give None and `add`.
+
+    Args:
+        out: Where the result goes, in the wider of the types of `base` and `x`.
+        x: Tokens, [N, d].
+        base: Output of the frozen layer, [N, o]; None for nothing, or if it is in `out`.
+        a: Down-projections, [E, r, d], in the dtype of `x`.
+        b: Up-projections, [o, E, r], in the dtype of `x`.
+        gates: Gates [N, E], or weights [N, K] if there is an index.
+        index: Expert of each weight, int32 [N, K]; -1 for none.
+        scale: The LoRA scale `s`.
+        add: Whether the result is added to what is in `out`.
+    """
+    hidden = _hidden(x, a, gates, index, False)
+    _compute(x, out if add else base, a, b, gates, index, scale, False, hidden, out)
+
+
+@forward_into.register_fake
+def _forward_into_fake(out, x, base, a, b, gates, index, scale, add):
+    return None
 
 
 @torch.library.custom_op("moe_adapt::triton_backward", mutates_args=())

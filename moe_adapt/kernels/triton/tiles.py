@@ -26,17 +26,24 @@ __all__ = [
     "SHARED",
     "Tiles",
     "decode_tiles",
+    "decodes_at_once",
     "expand_tiles",
     "forced",
     "gradient_tiles",
     "grouped_tiles",
     "multiprocessors",
+    "once_columns",
     "shrink_tiles",
     "uses_groups",
 ]
 
 #: Up to this many tokens in the sparse form, without a gradient, go pair by pair.
 DECODE_TOKENS = 32
+#: Up to this many of them may take one launch instead of two.
+ONCE_TOKENS = 4
+#: The most bytes of `A` that each program of that launch may read: 1.2 microseconds at 64 bytes a clock. A
+#: launch within a graph is said to take 2 to 3. Arithmetic, not measured.
+ONCE_BYTES = 128 * 1024
 
 #: Largest rank of one expert: its columns must fit one tile.
 MAX_RANK = 256
@@ -208,6 +215,31 @@ def decode_tiles(pairs: int, length: int, rank: int, sms: int) -> Tiles:
     features = power_of_two(length, low=64, high=max(64, 4096 // ranks))
     splits = min(2 * sms // max(pairs, 1), 16, length // features)
     return _chosen(Tiles(MIN_TILE, ranks, features, max(splits, 1), warps=4, stages=2))
+
+
+def decodes_at_once(tokens: int, slots: int, rank: int, length: int, itemsize: int) -> bool:
+    """Return whether the pairwise path takes one launch, whose programs all compute hidden vectors anew.
+
+    Args:
+        tokens: Number of tokens `N`.
+        slots: Experts per token `K`.
+        rank: Rank `r` of each expert.
+        length: Length of the sum, `d`.
+        itemsize: Bytes of one number.
+    """
+    return tokens <= ONCE_TOKENS and slots * rank * length * itemsize <= ONCE_BYTES
+
+
+def once_columns(tokens: int, width: int, rank: int, sms: int) -> int:
+    """Return how many columns of the result a program of the single launch writes: one program per processor.
+
+    Args:
+        tokens: Number of tokens `N`.
+        width: Columns of the result, `o`.
+        rank: Rank `r` of each expert.
+        sms: Multiprocessors of the device.
+    """
+    return power_of_two(math.ceil(width * tokens / sms), high=max(MIN_TILE, 4096 // power_of_two(rank)))
 
 
 def uses_groups(slots: int, experts: int, rank: int) -> bool:

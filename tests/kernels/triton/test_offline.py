@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from moe_adapt.kernels.triton import operator
+from moe_adapt.kernels.triton import operator, tiles
+from tests.kernels.problems import Made, problem, slots
 from tests.kernels.triton.offline import compiled, recorded
 
 #: Shared memory of one block on the smallest supported GPUs (compute capability 8.6 and 8.9), in bytes.
@@ -28,6 +29,8 @@ CASES = [
     (2048, 2048, 1408, 64, 64, 6, HALF, True),
     (100, 1024, 1024, 16, 256, 2, torch.float32, True),
     (1, 4096, 4096, 8, 8, 2, HALF, False),
+    (4, 2049, 1408, 8, 64, 4, torch.float16, False),
+    (3, 576, 70, 8, 3, 2, torch.float32, False),
     (32, 2049, 4096, 32, 64, 1, torch.float16, False),
     (16, 768, 768, 4, 256, 4, torch.float32, False),
 ]
@@ -79,3 +82,19 @@ def test_compiles_for_an_h100(monkeypatch, tmp_path):
 def test_compiles_for(case, capability, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     check(case, capability)
+
+
+@pytest.mark.parametrize("k, columns, tokens", [(None, 512, 64), (2, 0, 64), (2, 512, 32), (2, 512, 4)])
+def test_nothing_as_wide_as_the_result_is_made_for_a_given_tensor(k, columns, tokens, monkeypatch):
+    monkeypatch.setattr(tiles, "GROUPED_COLUMNS", columns)
+    (base, x, a, b, gates) = (tensor.detach() for tensor in problem(tokens, 8, 128, 9, 1, torch.float32))
+    index = None
+    if k:
+        index, gates = (tensor.detach() for tensor in slots(tokens, 9, k, torch.float32))
+    for out, add in ((base, True), (torch.zeros_like(base), False)):
+        with Made() as made, recorded() as launches:
+            operator.forward_into._init_fn(out, x, None if add else base, a, b, gates, index, 1.5, add)
+        assert launches and not made.as_large_as(out)
+    with Made() as made, recorded():
+        operator.forward._init_fn(x, base, a, b, gates, index, 1.5, None, False)
+    assert made.as_large_as(base)
