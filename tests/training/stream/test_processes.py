@@ -69,7 +69,9 @@ for max_exact in (64, 2):
         assert torch.linalg.eigvalsh(rows.t() @ rows / 40 - sketch).min() > -1e-4
     all_usage.end_task()
     torch.testing.assert_close(usage.importance, all_usage.importance)
-print("equal")
+print("equal", flush=True)
+distributed.barrier()
+distributed.destroy_process_group()
 """
 
 
