@@ -12,6 +12,7 @@ diagonal is exact, ``diagonal`` 4 d.
 Reference: Zhang et al., SLCA, arXiv 2303.05118.
 """
 
+import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -71,7 +72,11 @@ class ClassGaussians(nn.Module):
         self.register_buffer("mean", torch.zeros(0, width))
         self.register_buffer("spread", torch.zeros(0, *shape))
         self.register_buffer("rest", torch.zeros(0, width if covariance == "low_rank" else 0))
-        self._factors: Tensor | None = None
+        self._forget_factors()
+
+    def _forget_factors(self) -> None:
+        self._factors = self.spread.new_empty(0)
+        self._stale: set[int] = set(range(self.num_classes))
 
     @property
     def num_classes(self) -> int:
@@ -80,9 +85,10 @@ class ClassGaussians(nn.Module):
 
     def grow(self, num_classes: int) -> None:
         """Make room for classes up to `num_classes`."""
+        known = self.num_classes
         for name in ("mean", "spread", "rest"):
             setattr(self, name, grow_rows(getattr(self, name), num_classes))
-        self._factors = None
+        self._stale.update(range(known, num_classes))
 
     @torch.no_grad()
     def fit(self, features: Tensor, labels: Tensor) -> None:
@@ -102,7 +108,7 @@ class ClassGaussians(nn.Module):
                 self.spread[label] = centred.square().sum(dim=0)
             else:
                 self._fit_directions(label, centred)
-        self._factors = None
+            self._stale.add(label)
 
     def _fit_directions(self, label: int, centred: Tensor) -> None:
         _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
@@ -113,13 +119,14 @@ class ClassGaussians(nn.Module):
         self.rest[label] = (variances - scaled.square().sum(dim=1)).clamp(min=0)
 
     def factors(self) -> Tensor:
-        """Return Cholesky factors of the full covariances, [C, d, d]; computed once per change."""
-        if self._factors is None:
-            eye = torch.eye(self.mean.shape[1], dtype=torch.float64, device=self.mean.device)
-            self._factors = torch.empty_like(self.spread)
-            for index, covariance in enumerate(self.spread):
-                regular = covariance.double() + self.ridge * eye
-                self._factors[index] = torch.linalg.cholesky(regular)
+        """Return Cholesky factors of the full covariances, [C, d, d]; computed once per change of a class."""
+        eye = torch.eye(self.mean.shape[1], dtype=torch.float64, device=self.mean.device)
+        if len(self._factors) < self.num_classes:
+            self._factors = grow_rows(self._factors.reshape(-1, *self.spread.shape[1:]), self.num_classes)
+        for index in sorted(self._stale):
+            regular = self.spread[index].double() + self.ridge * eye
+            self._factors[index] = torch.linalg.cholesky(regular)
+        self._stale.clear()
         return self._factors
 
     def sample(self, count: int, scale: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -148,12 +155,13 @@ class ClassGaussians(nn.Module):
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ClassGaussians":
-        self._factors = None
-        return super()._apply(fn, recurse)
+        result = super()._apply(fn, recurse)
+        self._forget_factors()
+        return result
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._factors = None
         super()._load_from_state_dict(*args)
+        self._forget_factors()
 
 
 def align_cosine_heads(
@@ -183,20 +191,34 @@ def align_cosine_heads(
         weight_decay: Weight decay.
         generator: Source of randomness, on the CPU.
     """
-    weight = nn.Parameter(heads.detach().clone())
-    optimizer = torch.optim.SGD([weight], lr=lr, momentum=0.9, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    weight = heads.detach().clone()
+    velocity = torch.zeros_like(weight)
     classes = len(heads)
     labels = torch.arange(classes, device=heads.device).repeat_interleave(samples_per_class)
-    with torch.enable_grad():
-        for _ in range(epochs):
-            drawn = F.normalize(gaussians.sample(samples_per_class, scale, generator).flatten(0, 1), dim=-1)
-            order = torch.randperm(len(labels), generator=generator).to(heads.device)
-            for part in order.split(samples_per_class):
-                cosines = drawn[part] @ F.normalize(weight, dim=-1).T
-                loss = F.cross_entropy(temperature * cosines, labels[part])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            schedule.step()
-    return weight.detach()
+    for epoch in range(epochs):
+        rate = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        drawn = F.normalize(gaussians.sample(samples_per_class, scale, generator).flatten(0, 1), dim=-1)
+        order = torch.randperm(len(labels), generator=generator).to(heads.device)
+        for part in order.split(samples_per_class):
+            from_cosines, from_lengths = _cosine_gradient(weight, drawn[part], labels[part], temperature)
+            velocity.addmm_(from_cosines.T, drawn[part], beta=0.9)
+            velocity.addcmul_(weight, (weight_decay - from_lengths).unsqueeze(1))
+            weight.sub_(velocity, alpha=rate)
+    return weight
+
+
+def _cosine_gradient(
+    weight: Tensor, features: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    r"""Return the parts `P` [B, C] and `q` [C] of a gradient by the heads, `P^T F - q W`.
+
+    With $c = F \hat W^T$ the cosines and $G$ the gradient of the loss by them, $P = G / \lVert w \rVert$ and
+    $q = \sum_b G\, c / \lVert w \rVert^2$. The steps of an alignment read heads of all classes, so it is the
+    passes over [C, d] that cost; autograd takes three times as many.
+    """
+    lengths = weight.norm(dim=1).clamp_min(1e-12)
+    cosines = (features @ weight.T) / lengths
+    gradient = (temperature * cosines).softmax(dim=1)
+    gradient[torch.arange(len(labels), device=labels.device), labels] -= 1
+    gradient *= temperature / len(labels)
+    return gradient / lengths, (gradient * cosines).sum(dim=0) / lengths.square()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from moe_adapt.errors import UserError
 from moe_adapt.learners.gaussians import ClassGaussians, align_cosine_heads, mean_scale
@@ -52,10 +53,22 @@ def test_bytes():
 
 def test_the_factors_follow_the_covariances():
     gaussians, features, labels = fitted("full")
-    first = gaussians.factors()
-    assert gaussians.factors() is first
-    gaussians.fit(2 * features, labels)
-    torch.testing.assert_close(gaussians.factors(), 2 * first, rtol=1e-3, atol=1e-4)
+    first = gaussians.factors().clone()
+    gaussians.grow(4)
+    gaussians.fit(2 * features[labels == 1], labels[labels == 1])
+    changed = gaussians.factors()
+    torch.testing.assert_close(changed[1], 2 * first[1], rtol=1e-3, atol=1e-4)
+    assert torch.equal(changed[[0, 2]], first[[0, 2]])
+    torch.testing.assert_close(changed[3], 1e-3 * torch.eye(4))
+
+
+def test_the_factors_follow_a_loaded_state():
+    gaussians, features, labels = fitted("full")
+    gaussians.factors()
+    other, _, _ = fitted("full")
+    other.fit(3 * features, labels)
+    gaussians.load_state_dict(other.state_dict())
+    assert torch.equal(gaussians.factors(), other.factors())
 
 
 def test_a_class_of_one_sample_is_drawn_at_its_mean():
@@ -91,3 +104,28 @@ def test_bad_options():
         ClassGaussians(4, "block")
     with pytest.raises(UserError, match="between 1 and 4"):
         ClassGaussians(4, "low_rank", rank=5)
+
+
+def test_alignment_is_stochastic_gradient_descent_on_scaled_cosines():
+    gaussians, _, _ = fitted("full")
+    heads = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    scale, epochs, lr, count, decay = torch.tensor([0.9, 0.95, 1.0]), 3, 0.1, 5, 5e-2
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.nn.Parameter(heads.clone())
+    optimizer = torch.optim.SGD([weight], lr=lr, momentum=0.9, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    labels = torch.arange(3).repeat_interleave(count)
+    for _ in range(epochs):
+        drawn = gaussians.sample(count, scale, generator).flatten(0, 1)
+        for part in torch.randperm(len(labels), generator=generator).split(count):
+            cosines = F.normalize(drawn[part], dim=-1) @ F.normalize(weight, dim=-1).T
+            loss = F.cross_entropy(20 * cosines, labels[part])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+    generator.manual_seed(3)
+    aligned = align_cosine_heads(
+        heads, gaussians, scale, epochs, lr, count, weight_decay=decay, generator=generator
+    )
+    torch.testing.assert_close(aligned, weight.detach(), rtol=1e-5, atol=1e-6)
