@@ -1,15 +1,14 @@
 """Compare SAME, DyMoE and their baselines on sequences of real text tasks.
 
-    python benchmarks/continual_instructions/run.py small --data $MOE_ADAPT_DATA --model MINILM --work WORK
-    python benchmarks/continual_instructions/run.py long --data $MOE_ADAPT_DATA --model MINILM --work WORK
-    python benchmarks/continual_instructions/run.py language --data $MOE_ADAPT_DATA --model SMOLLM2 --work W
+    python benchmarks/continual_instructions/run.py SEQUENCE --data $MOE_ADAPT_DATA --model MODEL --work WORK
     python benchmarks/continual_instructions/run.py --render
 
-For small and long the model is all-MiniLM-L6-v2, an encoder that picks the choice nearest to the prompt
-(`ChoiceEncoder`); adapters are on the feed-forward layers of its last three blocks. Every method trains rank
-16 per layer and task, with the same learning rate, epochs and batches; nothing was tuned per method. For
-language it is SmolLM2-135M-Instruct with the same adapters in its last three blocks; it also writes its
-answers. A cell (sequence, order, method) that is in WORK is not run again.
+Sequences are small, mechanisms (the parts of SAME and DyMoE one by one, over small), long and language. MODEL
+is a folder of all-MiniLM-L6-v2, an encoder that picks the choice nearest to the prompt (`ChoiceEncoder`);
+adapters are on the feed-forward layers of its last three blocks. Every method trains rank 16 per layer and
+task, with the same learning rate, epochs and batches; nothing was tuned per method. For language it is
+SmolLM2-135M-Instruct with the same adapters in its last three blocks; it also writes its answers. A cell
+(sequence, order, method) that is in WORK is not run again.
 """
 
 import argparse
@@ -19,6 +18,7 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ GUIDED = [
 SAME = {"freeze_after": 4, "refresh_every": 4}
 
 #: Label, learner, preset and options of its adapter, options of the learner.
-METHODS: dict[str, tuple[str, str, tuple[str, dict[str, Any]] | None, dict[str, Any]]] = {
+Method = tuple[str, str, tuple[str, dict[str, Any]] | None, dict[str, Any]]
+METHODS: dict[str, Method] = {
     "frozen": ("frozen model", "frozen_instructions", None, {}),
     "joint": ("joint, routed pool", "joint_instructions", ("soft", SOFT), {}),
     "seq_lora": ("sequential LoRA", "sequential_instructions", ("lora", LORA), {}),
@@ -82,9 +83,54 @@ METHODS: dict[str, tuple[str, str, tuple[str, dict[str, Any]] | None, dict[str, 
         {"row_init": "tokens"},
     ),
 }
+PLAIN = {"router_update": "plain", "precondition": "none", "freeze_below": None}
+PAIRS = {**ADAPTER, "selector": {"name": "top_k", "k": 2}}
+BALANCE = [{"name": "routing_separation"}, {"name": "new_expert_balance"}]
+#: The parts of SAME and of DyMoE one by one, over the small sequence; "sequential routed LoRA" has no part of
+#: SAME, "experts per task, no guidance" none of DyMoE.
+MECHANISMS: dict[str, Method] = {
+    "same_routers": (
+        "SAME, strict router rule alone",
+        "same",
+        ("soft", SOFT),
+        {**SAME, **PLAIN, "router_update": "strict"},
+    ),
+    "same_curvature": (
+        "SAME, curvature scaling alone",
+        "same",
+        ("soft", SOFT),
+        {**SAME, **PLAIN, "precondition": "down"},
+    ),
+    "same_freezing": (
+        "SAME, freezing alone",
+        "same",
+        ("soft", SOFT),
+        {**SAME, **PLAIN, "mu": 0.9, "freeze_below": 0.1},
+    ),
+    "dymoe_assigned": (
+        "DyMoE, token assignment alone",
+        "dymoe",
+        ("dymoe", {**ADAPTER, "aux_losses": []}),
+        {},
+    ),
+    "dymoe_separated": (
+        "DyMoE, routing-score regularisation alone",
+        "dymoe",
+        ("inc_moelora", {**ADAPTER, "aux_losses": BALANCE[:1]}),
+        {},
+    ),
+    "dymoe_pairs": ("DyMoE with two experts per token", "dymoe", ("dymoe", PAIRS), {}),
+    "dymoe_balanced": (
+        "the same with balance of new experts",
+        "dymoe",
+        ("dymoe", {**PAIRS, "aux_losses": BALANCE}),
+        {},
+    ),
+}
 #: Sizes of the sequences: samples per task, epochs, tokens.
 SIZES = {
-    "small": {"train": 64, "test": 32, "epochs": 3, "max_length": 18},
+    "small": (small := {"train": 64, "test": 32, "epochs": 3, "max_length": 18}),
+    "mechanisms": small,
     "long": {"train": 48, "test": 16, "epochs": 2, "max_length": 24},
     "language": {"train": 48, "test": 8, "epochs": 2, "max_length": 96},
 }
@@ -93,6 +139,8 @@ LEARNING: dict[str, Any] = {"batch_size": 16, "lr": 6e-3, "schedule": "cosine", 
 LANGUAGE_LEARNING = {**LEARNING, "batch_size": 8, "lr": 2e-3}
 LANGUAGE_FFN = r".*layers\.(27|28|29)\.mlp\.(gate|up|down)_proj"
 LANGUAGE_METHODS = ("seq_lora", "seq_moelora", "same_strict", "dymoe")
+#: What a sequence is run with if not all methods.
+METHODS_OF: dict[str, Iterable[str]] = {"language": LANGUAGE_METHODS, "mechanisms": MECHANISMS}
 
 
 def learning_of(sequence: str) -> dict[str, Any]:
@@ -102,7 +150,7 @@ def learning_of(sequence: str) -> dict[str, Any]:
 
 def run_cell(sequence: str, order: int, method: str, data: Path, model: str) -> dict[str, Any]:
     """Run one method over one sequence in one order; return a JSON-ready row."""
-    _, name, adapter, options = METHODS[method]
+    _, name, adapter, options = (METHODS | MECHANISMS)[method]
     sizes = SIZES[sequence]
     stream = build(sequence, order, data, sizes["train"], sizes["test"])
     torch.manual_seed(order)
@@ -138,7 +186,7 @@ def run(options: argparse.Namespace) -> None:
     orders = SEQUENCES[options.sequence] if options.orders is None else options.orders
     options.work.mkdir(parents=True, exist_ok=True)
     for order in orders:
-        for method in options.methods or (LANGUAGE_METHODS if options.sequence == "language" else METHODS):
+        for method in options.methods or METHODS_OF.get(options.sequence, METHODS):
             path = options.work / f"{options.sequence}-{order}-{method}.json"
             if path.is_file():
                 continue
@@ -171,7 +219,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("MOE_ADAPT_DATA"), help="raw files")
     parser.add_argument("--model", help="folder of MiniLM, or of SmolLM2 for language")
     parser.add_argument("--work", type=Path, help="folder of finished cells")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *MECHANISMS])
     parser.add_argument("--orders", nargs="+", type=int)
     parser.add_argument("--gather", action="store_true", help="only gather the cells in WORK")
     parser.add_argument("--render", action="store_true", help="only write the tables")

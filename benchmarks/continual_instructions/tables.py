@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import METHODS, RESULTS, SEQUENCES
+from run import MECHANISMS, METHODS, RESULTS, SEQUENCES
 
 __all__ = ["averages", "pareto", "render", "table"]
 
+LABELS = {name: label for name, (label, *_) in (METHODS | MECHANISMS).items()}
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- results -->", "<!-- end of results -->"
 
@@ -72,7 +73,7 @@ def _spread(values: list[float], digits: int = 3) -> str:
 def _rows(report: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
     return {
         method: [averages(row) for row in report["rows"] if row["method"] == method]
-        for method in METHODS
+        for method in LABELS
         if any(row["method"] == method for row in report["rows"])
     }
 
@@ -91,7 +92,7 @@ def table(report: dict[str, Any], columns: dict[str, tuple[str, int]], keep: Cal
             cells = [
                 _spread([run.get(key, np.nan) for run in runs], digits) for key, digits in columns.values()
             ]
-            lines.append(f"| {METHODS[method][0]} | " + " | ".join(cells) + " |")
+            lines.append(f"| {LABELS[method]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -140,7 +141,7 @@ def pareto(report: dict[str, Any], path: Path) -> None:
         if points:
             x, y = np.mean(points, axis=0)
             axes.plot(x, y, "o")
-            axes.annotate(METHODS[method][0], (x, y), textcoords="offset points", xytext=(4, 3), fontsize=8)
+            axes.annotate(LABELS[method], (x, y), textcoords="offset points", xytext=(4, 3), fontsize=8)
     axes.set_xlabel("plasticity: accuracy right after each task")
     axes.set_ylabel("backward transfer: change until the end")
     axes.grid(alpha=0.3)
