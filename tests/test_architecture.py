@@ -52,7 +52,7 @@ MAY_IMPORT = {
 MAY_CLIMB = {
     "__init__.py": {"tuner"},
     "learners/publishing.py": {"hub"},
-    **{f"training/cli/{command}.py": {"hub"} for command in ("export", "pool", "stream")},
+    **{f"training/cli/{command}.py": {"hub"} for command in ("export", "fit", "pool", "stream")},
 }
 #: Rooms that need nothing but torch.
 LIGHT = {

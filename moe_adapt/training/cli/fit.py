@@ -5,6 +5,7 @@ What differs from a plain `LightningCLI`:
 * options are never completed from a prefix, mistakes are one line, configurations have short names;
 * the seed is an integer; a checkpoint's hyper-parameters are never merged over the command line;
 * ``--out`` is the run's folder; ``--resume`` goes on from its last checkpoint; ``--overwrite`` replaces it;
+  ``--start_from`` begins with the weights of another adapter;
 * without ``max_epochs``, ``max_steps`` or ``max_time`` a run has 3 epochs, not 1,000;
 * ``data.tokenizer`` is ``model.backbone`` unless it is given;
 * ``model.num_classes``, if not given, is asked of the data (after ``prepare_data`` and ``setup("fit")``) and
@@ -24,6 +25,7 @@ from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import moe_adapt.training.data
 import moe_adapt.training.modules  # noqa: F401  the classes, for their bare names
@@ -102,6 +104,12 @@ class RoutedCLI(LightningCLI):
         )
         parser.add_argument("--overwrite", action="store_true", help="Replace the run that is in the folder.")
         parser.add_argument(
+            "--start_from",
+            type=str | None,
+            help="Weights to start from, of an adapter of the same shape: a run folder, an exported adapter, "
+            "or OWNER/NAME on the Hub (fit only; a resumed run has its own).",
+        )
+        parser.add_argument(
             "--custom_modules",
             type=list[str],
             default=[],
@@ -173,6 +181,14 @@ class RoutedCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise unwrapped(error) from None
+        if self.subcommand == "fit" and self.options.start_from and self.options.ckpt_path is None:
+            self._start_from(self.options.start_from)
+
+    def _start_from(self, source: str) -> None:
+        from moe_adapt.hub.warm_start import warm_start
+
+        fresh = warm_start(self.model, source)
+        rank_zero_info(f"Starts from {source}" + (f", but for {', '.join(fresh)}." if fresh else "."))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with our callbacks and loggers beside the user's.
