@@ -14,6 +14,7 @@ RESULTS = HERE.parent / "results"
 #: Label of every method, in the order of the rows.
 LABELS = {
     "care": "CaRE",
+    "care_normalized": "CaRE, entropies by task size",
     "care_linear": "CaRE, linear routers",
     "care_released": "CaRE, as released",
     "care_ensemble": "CaRE, a forward per task",
