@@ -84,6 +84,7 @@ METHODS: dict[str, Method] = {
     ),
 }
 PLAIN = {"router_update": "plain", "precondition": "none", "freeze_below": None}
+GROUPED = [{"name": "expert_groups"}, {"name": "temperature", "temperature": 0.01}]
 PAIRS = {**ADAPTER, "selector": {"name": "top_k", "k": 2}}
 BALANCE = [{"name": "routing_separation"}, {"name": "new_expert_balance"}]
 #: The parts of SAME and of DyMoE one by one, over the small sequence; "sequential routed LoRA" has no part of
@@ -116,7 +117,7 @@ MECHANISMS: dict[str, Method] = {
     "dymoe_separated": (
         "DyMoE, routing-score regularisation alone",
         "dymoe",
-        ("inc_moelora", {**ADAPTER, "aux_losses": BALANCE[:1]}),
+        ("inc_moelora", {**ADAPTER, "modifiers": GROUPED, "aux_losses": BALANCE[:1]}),
         {},
     ),
     "dymoe_pairs": ("DyMoE with two experts per token", "dymoe", ("dymoe", PAIRS), {}),

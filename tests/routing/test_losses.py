@@ -20,7 +20,8 @@ def record(logits, selected=None, mask=None, gates=None, site="s", anchor=None):
     probs = logits.softmax(-1)
     selected = torch.ones_like(logits, dtype=torch.bool) if selected is None else selected
     gates = probs * selected if gates is None else gates
-    return RoutingRecord(site=site, logits=logits, gates=gates, selected=selected, mask=mask, anchor=anchor)
+    groups = torch.arange(logits.shape[-1]) // 2
+    return RoutingRecord(site, logits, gates, selected, mask, expert_groups=groups, anchor=anchor)
 
 
 def one_hot_record(experts=4, tokens=6):

@@ -1,11 +1,14 @@
 """Token types, assignment guidance and routing separation: values by hand, properties, and starvation."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_adapt.errors import UserError
+from moe_adapt.experts import PoolEdit
 from moe_adapt.routing import Logits, RouteContext, TokenAssignmentModifier, TopKSelector
 from moe_adapt.routing.losses.routing_separation import (
     RoutingSeparationLoss,
@@ -13,6 +16,7 @@ from moe_adapt.routing.losses.routing_separation import (
     ramp,
     separation_terms,
 )
+from moe_adapt.routing.modifiers.expert_groups import ExpertGroups
 from moe_adapt.routing.modifiers.token_assignment import warmed_tau
 from moe_adapt.routing.records import RecordGroup, RoutingRecord
 from moe_adapt.routing.token_types import group_scores, relative_gap, token_types
@@ -181,3 +185,16 @@ def test_bad_guidance_options(options):
 def test_bad_separation_options(options):
     with pytest.raises(UserError):
         RoutingSeparationLoss(**options)
+
+
+def test_separation_without_groups_is_refused():
+    with pytest.raises(UserError, match="expert_groups"):
+        RoutingSeparationLoss()([RecordGroup([dataclasses.replace(record(scores(4)), expert_groups=None)])])
+
+
+def test_groups_follow_the_pool_and_leave_logits_alone():
+    modifier, raw = ExpertGroups(num_experts=4), scores(3, experts=4)
+    logits = Logits(raw, raw)
+    assert modifier(logits, raw, RouteContext(training=True)) is logits
+    modifier.edited(PoolEdit.add(2, 2))
+    assert modifier.expert_groups.tolist() == [0, 0, 1, 1]

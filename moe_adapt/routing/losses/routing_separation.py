@@ -10,7 +10,8 @@ y = 1 - \max_{e \in old} v_e \text{ (no gradient)}$$
 averaged over unpadded tokens and then over sites, times a ramp that is 0 for the first half of a task and
 then rises to 1. Since `y >= g_new`, the second term only ever moves mass *towards* new experts, and the
 first away from an even split in either direction: this is a plasticity term; the brake is the token
-assignment. With one group it is 0.
+assignment. With one group it is 0. A modifier has to tell the groups apart: ``token_assignment``, or
+``expert_groups``, which does nothing else.
 
 The released code averages over a fixed number of layers and masks with -1e9; the mean here is over the
 sites there are.
@@ -83,7 +84,7 @@ class RoutingSeparationLoss(AuxLoss):
         start: Share of the task after which the ramp begins.
 
     Raises:
-        UserError: If an option is out of range.
+        UserError: If an option is out of range; in training, if no modifier tells groups of experts apart.
     """
 
     def __init__(
@@ -109,8 +110,13 @@ class RoutingSeparationLoss(AuxLoss):
         for group in groups:
             weight = ramp(group.progress, self.start)
             for site, expert_groups in enumerate(group.expert_groups):
-                newest = None if expert_groups is None else expert_groups == expert_groups.max()
-                if newest is None or bool(newest.all()) or weight == 0:
+                if expert_groups is None:
+                    raise UserError(
+                        "routing_separation needs a modifier that tells groups of experts apart: "
+                        "token_assignment, or expert_groups for no more than that."
+                    )
+                newest = expert_groups == expert_groups.max()
+                if bool(newest.all()) or weight == 0:
                     parts.append(0 * group.scores[site].sum())
                     continue
                 exc, spe = separation_terms(*group_mass(group.scores[site], newest, self.k, self.temperature))

@@ -1,6 +1,7 @@
 """Logit modifiers: what happens to logits between scorer and selector."""
 
 from moe_adapt.routing.modifiers.condense_bias import CondenseBias
+from moe_adapt.routing.modifiers.expert_groups import ExpertGroups
 from moe_adapt.routing.modifiers.noise import GaussianNoise
 from moe_adapt.routing.modifiers.offset import Offset
 from moe_adapt.routing.modifiers.sample_score import SampleScore
@@ -10,6 +11,7 @@ from moe_adapt.routing.modifiers.twin_exclusive import TwinExclusive
 
 __all__ = [
     "CondenseBias",
+    "ExpertGroups",
     "GaussianNoise",
     "Offset",
     "SampleScore",

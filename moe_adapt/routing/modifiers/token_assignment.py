@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
-from moe_adapt.experts import PoolEdit
-from moe_adapt.routing.base import MODIFIERS, LogitModifier, Logits
+from moe_adapt.routing.base import MODIFIERS, Logits
 from moe_adapt.routing.context import RouteContext
+from moe_adapt.routing.modifiers.expert_groups import ExpertGroups
 from moe_adapt.routing.token_types import GroupScore, group_scores, token_types
 
 __all__ = ["TokenAssignmentModifier", "warmed_tau"]
@@ -41,7 +41,7 @@ def warmed_tau(tau: float, warmup: float, progress: float) -> float | None:
 
 
 @MODIFIERS.register("token_assignment")
-class TokenAssignmentModifier(LogitModifier):
+class TokenAssignmentModifier(ExpertGroups):
     """Sends each training token to the new or to the old experts.
 
     Args:
@@ -55,8 +55,6 @@ class TokenAssignmentModifier(LogitModifier):
         UserError: If `tau` or `tau_warmup` is not in [0, 1).
     """
 
-    expert_groups: Tensor
-
     def __init__(
         self,
         num_experts: int,
@@ -65,7 +63,7 @@ class TokenAssignmentModifier(LogitModifier):
         tau_warmup: float = 0.0,
         group_score: GroupScore = "max",
     ) -> None:
-        super().__init__()
+        super().__init__(num_experts)
         for name, value in (("tau", tau), ("tau_warmup", tau_warmup)):
             if not 0 <= value < 1:
                 raise UserError(f"token assignment's {name} is in [0, 1), got {value}.")
@@ -73,14 +71,6 @@ class TokenAssignmentModifier(LogitModifier):
             raise UserError(f"group_score is 'max' or 'task_mean_max', got {group_score!r}.")
         self.tau, self.symmetric = tau, symmetric
         self.tau_warmup, self.group_score = tau_warmup, group_score
-        self.register_buffer("expert_groups", torch.zeros(num_experts, dtype=torch.int64))
-
-    def edited(self, edit: PoolEdit) -> None:
-        """Put the experts that an edit of the pool has added into a group of their own, the newest."""
-        fresh = edit.fresh
-        kept = [expert for expert in range(edit.after) if expert not in set(fresh)]
-        if fresh and kept:
-            self.expert_groups[fresh] = self.expert_groups[kept].max() + 1
 
     def forward(self, logits: Logits, x: Tensor, ctx: RouteContext) -> Logits:
         """Return logits [N, E] that are minus infinity for the group that a token must not use."""
