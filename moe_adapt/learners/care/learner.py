@@ -24,6 +24,7 @@ A resumed run repeats the task that was interrupted, so the second half of a tas
 Reference: Lou, Fu and Yu, arXiv 2602.03473; code LMMMEng/CaRE.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -196,6 +197,13 @@ class Care(Learner):
             raise UserError(
                 f"task {record.index} has one class: the entropy of its perceptron is always zero and it "
                 "would be chosen for every sample; set normalize_entropy, or use larger tasks."
+            )
+        before = len(self.history[-2].classes) if len(self.history) > 1 else fresh
+        if fresh != before and not self.mixture.normalize_entropy:
+            warnings.warn(
+                f"task {record.index} has {fresh} classes, the one before {before}: raw entropy is lower for "
+                "fewer classes, so the smaller task is chosen whatever the sample; see normalize_entropy.",
+                stacklevel=2,
             )
         for block in self.blocks:
             block.grow(fresh)

@@ -1,6 +1,8 @@
 """CaRE as a learner: on every kind of encoder, resumed, aligned, ensembled."""
 
 import copy
+import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -277,3 +279,13 @@ def test_the_linear_variant_grows_linearly():
 def test_is_a_good_learner(kind, options):
     stream = make_stream(text=kind == "bert", train=8, test=6)
     check_learner(lambda: learner(kind, epochs=2, **options), stream)
+
+
+def test_unequal_tasks_are_warned_of_unless_entropies_are_normalised():
+    stream = make_stream(text=False, sizes=(2, 3, 3))
+    with pytest.warns(UserWarning, match="task 1 has 3 classes, the one before 2") as caught:
+        grown(stream)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grown(stream, mixture=dataclasses.replace(SMALL, normalize_entropy=True))
