@@ -1,4 +1,4 @@
-"""Time of one training step, and of inference: routed LoRA against plain LoRA, in a model or in one layer.
+r"""Time of one training step, and of inference: routed LoRA against plain LoRA, in a model or in one layer.
 
 Three tables from one run, in which all variants take turns, so that a drifting machine slows all alike:
 
@@ -10,12 +10,12 @@ Three tables from one run, in which all variants take turns, so that a drifting 
 The model is a Llama of SmolLM2-135M's shape (random weights: time does not depend on them), every linear
 layer adapted; with `--model layer` one linear layer of its feed-forward part. Times are processor time summed
 over threads, which other programs on the machine disturb least, or wall time (`--clock wall`), which is what
-two threads are for. What is reported is the median over rounds of
-the ratio to PEFT's LoRA of rank `E r`, which has a little fewer parameters, as it has no router; for
-inference to dense gates.
+two threads are for. What is reported is the median over rounds of the ratio to PEFT's LoRA of rank `E r`,
+which has a little fewer parameters, as it has no router; for inference to dense gates.
 
     python benchmarks/routed_step.py --out benchmarks/results/routed_step.json
-    python benchmarks/routed_step.py --threads 2 --clock wall --out benchmarks/results/routed_step_threads.json
+    python benchmarks/routed_step.py --threads 2 --clock wall \
+        --out benchmarks/results/routed_step_threads.json
     python benchmarks/routed_step.py --model layer --out benchmarks/results/routed_layer.json
 """
 

@@ -154,13 +154,15 @@ def step_table(report: dict[str, Any]) -> str:
     settings, facts = report["settings"], report["manifest"]
     one_layer = settings.get("model") == "layer"
     what = "one linear layer, 576 to 1536" if one_layer else "a Llama of SmolLM2-135M's shape"
+    threads = settings["threads"]
+    title = " of one layer" if one_layer else f" on {threads} threads" if threads > 1 else ""
     lines = [
-        f"## Time of a training step{' of one layer' if one_layer else ''}",
+        f"## Time of a training step{title}",
         "",
         f"Forward, backward and AdamW on {what}, all linear layers adapted, "
         f"E={settings['experts']}, r={settings['rank']}, {settings['tokens']} tokens, fp32, "
-        f"{settings['threads']} CPU thread(s), processor time. The variants take turns in one run; the ratio "
-        f"is the median over {settings['rounds']} rounds.",
+        f"{threads} CPU thread(s), {settings.get('clock', 'processor')} time. The variants take turns in one "
+        f"run; the ratio is the median over {settings['rounds']} rounds.",
         "",
         "| variant | ratio to plain LoRA of rank E r | middle half of the rounds |",
         "|---|---|---|",
@@ -202,6 +204,7 @@ def render() -> None:
     reports = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in found}
     others = {
         "routed_step": step_table,
+        "routed_step_threads": step_table,
         "routed_layer": step_table,
         "routed_lora": routed_table,
         "routed_language": language_table,

@@ -10,6 +10,15 @@ __all__ = ["summary_table"]
 HEADS = ("accuracy", "seeds", "DynMoLE", "LoRA, equal parameters", "no adapter")
 #: Beginnings of the methods' names in the JSON files, in the order of the last columns of `HEADS`.
 COLUMNS = (("dynmole",), ("lora",), ("probe", "untrained"))
+#: Variants of a training step that the sentence names.
+STEPS = (
+    "plain LoRA",
+    "routed, top-k",
+    "routed, DynMoLE",
+    "LoRA-Mixer",
+    "condenser",
+    "top-k, loop over experts",
+)
 
 
 def summary_table(
@@ -32,6 +41,7 @@ def summary_table(
             cells.append(mean_and_spread(own))
         lines.append("| " + " | ".join(cells) + " |")
     if step is not None:
-        ratios = "; ".join(f"{row['ratio_median']:.2f} {name}" for name, row in step["results"].items())
+        results = step["results"]
+        ratios = "; ".join(f"{results[name]['ratio_median']:.2f} {name}" for name in STEPS if name in results)
         lines += ["", f"Processor time of a training step, relative to one LoRA of rank `E r`: {ratios}."]
     return "\n".join(lines)
