@@ -182,7 +182,7 @@ def kernel_table(report: dict[str, Any]) -> str:
         "## Time of the operator on the CPU",
         "",
         "Forward and backward of the mixture alone, processor time of one thread divided by that of one LoRA "
-        f"of rank E r without a router; median over {report['settings']['rounds']} rounds on a busy machine. "
+        f"of rank E r without a router; median over {report['settings']['rounds']} rounds. "
         "`stacked` and `grouped` are ours, one of which the dispatcher chooses. "
         f"`{report['manifest']['command']}`.",
         "",
