@@ -17,7 +17,7 @@ ANNOTATED = 15
 
 
 def draw_matrix(matrix: AccuracyMatrix, names: list[str], path: str | Path) -> None:
-    """Draw accuracy on each task (columns) after each task (rows).
+    """Draw accuracy on each task (columns) after each task that was followed by a test (rows).
 
     Args:
         matrix: The accuracies.
@@ -27,15 +27,20 @@ def draw_matrix(matrix: AccuracyMatrix, names: list[str], path: str | Path) -> N
     Raises:
         UserError: If matplotlib is not installed.
     """
-    rates, tasks = matrix.rates(), len(matrix)
-    side = min(12.0, max(4.5, 0.5 * tasks))
-    figure, (axes,) = pyplot_figure(side + 1.5, side, [1.0])
+    tasks = len(matrix)
+    found = np.flatnonzero((matrix.correct >= 0).any(axis=1))
+    tested = found if len(found) else np.arange(tasks)
+    rates = matrix.rates()[tested]
+    width, height = (min(12.0, max(4.5, 0.5 * count)) for count in (tasks, len(tested)))
+    figure, (axes,) = pyplot_figure(width + 1.5, height, [1.0])
     image = axes.imshow(rates, vmin=0.0, vmax=1.0, cmap="viridis", interpolation="nearest", aspect="auto")
     axes.set_xlabel("tested on task")
     axes.set_ylabel("after task")
+    shown = np.arange(0, len(tested), -(-len(tested) // ANNOTATED))
+    axes.set_yticks(shown, [str(step) for step in tested[shown]])
     if tasks <= ANNOTATED:
         axes.set_xticks(range(tasks), names, rotation=45, ha="right", fontsize=7)
-        axes.set_yticks(range(tasks), names, fontsize=7)
+        axes.set_yticks(range(len(tested)), [names[step] for step in tested], fontsize=7)
         for i, j in zip(*np.nonzero(~np.isnan(rates)), strict=True):
             colour = "black" if rates[i, j] > 0.6 else "white"
             axes.text(j, i, f"{100 * rates[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=8)
