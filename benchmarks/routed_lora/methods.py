@@ -74,9 +74,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 #: The rows without which no gain can be credited to routing.
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora_small": ("LoRA, rank 4", {"method": "lora", "r": 4, "alpha": 8.0}),
+    # Its scale is that of rank 4 (2 = alpha / sqrt(4)) carried over to rank 36 by rsLoRA's rule.
     "rslora_equal": (
         "rsLoRA, equal parameters",
-        {"method": "lora", "r": 36, "alpha": 12.0, "use_rslora": True},
+        {"method": "lora", "r": 36, "alpha": 4.0, "use_rslora": True},
     ),
     "uniform_dense": ("uniform gates", {"method": "uniform_dense", **_NINE}),
     "random_fixed": ("random experts per token", {"method": "random_fixed", **_NINE}),
