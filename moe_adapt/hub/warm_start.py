@@ -14,7 +14,7 @@ from torch import Tensor
 from moe_adapt.errors import UserError
 from moe_adapt.hub.load import check_adapter_folder, read_tensors
 from moe_adapt.hub.remote import fetch_folder, looks_like_repository
-from moe_adapt.training.checkpoint import checkpoint_path, fingerprint, read_checkpoint
+from moe_adapt.training.checkpoint import KEY, adapter_state, checkpoint_path, fingerprint, read_checkpoint
 from moe_adapt.training.modules.base import AdaptedModule
 from moe_adapt.tuner.peft_plugin import PREFIX
 
@@ -34,8 +34,8 @@ def warm_start(module: AdaptedModule, source: str, revision: str | None = None) 
         Names of the head's tensors that have another shape and keep their own start.
 
     Raises:
-        UserError: If the source is not sound, was trained over another base, or its adapter has another
-            shape; the module is as it was then.
+        UserError: If the source is not sound, its adapter has another shape, or it is a run over another base
+            (an export does not say which weights its base had); the module is as it was then.
     """
     if not isinstance(getattr(module, "model", None), PeftModel):
         raise UserError("there is nothing to start from an adapter: the model has no tuner.")
@@ -54,15 +54,13 @@ def warm_start(module: AdaptedModule, source: str, revision: str | None = None) 
 
 def _from_run(module: AdaptedModule, run: str) -> list[str]:
     checkpoint = read_checkpoint(checkpoint_path(run))
-    record = checkpoint.get("moe_adapt", {})
+    record = checkpoint.get(KEY, {})
     if record.get("base") != fingerprint(module):
         raise UserError(
             f"the adapter of {run} was trained over {record.get('backbone')!r}, whose weights are not "
             f"those of {module.name!r}; use the same base model."
         )
-    live = module.state_dict()
-    trainable = {name for name, p in module.named_parameters() if p.requires_grad or PREFIX in name}
-    found, kept = _fitting(checkpoint["state_dict"], {name: live[name] for name in trainable}, run)
+    found, kept = _fitting(checkpoint["state_dict"], adapter_state(module), run)
     module.load_state_dict(found, strict=False)
     return kept
 

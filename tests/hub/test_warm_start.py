@@ -47,6 +47,21 @@ def test_adapter_and_head_are_taken_over(run, source):
     assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items())
 
 
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("method", ["k_means", "condenser_bias"])
+def test_statistics_of_routers_come_along(method, exported, run, tmp_path):
+    other = tmp_path / method
+    words = ["--model.tuner.num_experts=4", "--trainer.max_epochs=1", "--out", str(other)]
+    config = str(run / "moe_adapt_config.yaml")
+    assert main(["fit", "--config", config, f"--model.tuner.method={method}", *words]) == 0
+    source = export_run(other, tmp_path / "adapter").folder if exported else other
+    fresh = module(run, method=method, num_experts=4)
+    assert warm_start(fresh, str(source)) == []
+    state, wanted = adapter_state(fresh), trained(other)
+    assert len(wanted) > len([p for p in fresh.parameters() if p.requires_grad])
+    assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items())
+
+
 def test_a_head_of_other_classes_keeps_its_own_start(run, source):
     fresh = module(run, classes=5)
     before = {name: tensor.clone() for name, tensor in adapter_state(fresh).items()}
