@@ -128,10 +128,11 @@ MECHANISMS: dict[str, Method] = {
         {},
     ),
 }
+SMALL = {"train": 64, "test": 32, "epochs": 3, "max_length": 18}
 #: Sizes of the sequences: samples per task, epochs, tokens.
 SIZES = {
-    "small": (small := {"train": 64, "test": 32, "epochs": 3, "max_length": 18}),
-    "mechanisms": small,
+    "small": SMALL,
+    "mechanisms": SMALL,
     "long": {"train": 48, "test": 16, "epochs": 2, "max_length": 24},
     "language": {"train": 48, "test": 8, "epochs": 2, "max_length": 96},
 }

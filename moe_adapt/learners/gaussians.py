@@ -213,8 +213,9 @@ def _cosine_gradient(
     r"""Return the parts `P` [B, C] and `q` [C] of a gradient by the heads, `P^T F - q W`.
 
     With $c = F \hat W^T$ the cosines and $G$ the gradient of the loss by them, $P = G / \lVert w \rVert$ and
-    $q = \sum_b G\, c / \lVert w \rVert^2$. The steps of an alignment read heads of all classes, so it is the
-    passes over [C, d] that cost; autograd takes three times as many.
+    $q = \sum_b G\, c / \lVert w \rVert^2$. A step of an alignment reads the heads of all classes, so passes
+    over [C, d] are what it costs, and autograd makes more of them (2.4 times as slow with 300 classes of 384
+    numbers, 3.7 times with 1,500).
     """
     lengths = weight.norm(dim=1).clamp_min(1e-12)
     cosines = (features @ weight.T) / lengths
