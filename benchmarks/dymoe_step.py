@@ -23,10 +23,10 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_adapt.training.manifest import collect
+from moe_adapt.manifest import collect
 from moe_adapt.tuner import RoutedLoraConfig
+from moe_adapt.tuner.edit import add_experts
 from moe_adapt.tuner.model import adapted_layers
-from moe_adapt.tuner.pool import add_experts
 
 BANKS = (1, 2, 4, 8, 15)
 PER_TASK = 4

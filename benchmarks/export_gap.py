@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from moe_adapt.hub.run import export_run
-from moe_adapt.training.manifest import collect
+from moe_adapt.manifest import collect
+from moe_adapt.runs.export import export_run
 
 
 def measure(run: Path, ranks: list[int], batches: int) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_adapt.kernels.dispatch import KERNEL_VARIABLE
-from moe_adapt.training.manifest import collect
+from moe_adapt.manifest import collect
 from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

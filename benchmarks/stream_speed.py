@@ -33,9 +33,9 @@ from torch import nn
 from moe_adapt.backbones import Encoder
 from moe_adapt.demo.stream import MiniLm
 from moe_adapt.learners import FineTuning, Learner, Ridge
+from moe_adapt.manifest import collect
 from moe_adapt.streams import ArrayStream, Labelled, TaskStream, incremental_stream
 from moe_adapt.streams.avalanche import to_avalanche
-from moe_adapt.training.manifest import collect
 from moe_adapt.training.stream import StreamResult, StreamRunner
 from moe_adapt.training.stream.evaluate import evaluate
 from moe_adapt.tuner import RoutedLoraConfig

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from moe_adapt.experts import ExpertBank
-from moe_adapt.training.manifest import collect
-from moe_adapt.updates import (
+from moe_adapt.manifest import collect
+from moe_adapt.optim import (
     DownPreconditioner,
     ExpertUsage,
     InputMoment,

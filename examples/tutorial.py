@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from moe_adapt.backbones import TextEncoder
+from moe_adapt.cli import main as moe_adapt
 from moe_adapt.hub.load import load_adapter
-from moe_adapt.hub.stream_run import load_stream_learner
 from moe_adapt.learners import FineTuning
-from moe_adapt.training.cli import main as moe_adapt
-from moe_adapt.training.cli.runs import load_module
+from moe_adapt.runs.rebuild import load_module
+from moe_adapt.runs.stream_export import load_stream_learner
 from moe_adapt.training.modules import SequenceClassifier
 
 TEXTS = {"red": "a red apple number {}", "green": "green leaves, {} of them", "blue": "the blue sea, wave {}"}

@@ -22,47 +22,53 @@ MODULES = sorted(
     if not found.name.startswith("moe_adapt.configs")
 )
 
-ROUTING = {"errors", "kernels", "registry", "experts", "routing"}
+GROUND = {"errors", "manifest", "processes", "registry"}
+ROUTING = {"kernels", "experts", "routing", *GROUND}
 TUNER = {"__init__", "evaluation", "presets", "tuner", *ROUTING}
-LEARNERS = {"backbones", "optim", "streams", "updates", *TUNER}
-TRAINING = {"data", "learners", *LEARNERS}
+HUB = {"backbones", "data", "optim", "streams", "hub", *TUNER}
+TRAINING = {"learners", *HUB}
+RUNS = {"training", "drift", *TRAINING}
 #: What a room may import of this package, beside itself.
 MAY_IMPORT = {
     "errors": set(),
     "kernels": {"errors"},
     "__init__": {"errors"},
     "registry": {"errors"},
+    "manifest": set(),
+    "processes": set(),
     "presets": set(),
-    "evaluation": {"errors", "registry"},
-    "updates": {"errors", "registry"},
-    "experts": {"errors", "kernels", "registry"},
-    "routing": {"errors", "kernels", "registry", "experts"},
+    "evaluation": GROUND,
+    "optim": GROUND,
+    "experts": {"kernels", *GROUND},
+    "routing": {"kernels", "experts", *GROUND},
     "tuner": {"evaluation", "presets", *ROUTING},
-    "optim": {"errors"},
-    "data": {"errors"},
+    "data": GROUND,
     "backbones": {"data", *TUNER},
-    "streams": {"errors", "registry", "data"},
-    "learners": LEARNERS,
+    "streams": {"data", *GROUND},
+    "hub": HUB - {"hub"},
+    "learners": HUB,
+    "drift": {"hub", "evaluation", *GROUND},
     "training": TRAINING,
-    "checks": {"training", *TRAINING},
-    "hub": {"training", *TRAINING},
-    "demo": {"training", "hub", *TRAINING},
+    "runs": RUNS,
+    "checks": {"runs", *RUNS},
+    "cli": {"runs", *RUNS},
+    "demo": {"cli", "runs", *RUNS},
 }
-#: Upward imports inside functions, on purpose: the commands that start what stands above them.
+#: Upward imports inside functions, on purpose.
 MAY_CLIMB = {
     "__init__.py": {"tuner"},
     "learners/publishing.py": {"hub"},
-    **{f"training/cli/{command}.py": {"hub"} for command in ("export", "fit", "pool", "stream")},
 }
 #: Rooms that need nothing but torch.
 LIGHT = {
     "__init__",
     "errors",
     "kernels",
+    "manifest",
     "presets",
+    "processes",
     "registry",
     "evaluation",
-    "updates",
     "experts",
     "routing",
     "optim",

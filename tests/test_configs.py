@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moe_adapt.cli import main
 from moe_adapt.presets import PRESETS
-from moe_adapt.training.cli import main
-from moe_adapt.training.cli.config_names import config_root, first_line, packaged_configs, resolve_config
+from moe_adapt.runs.config_names import config_root, first_line, packaged_configs, resolve_config
 from moe_adapt.tuner import RoutedLoraConfig
 
-#: Those of `moe-adapt fit`; recipes of `moe-adapt drift` are read in tests/training/drift.
+#: Those of `moe-adapt fit`; recipes of `moe-adapt drift` are read in tests/drift/comparison.
 CONFIGS = {name: path for name, path in packaged_configs().items() if not name.startswith("drift/")}
 REPOSITORY = Path(__file__).parents[1]
 
@@ -128,7 +128,7 @@ def test_wheel_ships_the_configs(tmp_path):
     assert expected | {"moe_adapt/configs/__init__.py", "moe_adapt/py.typed"} <= set(names)
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    script = "from moe_adapt.training.cli.config_names import config_root as r, packaged_configs as p; "
+    script = "from moe_adapt.runs.config_names import config_root as r, packaged_configs as p; "
     script += "print(r(), len(p()))"
     command = [sys.executable, "-c", script]
     environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from moe_adapt.checks import check_selector
+from moe_adapt.cli import main
 from moe_adapt.routing import SELECTORS
-from moe_adapt.training.cli import main
-from moe_adapt.training.cli.custom import import_custom_modules
+from moe_adapt.runs.custom import import_custom_modules
 from tests.markdown import REPOSITORY, Block, blocks, furnish, with_stand_ins
 
 

@@ -4,8 +4,8 @@ import ast
 
 import pytest
 
-from moe_adapt.training.cli import main
-from moe_adapt.training.cli.main import COMMANDS
+from moe_adapt.cli import main
+from moe_adapt.cli.main import COMMANDS
 from tests.markdown import PAGES, REPOSITORY, Block, blocks, furnish, with_stand_ins
 
 PAGE = {page.relative_to(REPOSITORY).as_posix(): blocks(page) for page in PAGES}

@@ -62,7 +62,7 @@ def test_editable_install_finds_the_configurations(source, tmp_path):
     subprocess.run([python, *PIP, *install], check=True, cwd=tmp_path)
     script = (
         "import moe_adapt.configs\n"
-        "from moe_adapt.training.cli.config_names import packaged_configs\n"
+        "from moe_adapt.runs.config_names import packaged_configs\n"
         "print(moe_adapt.__file__, *packaged_configs())"
     )
     done = subprocess.run([python, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)

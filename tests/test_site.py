@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from moe_adapt.cli import main
 from moe_adapt.learners import LEARNERS, FineTuning
+from moe_adapt.optim import ROUTER_UPDATES
 from moe_adapt.presets import PRESETS
-from moe_adapt.training.cli import main
-from moe_adapt.updates import ROUTER_UPDATES
 from tests.markdown import Block
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -33,8 +33,8 @@ def pages():
 
 
 def test_every_method_has_a_page(pages):
-    from moe_adapt.training.drift.baselines import BASELINES
-    from moe_adapt.training.drift.methods import METHODS
+    from moe_adapt.drift.comparison.baselines import BASELINES
+    from moe_adapt.drift.comparison.methods import METHODS
 
     expected = {f"methods/routed/{name}.md" for name in PRESETS}
     expected |= {f"methods/learner/{LEARNERS.get(name).__name__}.md" for name in LEARNERS}

@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor
 
 from moe_adapt.learners.care import CareBlock, CareOptions, Scope
-from moe_adapt.training.manifest import collect
+from moe_adapt.manifest import collect
 
 #: Parameters of glibc's mallopt.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

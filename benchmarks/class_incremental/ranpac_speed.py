@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from moe_adapt.backbones import Encoder
 from moe_adapt.learners import RanPac
+from moe_adapt.manifest import collect
 from moe_adapt.streams.arrays import ArrayStream
-from moe_adapt.training.manifest import collect
 from moe_adapt.training.stream import StreamRunner
 
 

@@ -30,8 +30,8 @@ from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.evaluation.continual import accuracy_seen, continual_metrics
 from moe_adapt.learners import Care, Learner
 from moe_adapt.learners.closed_form import ClosedForm
+from moe_adapt.manifest import collect
 from moe_adapt.streams import TaskStream
-from moe_adapt.training.manifest import collect
 from moe_adapt.training.stream import StreamRunner
 
 HERE = Path(__file__).resolve().parent

@@ -27,7 +27,7 @@ from sequences import SEQUENCES, build
 
 from moe_adapt.backbones import CausalAnswerer, ChoiceEncoder
 from moe_adapt.learners import LEARNERS
-from moe_adapt.training.manifest import collect
+from moe_adapt.manifest import collect
 from moe_adapt.training.stream import StreamRunner
 from moe_adapt.tuner import RoutedLoraConfig
 

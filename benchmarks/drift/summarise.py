@@ -8,10 +8,10 @@ import argparse
 import json
 from pathlib import Path
 
-from moe_adapt.training.drift.cells import write_json
-from moe_adapt.training.drift.comparison import MANIFEST_FILE, collect_results
-from moe_adapt.training.drift.recipe import read_recipe
-from moe_adapt.training.manifest import collect
+from moe_adapt.drift.comparison.cells import write_json
+from moe_adapt.drift.comparison.compare import MANIFEST_FILE, collect_results
+from moe_adapt.drift.comparison.recipe import read_recipe
+from moe_adapt.manifest import collect
 
 KEPT = ("seed", "rows", "classes", "window", "drifts", "bayes", "accuracy", "kappa", "kappa_m", "kappa_t")
 MORE = ("unanswered", "cpu_us_per_row", "model_mb", "recovery", "events")

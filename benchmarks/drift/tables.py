@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moe_adapt.streams.drift.suites import SUITES
-from moe_adapt.training.drift.report import markdown_table, missing_cells_note
-from moe_adapt.training.drift.summary import ranking, summarise, wins_and_losses
+from moe_adapt.drift.comparison.report import markdown_table, missing_cells_note
+from moe_adapt.drift.comparison.summary import ranking, summarise, wins_and_losses
+from moe_adapt.drift.streams.suites import SUITES
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 

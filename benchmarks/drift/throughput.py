@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from moe_adapt.learners.driftmoe import DriftMoEClassifier
-from moe_adapt.streams.drift import DriftStream, synthetic_stream
-from moe_adapt.training.drift.baselines import BASELINES
-from moe_adapt.training.drift.cells import write_json
-from moe_adapt.training.manifest import collect
+from moe_adapt.drift.comparison.baselines import BASELINES
+from moe_adapt.drift.comparison.cells import write_json
+from moe_adapt.drift.driftmoe import DriftMoEClassifier
+from moe_adapt.drift.streams import DriftStream, synthetic_stream
+from moe_adapt.manifest import collect
 
 STREAMS = ("LED_a", "SEA_a", "AGR_a", "RBF_m", "HYPER")
 POOL = "DriftMoE, pool"

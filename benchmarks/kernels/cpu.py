@@ -20,7 +20,7 @@ from rivals import RIVALS, register_rivals
 from moe_adapt.kernels.dispatch import choose
 from moe_adapt.kernels.problem import Problem
 from moe_adapt.kernels.tune import measure, with_implementation
-from moe_adapt.training.manifest import collect
+from moe_adapt.manifest import collect
 
 OURS = ("stacked", "grouped", "auto")
 F32, BF16 = torch.float32, torch.bfloat16

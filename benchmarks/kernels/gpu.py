@@ -34,7 +34,7 @@ from torch import Tensor
 
 from moe_adapt.kernels import routed_lora
 from moe_adapt.kernels.problem import Operands
-from moe_adapt.training.manifest import collect
+from moe_adapt.manifest import collect
 
 #: [N, E, o] of the materialised form may take this many bytes.
 MATERIALISED = 8 * 2**30

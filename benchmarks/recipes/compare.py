@@ -23,8 +23,8 @@ from rendering import made_by, mean_and_spread
 from routed_table import language_table, routed_table
 from summary_table import summary_table
 
-from moe_adapt.training.cli import main as moe_adapt
-from moe_adapt.training.manifest import collect
+from moe_adapt.cli import main as moe_adapt
+from moe_adapt.manifest import collect
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"

@@ -14,7 +14,7 @@ from typing import Any
 import lightning
 import torch
 
-from moe_adapt.training.manifest import collect
+from moe_adapt.manifest import collect
 from moe_adapt.training.modules.base import AdaptedModule
 
 __all__ = ["run_cells", "train", "write_report"]

@@ -17,7 +17,7 @@ from cells import run_cells, train, write_report
 from methods import CONTROLS, METHODS
 from tasks import TASKS, mixture
 
-from moe_adapt.training.data import TextClassificationData
+from moe_adapt.training.datamodules import TextClassificationData
 from moe_adapt.training.modules import SequenceClassifier
 from moe_adapt.tuner import RoutedLoraConfig
 from moe_adapt.tuner.layer import adapted_layers

@@ -20,7 +20,7 @@ import torch
 from cells import run_cells, train, write_report
 from methods import METHODS
 
-from moe_adapt.training.data import CausalLMData
+from moe_adapt.training.datamodules import CausalLMData
 from moe_adapt.training.modules import CausalLM
 from moe_adapt.training.modules.causal_lm import pick_choices, token_log_likelihood
 from moe_adapt.tuner import RoutedLoraConfig

@@ -19,7 +19,7 @@ from page import LANGUAGE_MODEL, MethodPage, configuration, evidence, linked_pap
 from moe_adapt.checks import ToyEncoder
 from moe_adapt.learners import LEARNERS, Learner
 from moe_adapt.learners.closed_form import ClosedForm
-from moe_adapt.training.cli.config_names import first_line, packaged_configs
+from moe_adapt.runs.config_names import first_line, packaged_configs
 
 __all__ = ["HEADS", "LEAD", "continual_learners"]
 

@@ -7,9 +7,9 @@ from committed import drift_results
 from docstrings import first_sentence, module_text, options_table
 from page import MethodPage, evidence, linked_papers, shell
 
-from moe_adapt.streams.drift import synthetic_stream
-from moe_adapt.training.drift.baselines import BASELINES
-from moe_adapt.training.drift.methods import METHODS
+from moe_adapt.drift.comparison.baselines import BASELINES
+from moe_adapt.drift.comparison.methods import METHODS
+from moe_adapt.drift.streams import synthetic_stream
 
 __all__ = ["HEADS", "LEAD", "drift_learners"]
 

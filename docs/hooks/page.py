@@ -7,7 +7,7 @@ from typing import Any
 import committed
 from docstrings import link_papers, module_text, options_table, papers
 
-from moe_adapt.training.cli.config_names import packaged_configs
+from moe_adapt.runs.config_names import packaged_configs
 
 __all__ = ["LANGUAGE_MODEL", "MethodPage", "configuration", "evidence", "linked_papers", "part", "shell"]
 

@@ -7,7 +7,7 @@ from page import LANGUAGE_MODEL, MethodPage, configuration, evidence, linked_pap
 
 from moe_adapt import routing
 from moe_adapt.presets import PRESETS
-from moe_adapt.training.cli.config_names import first_line, packaged_configs
+from moe_adapt.runs.config_names import first_line, packaged_configs
 
 __all__ = ["HEADS", "LEAD", "routed_methods"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from docstrings import class_text, first_sentence, module_text, options_table
 from page import LANGUAGE_MODEL, MethodPage, evidence, linked_papers, shell
 
-from moe_adapt.updates import ROUTER_UPDATES
+from moe_adapt.optim import ROUTER_UPDATES
 
 __all__ = ["HEADS", "LEAD", "update_rules"]
 
@@ -21,8 +21,8 @@ learner:
     router_update: {{name: {name}}}
 ```
 
-In a loop of your own `moe_adapt.updates.UpdateHook` applies a rule to any parameter
-([reference](../../api/updates.md), [picture](../../concepts/updates.md))."""
+In a loop of your own `moe_adapt.optim.UpdateHook` applies a rule to any parameter
+([reference](../../api/optim.md), [picture](../../concepts/updates.md))."""
 
 
 def update_rules() -> Iterator[MethodPage]:

@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_adapt.cli import main as command_line
+from moe_adapt.cli.arguments import CommandParser
 from moe_adapt.errors import UserError
-from moe_adapt.training.cli import main as command_line
-from moe_adapt.training.cli.arguments import CommandParser
 
 __all__ = ["main"]
 

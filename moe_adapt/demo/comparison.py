@@ -12,7 +12,7 @@ from moe_adapt.demo.progress import StepProgress
 from moe_adapt.training.baselines import equal_parameter_lora
 from moe_adapt.training.callbacks import LastCheckpoint, ManifestCallback, OutputFolderGuard, RoutingMonitor
 from moe_adapt.training.checkpoint import AtomicCheckpointIO
-from moe_adapt.training.data import TextClassificationData
+from moe_adapt.training.datamodules import TextClassificationData
 from moe_adapt.training.loggers import run_loggers
 from moe_adapt.training.modules import SequenceClassifier
 from moe_adapt.tuner import RoutedLoraConfig

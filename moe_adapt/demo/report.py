@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from moe_adapt.demo.comparison import METHODS, Outcome, Settings
-from moe_adapt.training.manifest import versions
+from moe_adapt.manifest import versions
 
 __all__ = ["conclusion", "results_table", "summarise", "write_results"]
 

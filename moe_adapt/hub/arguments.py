@@ -2,7 +2,7 @@
 
 Numbers, text, lists and mappings stay what they are. An object becomes a mapping with ``"is"``: what it is,
 and ``"options"``: what it was made with. Reading imports nothing and calls nothing but these: the classes in
-`OBJECTS`, the optimisers of `torch.optim`, and `moe_adapt.optim.momentum_sgd`.
+`OBJECTS`, the optimisers of `torch.optim`, and `moe_adapt.optim.groups.momentum_sgd`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import torch
 from moe_adapt.errors import UserError
 from moe_adapt.learners.base import constructor_arguments
 from moe_adapt.learners.care.block import CareOptions
-from moe_adapt.optim import momentum_sgd
+from moe_adapt.optim.groups import momentum_sgd
 from moe_adapt.tuner import RoutedLoraConfig
 
 __all__ = ["describe", "rebuild", "settings_of"]

@@ -24,7 +24,7 @@ from moe_adapt.hub.card import About, hub_id, make_card
 from moe_adapt.hub.folder import folder_size, new_folder, write_json
 from moe_adapt.hub.gap import Gap, measure_gap
 from moe_adapt.hub.load import CONFIG_FILE, check_adapter_folder, compare_tensors, read_tensors
-from moe_adapt.hub.low_rank import LowRank, concatenate, single_expert, truncate
+from moe_adapt.hub.mixture import LowRank, concatenate, single_expert, truncate
 from moe_adapt.hub.stock import write_stock_lora
 from moe_adapt.tuner.model import adapted_layers
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE, PREFIX

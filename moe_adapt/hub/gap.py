@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
-from moe_adapt.hub.low_rank import LowRank
+from moe_adapt.hub.mixture import LowRank
 from moe_adapt.training.modules.causal_lm import IGNORED, pick_choices, token_log_likelihood
 from moe_adapt.tuner import RoutedLoraModel
 from moe_adapt.tuner.model import adapted_layers

@@ -12,7 +12,7 @@ from moe_adapt.hub.card import About, card_metadata
 __all__ = ["make_learner_card"]
 
 _DRIFT_CODE = """\
-from moe_adapt.learners.driftmoe import DriftMoEClassifier
+from moe_adapt.drift.driftmoe import DriftMoEClassifier
 
 model = DriftMoEClassifier.from_pretrained("PATH_OR_ID_OF_THIS_LEARNER")
 model.predict_one(x)

@@ -208,7 +208,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _drift_parts(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from moe_adapt.learners.driftmoe.state import driftmoe_state
+    from moe_adapt.drift.driftmoe.state import driftmoe_state
 
     state, arrays = driftmoe_state(model)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
@@ -218,8 +218,8 @@ def _drift_parts(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _drift_from_parts(
     content: Mapping[str, Any], tensors: Mapping[str, Tensor], expected: type, backbone: Any
 ) -> Any:
-    from moe_adapt.learners.driftmoe import DriftMoEClassifier
-    from moe_adapt.learners.driftmoe.state import driftmoe_from_state
+    from moe_adapt.drift.driftmoe import DriftMoEClassifier
+    from moe_adapt.drift.driftmoe.state import driftmoe_from_state
 
     if not issubclass(DriftMoEClassifier, expected):
         raise UserError(f"it holds a {DriftMoEClassifier.__name__}, not a {expected.__name__}.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.hub.load import WEIGHTS_FILE, read_tensors
-from moe_adapt.hub.low_rank import LowRank
+from moe_adapt.hub.mixture import LowRank
 
 __all__ = ["check_stock_lora", "write_stock_lora"]
 

@@ -33,7 +33,7 @@ from moe_adapt.backbones.pretrained import set_train_mode
 from moe_adapt.errors import UserError
 from moe_adapt.learners.growth import resize_to
 from moe_adapt.learners.publishing import Publishable
-from moe_adapt.optim import Schedule, check_coverage, parameter_groups, with_schedule
+from moe_adapt.optim.groups import Schedule, check_coverage, parameter_groups, with_schedule
 from moe_adapt.registry import Registry
 from moe_adapt.streams import Batch, Examples, Task, TaskRecord
 

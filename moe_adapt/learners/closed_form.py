@@ -26,7 +26,7 @@ from moe_adapt.learners.heads.ranpac import RanPacHead
 from moe_adapt.learners.heads.ridge import LambdaRule, RidgeHead
 from moe_adapt.learners.heads.slda import SldaHead
 from moe_adapt.learners.heads.trainable import GrowingLinear
-from moe_adapt.optim import Schedule, momentum_sgd
+from moe_adapt.optim.groups import Schedule, momentum_sgd
 from moe_adapt.streams import Batch, Task, TaskRecord
 from moe_adapt.tuner import RoutedLoraConfig
 

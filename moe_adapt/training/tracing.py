@@ -15,10 +15,10 @@ from lightning.fabric.utilities import move_data_to_device
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation import plots
 from moe_adapt.evaluation.plots._matplotlib import pyplot_figure
-from moe_adapt.evaluation.trace import RoutingTrace
-from moe_adapt.evaluation.trace_file import TRACE_FILE, save_trace
-from moe_adapt.evaluation.trace_metrics import trace_metrics
-from moe_adapt.evaluation.trace_report import html_report
+from moe_adapt.evaluation.trace.file import TRACE_FILE, save_trace
+from moe_adapt.evaluation.trace.metrics import trace_metrics
+from moe_adapt.evaluation.trace.record import RoutingTrace
+from moe_adapt.evaluation.trace.report import html_report
 from moe_adapt.training.modules.base import AdaptedModule
 from moe_adapt.tuner.tracing import TraceRecorder, router_geometry
 

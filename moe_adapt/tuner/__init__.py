@@ -3,17 +3,17 @@
 from moe_adapt.presets import PRESETS
 from moe_adapt.tuner.aux_losses import anchor_routing
 from moe_adapt.tuner.config import RoutedLoraConfig
-from moe_adapt.tuner.layer import RoutedLoraLayer
-from moe_adapt.tuner.mixed_lora import MixedLoraBatches
-from moe_adapt.tuner.model import RoutedLoraModel
-from moe_adapt.tuner.peft_plugin import register_method
-from moe_adapt.tuner.pool import (
+from moe_adapt.tuner.edit import (
     add_experts,
     duplicate_experts,
     freeze_experts,
     merge_experts,
     prune_experts,
 )
+from moe_adapt.tuner.layer import RoutedLoraLayer
+from moe_adapt.tuner.mixed_lora import MixedLoraBatches
+from moe_adapt.tuner.model import RoutedLoraModel
+from moe_adapt.tuner.peft_plugin import register_method
 from moe_adapt.tuner.summary import AdapterSummary
 
 __all__ = [

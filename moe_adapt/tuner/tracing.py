@@ -22,7 +22,7 @@ from torch import Tensor
 
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.evaluation.coupling import router_expert_coupling, row_similarity
-from moe_adapt.evaluation.trace import RoutingTrace, SiteTrace, TokenTable, pack_bits
+from moe_adapt.evaluation.trace.record import RoutingTrace, SiteTrace, TokenTable, pack_bits
 from moe_adapt.routing import RouteContext
 from moe_adapt.routing.records import RoutingRecord
 from moe_adapt.tuner.model import RoutedLoraModel, adapted_layers

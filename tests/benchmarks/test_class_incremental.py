@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_adapt.training.cli.stream import stream_parser
+from moe_adapt.cli.stream import stream_parser
 
 ROOT = Path(__file__).parents[2] / "benchmarks" / "class_incremental"
 STREAMS = sorted((ROOT / "streams").glob("*.yaml"))

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation import trace_file
-from moe_adapt.evaluation.trace import RoutingTrace, SiteTrace, TokenTable, pack_bits, unpack_bits
-from moe_adapt.evaluation.trace_compare import compare_traces
-from moe_adapt.evaluation.trace_file import load_trace, save_trace
-from moe_adapt.evaluation.trace_metrics import SCALARS, trace_metrics
-from moe_adapt.evaluation.trace_report import html_report
+from moe_adapt.evaluation.trace.compare import compare_traces
+from moe_adapt.evaluation.trace.file import load_trace, save_trace
+from moe_adapt.evaluation.trace.metrics import SCALARS, trace_metrics
+from moe_adapt.evaluation.trace.record import RoutingTrace, SiteTrace, TokenTable, pack_bits, unpack_bits
+from moe_adapt.evaluation.trace.report import html_report
 from tests.evaluation.traces import SITES, trace
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation import plots
-from moe_adapt.evaluation.trace_metrics import trace_metrics
+from moe_adapt.evaluation.trace.metrics import trace_metrics
 from tests.evaluation.traces import trace
 
 

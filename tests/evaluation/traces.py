@@ -2,7 +2,7 @@
 
 import torch
 
-from moe_adapt.evaluation.trace import RoutingTrace, SiteTrace, TokenTable, pack_bits
+from moe_adapt.evaluation.trace.record import RoutingTrace, SiteTrace, TokenTable, pack_bits
 
 SITES = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
 

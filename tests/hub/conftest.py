@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
-from moe_adapt.training.cli import main
+from moe_adapt.cli import main
 from tests.hub.stand_in import Hub
 from tests.training.tiny import tiny_bert
 

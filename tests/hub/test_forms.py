@@ -14,7 +14,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.hub.calibration import mean_gates
 from moe_adapt.hub.export import export_experts, export_merged
 from moe_adapt.hub.gap import measure_gap, substituted
-from moe_adapt.hub.low_rank import concatenate
+from moe_adapt.hub.mixture import concatenate
 from moe_adapt.tuner.model import adapted_layers
 from tests.hub.tiny import IDS, build_base, build_model, logits
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_adapt.checks import ToyEncoder, gaussian_stream
+from moe_adapt.drift.driftmoe import DriftMoEClassifier
+from moe_adapt.drift.streams import synthetic_stream
 from moe_adapt.errors import UserError
 from moe_adapt.hub.published import LEARNER_FILE, TENSORS_FILE, content_hash, load
 from moe_adapt.learners import FineTuning
-from moe_adapt.learners.driftmoe import DriftMoEClassifier
-from moe_adapt.streams.drift import synthetic_stream
 from moe_adapt.training.stream import StreamRunner
 from tests.hub.test_soundness import damages
 

@@ -15,7 +15,7 @@ from moe_adapt.hub.card import About
 from moe_adapt.hub.published import LEARNER_FILE, TENSORS_FILE, content_hash
 from moe_adapt.learners import LEARNERS, Care, FineTuning, Learner, NearestMean, RanPac, Ridge
 from moe_adapt.learners.instructions import InstructionLearner
-from moe_adapt.optim import momentum_sgd
+from moe_adapt.optim.groups import momentum_sgd
 from moe_adapt.training.stream import StreamRunner
 from moe_adapt.tuner import RoutedLoraConfig
 from tests.learners.care.encoders import ENCODERS, make_stream

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from moe_adapt.cli import main
 from moe_adapt.errors import UserError
 from moe_adapt.hub.pool import AdapterPool, PrototypeRouter
 from moe_adapt.hub.pool.gates import gated_model, sample_scores, train_gate
 from moe_adapt.hub.pool.router import centroids
-from moe_adapt.training.cli import main
 from moe_adapt.tuner.model import adapted_layers
 from tests.hub.tiny import IDS, build_base, logits
 from tests.training.tiny import tiny_bert

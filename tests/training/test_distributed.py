@@ -12,7 +12,7 @@ import torch
 from moe_adapt.training.checkpoint import read_checkpoint
 from tests.training.tiny import tiny_bert
 
-PROGRAM = "import sys\nfrom moe_adapt.training.cli import main\nsys.exit(main())\n"
+PROGRAM = "import sys\nfrom moe_adapt.cli import main\nsys.exit(main())\n"
 
 GRADIENTS = """\
 import sys

@@ -11,7 +11,7 @@ import torch
 
 from moe_adapt.training.callbacks import BestCheckpoint, LastCheckpoint, RoutingMonitor
 from moe_adapt.training.checkpoint import adapter_state
-from moe_adapt.training.data import TextClassificationData
+from moe_adapt.training.datamodules import TextClassificationData
 from moe_adapt.training.modules import SequenceClassifier
 from moe_adapt.training.randomness import rng_state, run_seed, seed_batch, set_rng_state
 from tests.training.runs import NUM_CLASSES, loader, routed, text_batches, trainer

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moe_adapt.cli import main
 from moe_adapt.errors import UserError
-from moe_adapt.training.cli import main
 from moe_adapt.training.sweep import Sweep
 from moe_adapt.training.sweep import run as running
 from moe_adapt.training.sweep.report import write_results

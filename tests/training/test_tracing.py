@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_adapt.cli import main
 from moe_adapt.errors import UserError
-from moe_adapt.evaluation.trace_file import load_trace
-from moe_adapt.training.cli import main
-from moe_adapt.training.cli.runs import load_data, load_module
+from moe_adapt.evaluation.trace.file import load_trace
+from moe_adapt.runs.rebuild import load_data, load_module
 from moe_adapt.training.modules import CausalLM, ImageClassifier, SequenceClassifier
 from moe_adapt.training.tracing import FILES, check_target, record_batches, trace_run
 from moe_adapt.tuner.tracing import TraceRecorder

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from moe_adapt.errors import UserError
-from moe_adapt.evaluation.trace_compare import compare_traces
-from moe_adapt.evaluation.trace_metrics import trace_metrics
+from moe_adapt.evaluation.trace.compare import compare_traces
+from moe_adapt.evaluation.trace.metrics import trace_metrics
 from moe_adapt.presets import PRESETS
 from moe_adapt.tuner.tracing import TraceRecorder, router_geometry, sample_hash
 from tests.tuner.tiny import adapted, batch

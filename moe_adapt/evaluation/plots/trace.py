@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from moe_adapt.evaluation.plots._matplotlib import pyplot_figure
-from moe_adapt.evaluation.trace import RoutingTrace
+from moe_adapt.evaluation.trace.record import RoutingTrace
 
 __all__ = ["draw_experts_per_token", "draw_groups", "draw_load", "draw_sample", "short_site"]
 
@@ -28,7 +28,7 @@ def draw_load(metrics: Mapping[str, Any], path: str | Path) -> None:
     """Draw the share of picks of each expert at each site.
 
     Args:
-        metrics: What `moe_adapt.evaluation.trace_metrics.trace_metrics` returns.
+        metrics: What `moe_adapt.evaluation.trace.metrics.trace_metrics` returns.
         path: The picture, of any type that matplotlib writes.
 
     Raises:
@@ -48,7 +48,7 @@ def draw_groups(metrics: Mapping[str, Any], path: str | Path, most: int = 4) -> 
     """Draw the share of picks of each expert in each group, at the sites where groups differ most.
 
     Args:
-        metrics: What `moe_adapt.evaluation.trace_metrics.trace_metrics` returns, of a trace with groups.
+        metrics: What `moe_adapt.evaluation.trace.metrics.trace_metrics` returns, of a trace with groups.
         path: The picture.
         most: How many sites.
 

@@ -41,7 +41,7 @@ from moe_adapt.learners.care.growing import Growing
 from moe_adapt.learners.care.losses import cosface_loss, perceptron_kl
 from moe_adapt.learners.care.sites import RoutingRow, SiteHooks, find_blocks, routing_row
 from moe_adapt.learners.gaussians import ClassGaussians, Covariance, align_cosine_heads, mean_scale
-from moe_adapt.optim import Schedule, momentum_sgd
+from moe_adapt.optim.groups import Schedule, momentum_sgd
 from moe_adapt.streams import Batch, Task, TaskRecord
 
 __all__ = ["Care", "CosineHeads"]

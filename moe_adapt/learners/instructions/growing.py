@@ -1,6 +1,6 @@
 """A pool of experts that grows by the same number for every task, with everything older frozen bit for bit.
 
-Old experts move into buffers (`moe_adapt.tuner.pool`). Old rows of the router share a parameter with the new
+Old experts move into buffers (`moe_adapt.tuner.edit`). Old rows of the router share a parameter with the new
 ones, so they are restored after every optimiser step instead: neither momentum nor weight decay moves them.
 """
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from moe_adapt.backbones.instructions import InstructionModel
 from moe_adapt.learners.instructions.base import InstructionLearner
+from moe_adapt.optim import FreezeExperts, UpdateHook
 from moe_adapt.streams import TaskRecord
 from moe_adapt.tuner import RoutedLoraConfig
+from moe_adapt.tuner.edit import add_experts
 from moe_adapt.tuner.layer import RoutedLoraLayer
-from moe_adapt.tuner.pool import add_experts
-from moe_adapt.updates import FreezeExperts, UpdateHook
 
 __all__ = ["GrowingPool"]
 

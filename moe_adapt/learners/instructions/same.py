@@ -1,9 +1,9 @@
 r"""SAME: a fixed pool of shared experts, stabilised against router drift and expert drift.
 
 After every optimiser step the update of the routers' rows passes through a rule
-(`moe_adapt.updates.router`), that of the experts through a preconditioner made of old inputs
-(`moe_adapt.updates.preconditioner`), and experts that earlier tasks need and this one does not are frozen
-for the task (`moe_adapt.updates.freezing`). Routing is per token; nothing is known about tasks at test
+(`moe_adapt.optim.router`), that of the experts through a preconditioner made of old inputs
+(`moe_adapt.optim.preconditioner`), and experts that earlier tasks need and this one does not are frozen
+for the task (`moe_adapt.optim.freezing`). Routing is per token; nothing is known about tasks at test
 time.
 
 The router rule is the point. ``paper`` is the published one, which protects nothing by construction;
@@ -13,7 +13,7 @@ retained inputs. Only the last two may claim preservation. What the released cod
 here.
 
 Statistics are products `X^T X` of layer inputs: of all tokens at the start of a task, then of a random share
-that stands for the rest (`moe_adapt.updates.sampling`; `observe_share: 1` takes every token). An
+that stands for the rest (`moe_adapt.optim.sampling`; `observe_share: 1` takes every token). An
 eigendecomposition per layer is made once per task, under ``paper`` and ``relevant`` every `refresh_every`
 steps.
 
@@ -33,12 +33,12 @@ from moe_adapt.learners.base import LEARNERS, TaskRun
 from moe_adapt.learners.instructions.base import InstructionLearner
 from moe_adapt.learners.instructions.observing import Sight, watch_layers
 from moe_adapt.learners.instructions.site_state import ADAPTER, Precondition, SiteState
+from moe_adapt.optim import ROUTER_UPDATES, GuardUpdate, PlainUpdate, UpdateHook, UpdateTransform
+from moe_adapt.optim.preconditioner import degradation, product_update
 from moe_adapt.registry import Spec
 from moe_adapt.streams import Task
 from moe_adapt.tuner import RoutedLoraConfig
 from moe_adapt.tuner.layer import RoutedLoraLayer
-from moe_adapt.updates import ROUTER_UPDATES, GuardUpdate, PlainUpdate, UpdateHook, UpdateTransform
-from moe_adapt.updates.preconditioner import degradation, product_update
 
 __all__ = ["SAME"]
 

@@ -4,8 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from moe_adapt.tuner.layer import RoutedLoraLayer
-from moe_adapt.updates import (
+from moe_adapt.optim import (
     DownPreconditioner,
     ExpertDownPreconditioner,
     ExpertUsage,
@@ -16,6 +15,7 @@ from moe_adapt.updates import (
     UpdateTransform,
     UpPreconditioner,
 )
+from moe_adapt.tuner.layer import RoutedLoraLayer
 
 __all__ = ["ADAPTER", "Precondition", "SiteState"]
 

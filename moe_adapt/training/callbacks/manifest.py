@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from moe_adapt.training import manifest
+from moe_adapt import manifest
 
 __all__ = ["ManifestCallback"]
 
@@ -15,7 +15,7 @@ __all__ = ["ManifestCallback"]
 class ManifestCallback(L.Callback):
     """Write the manifest when training starts, and again when it ends, however it ends.
 
-    Keys: those of `moe_adapt.training.manifest.collect`, ``seed``, ``device``, ``precision``, ``status``
+    Keys: those of `moe_adapt.manifest.collect`, ``seed``, ``device``, ``precision``, ``status``
         (running,
     finished, interrupted or failed), ``resumed_from``, ``started``, ``ended``, ``wall_seconds``,
     ``peak_memory_mb``, ``trainable_parameters``, ``total_parameters``, ``steps``, ``epochs`` and ``metrics``.

@@ -25,7 +25,7 @@ from moe_adapt.backbones.pretrained import (
     set_train_mode,
 )
 from moe_adapt.errors import UserError
-from moe_adapt.optim import Schedule, check_coverage, parameter_groups, with_schedule
+from moe_adapt.optim.groups import Schedule, check_coverage, parameter_groups, with_schedule
 from moe_adapt.training import checkpoint as checkpoints
 from moe_adapt.training.randomness import run_seed, seed_batch, set_rng_state
 from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel

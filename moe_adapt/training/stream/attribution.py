@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_adapt.evaluation.trace import RoutingTrace
-from moe_adapt.evaluation.trace_compare import compare_traces
-from moe_adapt.evaluation.trace_file import load_trace, save_trace
+from moe_adapt.evaluation.trace.compare import compare_traces
+from moe_adapt.evaluation.trace.file import load_trace, save_trace
+from moe_adapt.evaluation.trace.record import RoutingTrace
 from moe_adapt.learners import Learner
 from moe_adapt.learners.instructions import InstructionLearner, PrototypeLoRA
 from moe_adapt.learners.instructions.observing import Sight, watch_layers

@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moe_adapt.errors import UserError
 from moe_adapt.learners import LEARNERS, Learner
+from moe_adapt.processes import processes
 from moe_adapt.training.randomness import seed_generators
-from moe_adapt.updates.processes import processes
 
 __all__ = ["launch", "make_trainer", "prepare", "share"]
 

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from moe_adapt import manifest
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.learners import Learner
 from moe_adapt.learners.instructions import InstructionLearner
+from moe_adapt.processes import process, processes
 from moe_adapt.streams import TaskStream
-from moe_adapt.training import manifest
 from moe_adapt.training.randomness import seed_generators
 from moe_adapt.training.stream.attribution import Attribution, can_attribute
 from moe_adapt.training.stream.evaluate import Evaluation, evaluate
@@ -33,7 +34,6 @@ from moe_adapt.training.stream.schedule import scheduled_steps
 from moe_adapt.training.stream.session import Session, derived_seed, quiet_lightning
 from moe_adapt.training.stream.state import read_state, write_state
 from moe_adapt.training.stream.verdicts import check_writes, count_verdicts
-from moe_adapt.updates.processes import process, processes
 
 __all__ = ["StreamRunner"]
 

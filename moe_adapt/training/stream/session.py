@@ -19,12 +19,12 @@ from lightning.pytorch.callbacks import Callback
 
 from moe_adapt.errors import UserError
 from moe_adapt.learners import Learner
+from moe_adapt.processes import process, processes
 from moe_adapt.streams import Batch, Examples, Task
-from moe_adapt.training.data.sampler import ResumableLoader, SeededSampler
+from moe_adapt.training.datamodules.sampler import ResumableLoader, SeededSampler
 from moe_adapt.training.randomness import seed_batch
 from moe_adapt.training.stream.evaluate import loader, move
 from moe_adapt.training.stream.processes import make_trainer, prepare, share
-from moe_adapt.updates.processes import process, processes
 
 __all__ = ["Session", "derived_seed", "quiet_lightning"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_adapt.evaluation.plots._matplotlib import pyplot_figure
-from moe_adapt.training.manifest import collect
+from moe_adapt.manifest import collect
 from moe_adapt.training.sweep.plan import Sweep, Trial
 from moe_adapt.training.sweep.run import Outcome
 

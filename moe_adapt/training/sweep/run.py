@@ -19,7 +19,7 @@ from moe_adapt.training.sweep.plan import Trial
 
 __all__ = ["Outcome", "run_trials"]
 
-PROGRAM = "import sys; from moe_adapt.training.cli import main; sys.exit(main())"
+PROGRAM = "import sys; from moe_adapt.cli import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from moe_adapt.learners.instructions.dymoe import farthest_points
 from moe_adapt.learners.instructions.growing import ADAPTER
 from moe_adapt.routing.token_types import group_scores, token_types
 from moe_adapt.training.stream import StreamRunner
-from moe_adapt.tuner.pool import add_experts, prune_experts
+from moe_adapt.tuner.edit import add_experts, prune_experts
 from tests.learners.instructions.toys import learner, stream, writer
 
 GUARDED = {

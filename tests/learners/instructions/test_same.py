@@ -7,8 +7,8 @@ import torch
 
 from moe_adapt.errors import UserError
 from moe_adapt.learners.instructions.same import ADAPTER
+from moe_adapt.optim.guard import selection_stability
 from moe_adapt.training.stream import StreamRunner
-from moe_adapt.updates.guard import selection_stability
 from tests.learners.instructions.toys import learner, stream, writer
 
 

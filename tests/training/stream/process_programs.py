@@ -11,10 +11,10 @@ import torch
 
 from moe_adapt.checks import ToyEncoder, gaussian_stream
 from moe_adapt.learners import Care, Ewc, FineTuning, LwF, RanPac, Ridge
-from moe_adapt.optim import momentum_sgd
+from moe_adapt.optim.groups import momentum_sgd
+from moe_adapt.processes import process, processes
 from moe_adapt.training.stream import StreamRunner
 from moe_adapt.tuner import RoutedLoraConfig
-from moe_adapt.updates.processes import process, processes
 from tests.learners.care.encoders import ENCODERS, make_stream
 from tests.learners.care.test_learner import SMALL
 from tests.learners.instructions import toys

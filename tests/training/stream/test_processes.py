@@ -33,7 +33,7 @@ SUMS = """\
 import sys
 import torch
 from torch import distributed
-from moe_adapt.updates import ExpertUsage, InputMoment
+from moe_adapt.optim import ExpertUsage, InputMoment
 
 rank = int(sys.argv[1])
 distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
@@ -167,9 +167,7 @@ def command(folder, name, *options):
 
 @pytest.mark.slow
 def test_the_command_starts_the_other_process_itself(tmp_path):
-    (tmp_path / "program.py").write_text(
-        "import sys\nfrom moe_adapt.training.cli import main\nsys.exit(main())\n"
-    )
+    (tmp_path / "program.py").write_text("import sys\nfrom moe_adapt.cli import main\nsys.exit(main())\n")
     tiny_bert(tmp_path / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     rows = [{"text": f"{word} number {i}", "label": word} for i in range(16) for word in ("a", "b", "c", "d")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

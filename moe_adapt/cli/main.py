@@ -1,0 +1,114 @@
+"""The outer level of the command line: find the sub-command, import it, run it, report mistakes in one line.
+
+Exit codes: 0 done, 1 a fault in the program (with its traceback), 2 a mistake in the input, 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from moe_adapt import __version__
+from moe_adapt.errors import UserError, did_you_mean
+
+__all__ = ["COMMANDS", "Command", "Interrupted", "main"]
+
+EPILOG = """\
+Every command explains itself with --help; `moe-adapt fit --model.help CausalLM` lists one model's options.
+A mistake is told in one line; --debug (or MOE_ADAPT_DEBUG=1) shows the traceback as well.
+
+Start here:
+  moe-adapt list
+  moe-adapt fit --config task/sequence_classification --config routed_lora/dynmole \\
+      --model.backbone DIR_OR_HUB_NAME --data.train train.jsonl --out runs/first
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command.
+
+    Args:
+        target: Where its function lives, as ``module:function``; the function takes the arguments after the
+            sub-command's name. Imported only when the command is run.
+        summary: One line for ``moe-adapt --help``.
+    """
+
+    target: str
+    summary: str
+
+    def load(self) -> Callable[[Sequence[str]], None]:
+        """Import and return the function."""
+        module, function = self.target.split(":")
+        return getattr(import_module(module), function)
+
+
+COMMANDS = {
+    "fit": Command("moe_adapt.cli.fit:fit", "train a model with routed LoRA experts (or resume a run)"),
+    "validate": Command("moe_adapt.cli.fit:validate", "evaluate a run on its validation data"),
+    "test": Command("moe_adapt.cli.fit:test", "evaluate a run on its test data"),
+    "predict": Command("moe_adapt.cli.fit:predict", "write a run's predictions"),
+    "stream": Command(
+        "moe_adapt.cli.stream:stream", "run a learner over a stream of tasks (or resume a run)"
+    ),
+    "export": Command("moe_adapt.cli.export:export", "write a run's adapter as a PEFT folder"),
+    "pool": Command("moe_adapt.cli.pool:pool", "choose among published adapters: add, remove, list, route"),
+    "trace": Command("moe_adapt.cli.trace:trace", "record how a run routes its data, or compare two records"),
+    "drift": Command("moe_adapt.cli.drift:drift", "compare learners on streams whose rule changes"),
+    "sweep": Command("moe_adapt.cli.sweep:sweep", "run methods x tasks x seeds, many at a time, on Ray"),
+    "list": Command(
+        "moe_adapt.cli.listing:show", "list packaged configurations, learners and routing components"
+    ),
+    "doctor": Command("moe_adapt.cli.doctor:doctor", "check versions, device, extras and PEFT registration"),
+    "demo": Command("moe_adapt.demo.__main__:main", "fine-tune a small encoder on news articles, end to end"),
+}
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with the advice on how to go on as its message."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: The arguments after the program's name; those of the process if not given.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words or os.environ.get("MOE_ADAPT_DEBUG", "0") not in ("", "0")
+    words = [word for word in words if word != "--debug"]
+    try:
+        _dispatch(words)
+    except KeyboardInterrupt as interruption:
+        print(f"interrupted. {interruption}".rstrip(), file=sys.stderr)
+        return 130
+    except (UserError, OSError) as mistake:
+        if debug:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except SystemExit as end:  # --help and --print_config end this way
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    return 0
+
+
+def _dispatch(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(help_text())
+        return
+    if words[0] == "--version":
+        print(__version__)
+        return
+    name, *rest = words
+    if name not in COMMANDS:
+        raise UserError(
+            f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}."
+        )
+    COMMANDS[name].load()(rest)
+
+
+def help_text() -> str:
+    """Return what ``moe-adapt --help`` prints: every command with its line."""
+    lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: moe-adapt COMMAND [options]", "", "commands:", *lines, "", EPILOG.rstrip()])

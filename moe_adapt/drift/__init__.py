@@ -1,0 +1,1 @@
+"""Learning on streams that drift: DriftMoE, Hoeffding trees, streams, comparisons, prequential metrics."""

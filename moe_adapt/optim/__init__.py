@@ -1,0 +1,44 @@
+"""Transforms of parameter updates, applied after the optimizer, and the statistics that they need."""
+
+from moe_adapt.optim.base import ROUTER_UPDATES, RouterUpdate, UpdateHook, UpdateTransform
+from moe_adapt.optim.freezing import ExpertUsage, FreezeExperts
+from moe_adapt.optim.guard import GuardUpdate
+from moe_adapt.optim.moment import InputMoment
+from moe_adapt.optim.preconditioner import DownPreconditioner, ExpertDownPreconditioner, UpPreconditioner
+from moe_adapt.optim.router import (
+    NullRatioUpdate,
+    PaperUpdate,
+    PlainUpdate,
+    RelevantUpdate,
+    SoftUpdate,
+    StrictUpdate,
+)
+from moe_adapt.optim.sampling import RowSample
+from moe_adapt.optim.sketch import FrequentDirections
+from moe_adapt.optim.spectrum import SpectralFilter, Spectrum
+from moe_adapt.optim.trust import TrustUpdate
+
+__all__ = [
+    "ROUTER_UPDATES",
+    "DownPreconditioner",
+    "ExpertDownPreconditioner",
+    "ExpertUsage",
+    "FreezeExperts",
+    "FrequentDirections",
+    "GuardUpdate",
+    "InputMoment",
+    "NullRatioUpdate",
+    "PaperUpdate",
+    "PlainUpdate",
+    "RelevantUpdate",
+    "RouterUpdate",
+    "RowSample",
+    "SoftUpdate",
+    "SpectralFilter",
+    "Spectrum",
+    "StrictUpdate",
+    "TrustUpdate",
+    "UpPreconditioner",
+    "UpdateHook",
+    "UpdateTransform",
+]

@@ -1,0 +1,132 @@
+"""Export a run folder: its adapter, with what the run knows about itself in the card."""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lightning.fabric.utilities import move_data_to_device
+from peft import PeftModel
+
+from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.hub.base_code import BaseCode
+from moe_adapt.hub.card import About
+from moe_adapt.hub.export import ExportReport, export_experts, export_merged, export_model
+from moe_adapt.hub.folder import check_target
+from moe_adapt.training.checkpoint import checkpoint_path, read_checkpoint
+from moe_adapt.runs.rebuild import load_data, load_module, read_run_config
+from moe_adapt.training.tracing import Split, split_batches
+
+__all__ = ["Form", "dataset_name", "export_run"]
+
+#: What is written: see `moe_adapt.hub.export`.
+Form = Literal["adapter", "experts", "merged"]
+
+_TASKS = {
+    "CausalLM": "text-generation",
+    "ImageClassifier": "image-classification",
+    "SequenceClassifier": "text-classification",
+}
+
+
+def export_run(
+    run: str | Path,
+    to: str | Path,
+    *,
+    form: Form = "adapter",
+    checkpoint: str = "best",
+    calibration: Split = "train",
+    gap: Split = "validation",
+    batches: int = 32,
+    max_rank: int | None = None,
+    license: str | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write the adapter of a run folder.
+
+    Args:
+        run: Folder that ``moe-adapt fit`` wrote.
+        to: Folder to write.
+        form: The routed ``adapter``, the ``experts`` as one ordinary LoRA each, or one ``merged`` LoRA.
+        checkpoint: ``best``, ``last`` or the path of a checkpoint.
+        calibration: Rows over which the merged form averages the gates.
+        gap: Rows on which it measures what is lost.
+        batches: The most batches of each.
+        max_rank: Cut the merged form to this rank.
+        license: Identifier of the adapter's licence, for the card.
+        overwrite: Replace an earlier export in `to`.
+
+    Raises:
+        UserError: If the run cannot be rebuilt, trained no adapter, has no such rows, or `to` is in use.
+    """
+    if form not in get_args(Form):
+        raise UserError(f"there is no form {form!r}.{did_you_mean(form, get_args(Form))}")
+    if batches < 1:
+        raise UserError(f"batches must be at least 1, got {batches}.")
+    check_target(Path(to), overwrite)
+    run = Path(run)
+    config = read_run_config(run)
+    module = load_module(run, checkpoint)
+    if not isinstance(module.model, PeftModel):
+        raise UserError(f"the run {run} trained a head only; an export needs a run with a tuner.")
+    manifest = _read_manifest(run)
+    about = About(
+        metrics=_checkpoint_metrics(checkpoint_path(run, checkpoint), manifest),
+        manifest=manifest,
+        task=_TASKS.get(type(module).__name__),
+        dataset=dataset_name(config.get("data")),
+        load_code=BaseCode.of_module(type(module), config["model"].get("init_args") or {}),
+        license=license,
+    )
+    if form != "merged":
+        write = export_model if form == "adapter" else export_experts
+        return write(module.model, to, about=about, overwrite=overwrite)
+    data = load_data(run)
+    return export_merged(
+        module.model,
+        to,
+        calibration=_batches(module, data, calibration, batches),
+        gap_batches=_batches(module, data, gap, batches),
+        run=module,
+        max_rank=max_rank,
+        data_names=(calibration, gap),
+        about=about,
+        overwrite=overwrite,
+    )
+
+
+def _batches(module: Any, data: Any, split: Split, limit: int) -> Iterator[Any]:
+    """Give the first batches of a split, on the module's device."""
+    for batch in itertools.islice(split_batches(data, split), limit):
+        yield move_data_to_device(batch, module.device)
+
+
+def _read_manifest(run: Path) -> dict[str, Any]:
+    path = run / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _checkpoint_metrics(path: Path, manifest: Mapping[str, Any]) -> dict[str, float]:
+    """Return what was measured on exactly this checkpoint: the monitored value, or the run's final ones."""
+    checkpoint = read_checkpoint(path)
+    for state in checkpoint.get("callbacks", {}).values():
+        if state.get("monitor") and Path(state.get("best_model_path") or "").name == path.name:
+            return {state["monitor"]: float(state["best_model_score"])}
+    if checkpoint.get("global_step") != manifest.get("steps"):
+        return {}
+    final = manifest.get("metrics", {})
+    return {name: value for name, value in final.items() if name.startswith(("val/", "test/"))}
+
+
+def dataset_name(data: Mapping[str, Any] | None) -> str | None:
+    """Return what the data of a run is called, without a path of this machine.
+
+    Args:
+        data: Class and arguments of the data module or stream, with ``train`` among them.
+    """
+    source = ((data or {}).get("init_args") or {}).get("train")
+    if not isinstance(source, str):
+        return None
+    path = Path(source)
+    return path.resolve().parent.name if path.is_file() else path.name if path.exists() else source

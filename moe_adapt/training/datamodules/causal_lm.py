@@ -1,0 +1,318 @@
+r"""Language modelling: prompts with responses, questions with choices, or plain text.
+
+Three kinds of table:
+
+* prompt and response: ``prompt="Question: {question}\nAnswer:"``, ``response=" {answer}"``;
+* multiple choice: in addition ``choices="options"`` (a column of lists, or a list of templates) and
+  ``answer="label"``. The response template may name ``{choice}``: training takes the right choice,
+  validation and test take every choice in turn;
+* plain text: ``text_column="text"``, the documents joined and cut into blocks of `max_length` tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from moe_adapt.data.prompts import (
+    IGNORED,
+    Example,
+    chat_texts,
+    check_template,
+    encode_prompts,
+    encode_responses,
+    join,
+    render,
+)
+from moe_adapt.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
+from moe_adapt.data.tokenizer import load_tokenizer
+from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.training.datamodules.base import Batch, SeededDataModule
+from moe_adapt.training.datamodules.domains import DomainColumn
+from moe_adapt.training.datamodules.rows import Rows
+
+__all__ = ["CausalLMData", "Question", "pack", "right_choice"]
+
+
+#: Key under which a row keeps the number of its domain.
+_DOMAIN = "\0domain"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A multiple-choice question.
+
+    Attributes:
+        choices: The prompt with each choice.
+        answer: Index of the right choice.
+    """
+
+    choices: list[Example]
+    answer: int
+
+
+def right_choice(answer: Any, choices: list[str], number: int) -> int:
+    """Return the index of the right choice, given as an index or as the choice's text.
+
+    Args:
+        answer: The value of the answer column.
+        choices: The texts of the choices.
+        number: The row's number, for the message.
+
+    Raises:
+        UserError: If it is neither.
+
+    >>> right_choice("cold", ["hot", "cold"], number=0)
+    1
+    """
+    if isinstance(answer, str) and answer in choices:
+        return choices.index(answer)
+    if isinstance(answer, int) and 0 <= answer < len(choices):
+        return answer
+    expected = f"an index from 0 to {len(choices) - 1}, or one of {choices!r}"
+    near = did_you_mean(answer, choices) if isinstance(answer, str) else ""
+    raise UserError(f"row {number} has the answer {answer!r}: expected {expected}.{near}")
+
+
+def pack(documents: list[list[int]], length: int, end: int) -> list[Example]:
+    """Join documents, each closed by the token `end`, and cut them into blocks that are learned whole.
+
+    The last block may be shorter; it is left out only if it has a single token, which predicts nothing.
+
+    >>> [block.input_ids for block in pack([[5, 6, 7], [8]], length=4, end=2)]
+    [[5, 6, 7, 2], [8, 2]]
+    """
+    tokens = [token for document in documents for token in [*document, end]]
+    blocks = [tokens[start : start + length] for start in range(0, len(tokens), length)]
+    return [Example(block, list(block)) for block in blocks if len(block) > 1]
+
+
+class CausalLMData(SeededDataModule):
+    r"""Prompts with responses, multiple choice or plain text, as batches for a causal language model.
+
+    Batches hold ``input_ids, attention_mask, labels``, each [B,S], padded on the right, with labels -100
+    where nothing is learned. Multiple-choice validation and test batches have one sequence per choice [M,S],
+    and ``choice_row`` [M], the row of each sequence, and ``answer`` [B], the index of the right choice among
+    its row's.
+
+    Each of train, validation and test is a file (.json, .jsonl, .csv, .tsv, .parquet, .txt, also .gz), a
+    folder written by `Dataset.save_to_disk`, or a data set on the Hub as NAME:CONFIGURATION@SPLIT.
+
+    Args:
+        tokenizer: Name or folder of the tokenizer, usually that of the backbone.
+        train: The training rows.
+        validation: The validation rows; if None, a share of the training rows is held out.
+        test: The test rows, also used for predictions.
+        prompt: Template of the prompt over the columns, such as "Question: {question}\nAnswer:".
+        response: Template of the response, such as " {answer}"; with `choices` it may name {choice}.
+        choices: Column that holds the list of choices, or one template per choice.
+        answer: Column of the right choice, as an index from 0 or as the choice's text.
+        chat: Put prompt and response into the tokenizer's chat format.
+        system: What the system says first in chat format.
+        text_column: Column of plain text to model, instead of prompt and response.
+        domain_column: Column of the domain (task) of a row, whose number in ``domain_ids`` (one per sequence)
+            is for routers that are trained by label; not with `text_column`.
+        column_names: Names of the columns of CSV and TSV files that have no header line.
+        train_on_prompt: Learn the prompt as well as the response; validation and test never count it.
+        max_length: Most tokens per sequence; a longer prompt loses its beginning.
+        validation_fraction: Share of the training rows held out if no validation rows are given.
+        batch_size: Rows per batch; with choices, questions per batch.
+        max_train_rows: Train on so many rows only, chosen at random; None takes all.
+        group_by_length: Put sequences of similar length into one batch, which saves padding.
+        num_workers: Worker processes per loader; 0 loads in the main process.
+        seed: Fixes the held-out rows, the chosen rows and the order of every epoch.
+
+    Raises:
+        UserError: If a source cannot be read, a column or template field is missing, a split is empty, a
+            response alone exceeds `max_length`, or an answer is none of the choices (all of these in
+            `setup`).
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: SourceOption | None = None,
+        validation: SourceOption | None = None,
+        test: SourceOption | None = None,
+        prompt: str | None = None,
+        response: str | None = None,
+        choices: str | list[str] | None = None,
+        answer: str | None = None,
+        chat: bool = False,
+        system: str | None = None,
+        text_column: str | None = None,
+        domain_column: str | None = None,
+        column_names: list[str] | None = None,
+        train_on_prompt: bool = False,
+        max_length: int = 512,
+        validation_fraction: float = 0.1,
+        batch_size: int = 8,
+        max_train_rows: int | None = None,
+        group_by_length: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        sources = {"train": train, "validation": validation, "test": test}
+        super().__init__(
+            sources, validation_fraction, batch_size, max_train_rows, group_by_length, num_workers, seed
+        )
+        if (text_column is None) == (prompt is None):
+            raise UserError(
+                "give either `prompt` (and `response` or `choices`) or `text_column` for plain text."
+            )
+        if prompt is not None and response is None and choices is None:
+            raise UserError("a `prompt` needs a `response` template, such as ' {answer}', or `choices`.")
+        if text_column is not None and domain_column is not None:
+            raise UserError("text_column joins documents into blocks without domains: drop domain_column.")
+        if (choices is None) != (answer is None):
+            raise UserError(
+                "`choices` and `answer` go together: the choices, and the column of the right one."
+            )
+        self.prompt = prompt
+        self.response = response if response is not None else " {choice}"
+        self.choices = choices
+        self.answer = answer
+        self.chat = chat
+        self.system = system
+        self.text_column = text_column
+        self.domains = DomainColumn(domain_column)
+        self.column_names = column_names
+        self.train_on_prompt = train_on_prompt
+        self.max_length = max_length
+        self.tokenizer = load_tokenizer(tokenizer, max_length)
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(
+                f"the tokenizer {tokenizer!r} has no end-of-text token: a causal model needs one."
+            )
+
+    def read(self, source: TableSource, split: str) -> Rows:
+        """Return the table's rows as they are, after checking columns and templates."""
+        table = load_table(source, split, self.column_names)
+        if self.text_column is not None:
+            texts = [{"text": text} for text in texts_of(table, self.text_column, source)]
+            return Rows(texts, np.zeros(len(texts), dtype=np.int64))
+        columns = list(table.column_names)
+        if self.answer is not None:
+            require_columns(table, [self.answer], source)
+            templates = [] if isinstance(self.choices, str) else list(self.choices or [])
+            for template in templates:
+                check_template(template, columns)
+            if isinstance(self.choices, str):
+                require_columns(table, [self.choices], source)
+            columns.append("choice")
+        check_template(self.prompt or "", columns)
+        check_template(self.response, columns)
+        rows = [
+            row | {_DOMAIN: domain}
+            for row, domain in zip(table.to_list(), self.domains.read(table, source), strict=True)
+        ]
+        return Rows(rows, np.zeros(len(rows), dtype=np.int64))
+
+    def prepare(self, rows: Rows, split: str) -> Rows:
+        """Return the rows as token sequences."""
+        items: list[Any]
+        if self.text_column is not None:
+            items = self._blocks(rows)
+        elif self.choices is not None and split != "train":
+            items = self._questions(rows)
+        else:
+            items = self._examples(rows, self.train_on_prompt and split == "train")
+        lengths = [len(item.input_ids) if isinstance(item, Example) else len(item.choices) for item in items]
+        return Rows(items, np.zeros(len(items), dtype=np.int64), lengths)
+
+    def _blocks(self, rows: Rows) -> list[Example]:
+        texts = [row["text"] for row in rows.items]
+        blocks = pack(
+            encode_prompts(self.tokenizer, texts, chat=False), self.max_length, self.tokenizer.eos_token_id
+        )
+        if not blocks:
+            raise UserError("the texts have no tokens to predict.")
+        return blocks
+
+    def _choices_of(self, row: dict[str, Any], number: int) -> list[str]:
+        if not isinstance(self.choices, str):
+            return [render(template, row, number) for template in self.choices or []]
+        choices = row[self.choices]
+        if not isinstance(choices, list) or not choices or not all(isinstance(text, str) for text in choices):
+            raise UserError(
+                f"row {number} has {choices!r} in column {self.choices!r}: expected a list of texts, the "
+                "choices."
+            )
+        return choices
+
+    def _texts(self, row: dict[str, Any], number: int, end: bool) -> tuple[str, str]:
+        """Return prompt and response of a row; the response closed if `end` and in chat format."""
+        prompt, response = render(self.prompt or "", row, number), render(self.response, row, number)
+        if not self.chat:
+            return prompt, response
+        head, closed = chat_texts(self.tokenizer, prompt, response.strip(), self.system)
+        return head, closed if end else response.strip()
+
+    def _encode(
+        self, texts: list[tuple[str, str]], numbers: list[int], end: bool, train_on_prompt: bool = False
+    ) -> list[Example]:
+        prompts = encode_prompts(self.tokenizer, [prompt for prompt, _ in texts], self.chat)
+        close = end and not self.chat
+        responses = encode_responses(self.tokenizer, [response for _, response in texts], close)
+        return [
+            join(prompt, response, self.max_length, number, train_on_prompt)
+            for prompt, response, number in zip(prompts, responses, numbers, strict=True)
+        ]
+
+    def _examples(self, rows: Rows, train_on_prompt: bool) -> list[Example]:
+        texts = []
+        for number, row in enumerate(rows.items):
+            if self.choices is not None:
+                choices = self._choices_of(row, number)
+                row = row | {"choice": choices[right_choice(row[self.answer], choices, number)]}
+            texts.append(self._texts(row, number, end=True))
+        examples = self._encode(texts, list(range(len(texts))), end=True, train_on_prompt=train_on_prompt)
+        return [
+            replace(example, domain=row[_DOMAIN]) for example, row in zip(examples, rows.items, strict=True)
+        ]
+
+    def _questions(self, rows: Rows) -> list[Question]:
+        texts, numbers, answers = [], [], []
+        for number, row in enumerate(rows.items):
+            choices = self._choices_of(row, number)
+            answers.append(right_choice(row[self.answer], choices, number))
+            texts += [self._texts(row | {"choice": choice}, number, end=False) for choice in choices]
+            numbers += [number] * len(choices)
+        examples = iter(
+            replace(example, domain=rows.items[number][_DOMAIN])
+            for example, number in zip(self._encode(texts, numbers, end=False), numbers, strict=True)
+        )
+        counts = np.bincount(numbers)
+        return [
+            Question([next(examples) for _ in range(count)], answer)
+            for count, answer in zip(counts, answers, strict=True)
+        ]
+
+    def collate(self, rows: Sequence[Example | Question]) -> Batch:
+        """Return a batch padded on the right to its longest sequence."""
+        examples: list[Example] = []
+        choice_row: list[int] = []
+        answers: list[int] = []
+        for number, row in enumerate(rows):
+            if isinstance(row, Example):
+                examples.append(row)
+            else:
+                examples += row.choices
+                choice_row += [number] * len(row.choices)
+                answers.append(row.answer)
+        pad = self.tokenizer.pad_token_id
+        pad = pad if pad is not None else self.tokenizer.eos_token_id
+        ids = [torch.tensor(example.input_ids) for example in examples]
+        labels = [torch.tensor(example.labels) for example in examples]
+        batch = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+            **self.domains.batch([example.domain for example in examples]),
+        }
+        if answers:
+            batch |= {"choice_row": torch.tensor(choice_row), "answer": torch.tensor(answers)}
+        return batch

@@ -1,0 +1,115 @@
+"""Texts with one label each: a table to padded batches of tokens."""
+
+import torch
+from datasets import ClassLabel
+
+from moe_adapt.data.labels import encode_labels, infer_class_names
+from moe_adapt.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
+from moe_adapt.data.tokenizer import load_tokenizer
+from moe_adapt.errors import UserError
+from moe_adapt.training.datamodules.base import Batch, SeededDataModule
+from moe_adapt.training.datamodules.domains import DomainColumn
+from moe_adapt.training.datamodules.rows import Rows
+
+__all__ = ["TextClassificationData"]
+
+
+class TextClassificationData(SeededDataModule):
+    """Tables of texts and labels, as batches ``input_ids [B,S], attention_mask [B,S], labels [B]``.
+
+    Each of train, validation and test is a file (.json, .jsonl, .csv, .tsv, .parquet, also .gz), a folder
+    written by `Dataset.save_to_disk`, or a data set on the Hub as NAME:CONFIGURATION@SPLIT.
+
+    Args:
+        tokenizer: Name or folder of the tokenizer, usually that of the backbone.
+        train: The training rows.
+        validation: The validation rows; if None, a share of the training rows is held out.
+        test: The test rows, also used for predictions.
+        text_column: Column of the text.
+        text_pair_column: Column of a second text, for tasks on pairs of texts.
+        label_column: Column of the label: texts, or numbers from 0.
+        domain_column: Column of the domain (task) of a text, whose number in ``domain_ids`` [B] is for
+            routers that are trained by label.
+        class_names: Names of the classes in the order of their numbers; None takes them from the training
+            rows.
+        column_names: Names of the columns of CSV and TSV files that have no header line.
+        validation_fraction: Share of the training rows held out if no validation rows are given, class by
+            class.
+        max_length: Most tokens per text (or pair); what is longer is cut.
+        batch_size: Rows per batch.
+        max_train_rows: Train on so many rows only, chosen class by class; None takes all.
+        group_by_length: Put texts of similar length into one batch, which saves padding.
+        num_workers: Worker processes per loader; 0 loads in the main process.
+        seed: Fixes the held-out rows, the chosen rows and the order of every epoch.
+
+    Raises:
+        UserError: If a source cannot be read, a column is missing, a split is empty, or a label is none of
+            the classes (all of these in `setup`).
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: SourceOption | None = None,
+        validation: SourceOption | None = None,
+        test: SourceOption | None = None,
+        text_column: str = "text",
+        text_pair_column: str | None = None,
+        label_column: str = "label",
+        domain_column: str | None = None,
+        class_names: list[str] | None = None,
+        column_names: list[str] | None = None,
+        validation_fraction: float = 0.1,
+        max_length: int = 128,
+        batch_size: int = 32,
+        max_train_rows: int | None = None,
+        group_by_length: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        sources = {"train": train, "validation": validation, "test": test}
+        super().__init__(
+            sources, validation_fraction, batch_size, max_train_rows, group_by_length, num_workers, seed
+        )
+        self.text_columns = [text_column] if text_pair_column is None else [text_column, text_pair_column]
+        self.label_column = label_column
+        self.domains = DomainColumn(domain_column)
+        self.column_names = column_names
+        self.max_length = max_length
+        self.class_names: list[str] = list(class_names or [])
+        self.tokenizer = load_tokenizer(tokenizer, max_length)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; known after `setup`."""
+        return len(self.class_names)
+
+    def read(self, source: TableSource, split: str) -> Rows:
+        """Return rows of (texts, class number); the training rows come first and name the classes."""
+        table = load_table(source, split, self.column_names)
+        require_columns(table, [*self.text_columns, self.label_column], source)
+        if not self.class_names:
+            if split != "train" and not isinstance(table.features[self.label_column], ClassLabel):
+                raise UserError(
+                    "the classes are unknown without training rows: set `class_names` or `train`."
+                )
+            self.class_names = infer_class_names(table, self.label_column, source)
+        labels = encode_labels(table, self.label_column, self.class_names, source)
+        domains = self.domains.read(table, source)
+        texts = list(zip(*(texts_of(table, column, source) for column in self.text_columns), strict=True))
+        lengths = [sum(map(len, row)) for row in texts]
+        return Rows(list(zip(texts, labels.tolist(), domains, strict=True)), labels, lengths)
+
+    def collate(self, rows: list[tuple[tuple[str, ...], int, int | None]]) -> Batch:
+        """Return a batch, padded to its longest row."""
+        columns = [list(column) for column in zip(*(texts for texts, _, _ in rows), strict=True)]
+        encoded = self.tokenizer(
+            *columns, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
+        )
+        labels = torch.tensor([label for _, label, _ in rows])
+        return {
+            "input_ids": encoded["input_ids"],
+            "attention_mask": encoded["attention_mask"],
+            "labels": labels,
+            **self.domains.batch([domain for _, _, domain in rows]),
+        }
