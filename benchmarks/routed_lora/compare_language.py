@@ -20,9 +20,9 @@ import torch
 from cells import run_cells, train, write_report
 from methods import METHODS
 
+from moe_adapt.evaluation.likelihood import pick_choices, token_log_likelihood
 from moe_adapt.training.datamodules import CausalLMData
 from moe_adapt.training.modules import CausalLM
-from moe_adapt.training.modules.causal_lm import pick_choices, token_log_likelihood
 from moe_adapt.tuner import RoutedLoraConfig
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "routed_language.json"

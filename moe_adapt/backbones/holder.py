@@ -6,6 +6,7 @@ batch into one vector per sample; learners put heads on these vectors.
 
 import copy
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -38,6 +39,10 @@ class Pretrained(nn.Module):
     def settings(self) -> dict[str, Any]:
         """Return what shapes the model beside the pretrained weights, as JSON types."""
         return {"holder": type(self).__name__}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the name, without the folders above it, and the settings, as JSON types."""
+        return {"name": Path(self.name).name, **self.settings()}
 
     def adapt(self, config: RoutedLoraConfig) -> None:
         """Put an adapter into the model; only its parameters are trainable afterwards."""

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from moe_adapt.checks.instruction_toys import toy_instructions
 from moe_adapt.checks.toys import gaussian_stream
 from moe_adapt.learners import Learner
-from moe_adapt.learners.base import constructor_arguments
 from moe_adapt.learners.instructions import InstructionLearner
+from moe_adapt.signatures import constructor_arguments
 from moe_adapt.streams import Batch, TaskStream
 from moe_adapt.training.stream import StreamResult, StreamRunner
 

@@ -2,7 +2,7 @@
 
 Numbers, text, lists and mappings stay what they are. An object becomes a mapping with ``"is"``: what it is,
 and ``"options"``: what it was made with. Reading imports nothing and calls nothing but these: the classes in
-`OBJECTS`, the optimisers of `torch.optim`, and `moe_adapt.optim.groups.momentum_sgd`.
+`SETTINGS`, the optimisers of `torch.optim`, and `moe_adapt.optim.groups.momentum_sgd`.
 """
 
 import dataclasses
@@ -16,15 +16,16 @@ from typing import Any
 import torch
 
 from moe_adapt.errors import UserError
-from moe_adapt.learners.base import constructor_arguments
-from moe_adapt.learners.care.block import CareOptions
 from moe_adapt.optim.groups import momentum_sgd
+from moe_adapt.registry import Registry
+from moe_adapt.signatures import constructor_arguments
 from moe_adapt.tuner import RoutedLoraConfig
 
-__all__ = ["describe", "rebuild", "settings_of"]
+__all__ = ["SETTINGS", "describe", "rebuild", "settings_of"]
 
-#: Settings objects by name.
-OBJECTS: dict[str, type] = {"CareOptions": CareOptions, "RoutedLoraConfig": RoutedLoraConfig}
+#: Settings objects by name; a learner with settings of its own registers their dataclass where it is defined.
+SETTINGS: Registry[Any] = Registry("settings object")
+SETTINGS.register("RoutedLoraConfig")(RoutedLoraConfig)
 #: Constructors of optimisers by name.
 OPTIMIZERS: dict[str, Any] = {
     "momentum_sgd": momentum_sgd,
@@ -77,7 +78,7 @@ def describe(value: Any, name: str) -> Any:
         return {str(key): describe(item, name) for key, item in value.items()}
     if type(value) is RoutedLoraConfig:
         return {"is": "RoutedLoraConfig", "options": _tuner_options(value, name)}
-    if type(value) in OBJECTS.values():
+    if type(value).__name__ in SETTINGS and type(value) is SETTINGS.get(type(value).__name__):
         return {"is": type(value).__name__, "options": describe(dataclasses.asdict(value), name)}
     return _describe_optimizer(value, name)
 
@@ -130,8 +131,8 @@ def rebuild(value: Any) -> Any:
     if "is" not in value:
         return {key: rebuild(item) for key, item in value.items()}
     kind, options = str(value["is"]), rebuild(value.get("options") or {})
-    if kind in OBJECTS:
-        return OBJECTS[kind](**options)
+    if kind in SETTINGS:
+        return SETTINGS.get(kind)(**options)
     optimizer = OPTIMIZERS.get(kind.removeprefix("optimizer "))
     if optimizer is None:
         raise UserError(f"its settings name {kind!r}, which is none of ours.")

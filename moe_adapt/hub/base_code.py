@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_adapt.training.modules.sequence_classification import resolve_pooling
+from moe_adapt.backbones.text import resolve_pooling
 
 __all__ = ["BaseCode"]
 

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_adapt.data.prompts import IGNORED
 from moe_adapt.errors import UserError
+from moe_adapt.evaluation.likelihood import pick_choices, token_log_likelihood
 from moe_adapt.hub.mixture import LowRank
-from moe_adapt.training.modules.causal_lm import IGNORED, pick_choices, token_log_likelihood
 from moe_adapt.tuner import RoutedLoraModel
 from moe_adapt.tuner.model import adapted_layers
 

@@ -5,7 +5,7 @@ card, the run's manifest and ``export.json``. A folder is written under another 
 tensor by tensor, and only then renamed. ``learner.json`` carries a hash of itself and one of the tensors, so
 that a file that was cut off, changed or swapped is noticed before anything is built.
 
-Two kinds of learner are known: those of task streams (`moe_adapt.hub.learner_parts`) and DriftMoE.
+What a learner consists of, it says itself: see `moe_adapt.hub.publishable.Publishable`.
 """
 
 import hashlib
@@ -13,9 +13,8 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,26 +25,26 @@ from moe_adapt.hub.card import About
 from moe_adapt.hub.export import EXPORT_FILE, ExportReport
 from moe_adapt.hub.folder import folder_size, new_folder, write_json
 from moe_adapt.hub.learner_card import make_learner_card
-from moe_adapt.hub.learner_parts import learner_from_parts, learner_parts
 from moe_adapt.hub.load import PICKLED
 from moe_adapt.hub.remote import fetch_folder, looks_like_repository, push_folder, repository
-from moe_adapt.learners import Learner
+
+if TYPE_CHECKING:
+    from moe_adapt.hub.publishable import Publishable
 
 __all__ = ["LEARNER_FILE", "TENSORS_FILE", "load", "push", "save"]
 
 LEARNER_FILE = "learner.json"
 TENSORS_FILE = "learner.safetensors"
 FORMAT_VERSION = 1
-KINDS = ("learner", "driftmoe")
 
 
 def save(
-    learner: Any, folder: str | Path, *, about: About | None = None, overwrite: bool = False
+    learner: "Publishable", folder: str | Path, *, about: About | None = None, overwrite: bool = False
 ) -> ExportReport:
     """Write a learner to a folder, whole or not at all.
 
     Args:
-        learner: A `Learner`, or a `DriftMoEClassifier` with experts of its own.
+        learner: The learner.
         folder: Where to.
         about: What the card should say beside what the learner knows.
         overwrite: Replace an earlier export in `folder`.
@@ -54,11 +53,8 @@ def save(
         UserError: If the folder is in use, or something of the learner is neither an array nor JSON.
     """
     target, about = Path(folder), about or About()
-    if isinstance(learner, Learner):
-        kind, (content, tensors) = "learner", learner_parts(learner)
-    else:
-        kind, (content, tensors) = "driftmoe", _drift_parts(learner)
-    content = {"format": FORMAT_VERSION, "kind": kind, **content}
+    parts, tensors = learner.to_parts()
+    content = {"format": FORMAT_VERSION, "kind": learner.published_kind, **parts}
     with new_folder(target, overwrite) as work:
         save_file(tensors, work / TENSORS_FILE)
         content["tensors"] = hashlib.sha256((work / TENSORS_FILE).read_bytes()).hexdigest()
@@ -70,7 +66,8 @@ def save(
         different = [name for name in tensors if not _equal(tensors[name], found[name])]
         if different:
             raise UserError(f"{different[0]!r} does not read back as it was written; try another disk.")
-        make_learner_card(content, tensors, about, target.resolve().name).save(work / "README.md")
+        card = learner.card_parts(content, about.manifest)
+        make_learner_card(content, tensors, about, card, target.resolve().name).save(work / "README.md")
         if about.manifest:
             write_json(work / "manifest.json", about.manifest)
         record = {
@@ -87,7 +84,7 @@ def save(
 def load(
     address: str | Path,
     *,
-    expected: type = Learner,
+    expected: "type[Publishable]",
     backbone: Any = None,
     revision: str | None = None,
     token: str | None = None,
@@ -110,10 +107,11 @@ def load(
         folder = Path(address)
     content, tensors = _read(folder)
     try:
-        if content["kind"] not in KINDS:
-            raise UserError(f"its kind is {content['kind']!r}, not one of {', '.join(KINDS)}.")
-        build = learner_from_parts if content["kind"] == "learner" else _drift_from_parts
-        return build(content, tensors, expected, backbone)
+        if content["kind"] != expected.published_kind:
+            raise UserError(
+                f"it holds a {content['class']}, not a {expected.__name__} (its kind is {content['kind']!r})."
+            )
+        return expected.from_parts(content, tensors, backbone)
     except UserError as error:
         raise UserError(f"the learner in {folder} cannot be opened: {error}") from error
     except Exception as error:  # whatever a foreign file makes the constructors trip over
@@ -125,7 +123,7 @@ def load(
 
 
 def push(
-    learner: Any,
+    learner: "Publishable",
     to: str,
     *,
     private: bool = False,
@@ -202,27 +200,3 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return content, load_file(weights)
     except SafetensorError as error:
         raise UserError(f"{weights} is damaged ({error}); {again}.") from error
-
-
-# DriftMoE; River is imported only by those who have one.
-
-
-def _drift_parts(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from moe_adapt.drift.driftmoe.state import driftmoe_state
-
-    state, arrays = driftmoe_state(model)
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    return {"class": type(model).__name__, "state": state}, tensors
-
-
-def _drift_from_parts(
-    content: Mapping[str, Any], tensors: Mapping[str, Tensor], expected: type, backbone: Any
-) -> Any:
-    from moe_adapt.drift.driftmoe import DriftMoEClassifier
-    from moe_adapt.drift.driftmoe.state import driftmoe_from_state
-
-    if not issubclass(DriftMoEClassifier, expected):
-        raise UserError(f"it holds a {DriftMoEClassifier.__name__}, not a {expected.__name__}.")
-    if backbone is not None:
-        raise UserError("it has no backbone; leave backbone out.")
-    return driftmoe_from_state(content["state"], {name: tensor.numpy() for name, tensor in tensors.items()})

@@ -16,11 +16,7 @@ tasks, or `grow_to` has to find it in the saved tensors.
 Predictions never depend on the task or on what else is in the batch.
 """
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import is_dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import lightning as L
@@ -31,13 +27,18 @@ from torch import Tensor, nn
 from moe_adapt.backbones import Encoder, Pretrained
 from moe_adapt.backbones.pretrained import set_train_mode
 from moe_adapt.errors import UserError
+from moe_adapt.hub.card_parts import CardParts
+from moe_adapt.hub.publishable import Publishable
+from moe_adapt.learners.card import learner_card_parts
 from moe_adapt.learners.growth import resize_to
-from moe_adapt.learners.publishing import Publishable
+from moe_adapt.learners.parts import learner_from_parts, learner_parts
 from moe_adapt.optim.groups import Schedule, check_coverage, parameter_groups, with_schedule
 from moe_adapt.registry import Registry
+from moe_adapt.signatures import as_json, constructor_arguments
 from moe_adapt.streams import Batch, Examples, Task, TaskRecord
+from moe_adapt.tuner.loading import is_adapter_key
 
-__all__ = ["LEARNERS", "Learner", "Outcome", "TaskRun", "constructor_arguments"]
+__all__ = ["LEARNERS", "Learner", "Outcome", "TaskRun"]
 
 
 class Outcome(NamedTuple):
@@ -98,6 +99,7 @@ class Learner(Publishable, L.LightningModule):
         history: The tasks begun so far.
     """
 
+    published_kind: ClassVar[str] = "learner"
     #: ``task``: learn one task after the other. ``all``: get all training samples at once (joint training).
     trains_on: ClassVar[str] = "task"
     #: Whether batches carry ``task_ids`` [B], at test time too: for oracles, and said in every result.
@@ -282,7 +284,7 @@ class Learner(Publishable, L.LightningModule):
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments as JSON types: what a resumed run must agree with."""
         found = {
-            name: _described(getattr(self, name))
+            name: as_json(getattr(self, name))
             for name in constructor_arguments(type(self))
             if hasattr(self, name)
         }
@@ -296,7 +298,7 @@ class Learner(Publishable, L.LightningModule):
         """
         if self.backbone is None:
             return set()
-        base = {f"backbone.{name}" for name in self.backbone.state_dict() if "moe_adapt_" not in name}
+        base = {f"backbone.{name}" for name in self.backbone.state_dict() if not is_adapter_key(name)}
         trained = any(
             p.requires_grad and f"backbone.{name}" in base for name, p in self.backbone.named_parameters()
         )
@@ -317,6 +319,20 @@ class Learner(Publishable, L.LightningModule):
         names = {name for name, _ in self.named_parameters()} & state.keys()
         parameters = sum(state[name].nbytes for name in names)
         return {"parameters": parameters, "statistics": sum(t.nbytes for t in state.values()) - parameters}
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return class, arguments, tasks and backbone as JSON types, and what was learned as tensors."""
+        return learner_parts(self)
+
+    @classmethod
+    def from_parts(cls, content: Mapping[str, Any], tensors: Mapping[str, Tensor], backbone: Any) -> Any:
+        """Return the learner that `to_parts` was called on, in evaluation mode."""
+        return learner_from_parts(content, tensors, cls, LEARNERS, backbone)
+
+    @classmethod
+    def card_parts(cls, content: Mapping[str, Any], manifest: Mapping[str, Any]) -> CardParts:
+        """Return what the card of a learner tells: its base, its tasks, how to open it."""
+        return learner_card_parts(content, manifest)
 
     def grow_to(self, state: Mapping[str, Tensor]) -> None:
         """Make tensors as large as those of `state`, which is loaded next."""
@@ -345,37 +361,3 @@ class Learner(Publishable, L.LightningModule):
 
 #: Learners by short name.
 LEARNERS: Registry[Learner] = Registry("learner")
-
-
-def constructor_arguments(cls: type) -> list[str]:
-    """Return the constructor's argument names, those of the parents too where it passes ``**kwargs`` on."""
-    names: dict[str, None] = {}
-    for parent in cls.__mro__:
-        if "__init__" not in vars(parent):
-            continue
-        parameters = list(inspect.signature(vars(parent)["__init__"]).parameters.values())[1:]
-        variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        names |= {p.name: None for p in parameters if p.kind not in variable}
-        if parent is Learner or all(p.kind != inspect.Parameter.VAR_KEYWORD for p in parameters):
-            break
-    return list(names)
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, Pretrained):
-        return {"name": Path(value.name).name, **value.settings()}
-    if hasattr(value, "to_dict"):
-        return _described(value.to_dict())
-    if is_dataclass(value) and not isinstance(value, type):
-        return _described(vars(value))
-    if isinstance(value, Mapping):
-        return {str(key): _described(item) for key, item in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(map(_described, value))
-    if isinstance(value, list | tuple):
-        return [_described(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return getattr(value, "value", value)
-    if isinstance(value, partial):
-        return {"function": _described(value.func), **_described(value.keywords)}
-    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -14,8 +14,8 @@ from moe_adapt.hub.base_code import BaseCode
 from moe_adapt.hub.card import About
 from moe_adapt.hub.export import ExportReport, export_experts, export_merged, export_model
 from moe_adapt.hub.folder import check_target
-from moe_adapt.training.checkpoint import checkpoint_path, read_checkpoint
 from moe_adapt.runs.rebuild import load_data, load_module, read_run_config
+from moe_adapt.training.checkpoint import checkpoint_path, read_checkpoint
 from moe_adapt.training.tracing import Split, split_batches
 
 __all__ = ["Form", "dataset_name", "export_run"]

@@ -5,12 +5,12 @@ and the leaves say what went wrong. The deepest lines are the useful ones; the k
 option's full name; the class on the way down gives the names that would have been accepted.
 """
 
-import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 
 from moe_adapt.errors import did_you_mean
+from moe_adapt.signatures import constructor_arguments
 
 __all__ = ["explain", "options_of"]
 
@@ -94,21 +94,14 @@ def options_of(class_path: str) -> list[str]:
         class_path: Such as ``moe_adapt.training.modules.CausalLM``.
     """
     module, name = class_path.rsplit(".", 1)
-    names: dict[str, None] = {}
-    for parent in getattr(import_module(module), name).__mro__[:-1]:
-        parameters = inspect.signature(parent.__init__).parameters.values()
-        fixed = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        names |= dict.fromkeys(p.name for p in parameters if p.name != "self" and p.kind not in fixed)
-        if all(p.kind != inspect.Parameter.VAR_KEYWORD for p in parameters):
-            break
-    return list(names)
+    return constructor_arguments(getattr(import_module(module), name))
 
 
 def _deepest(lines: list[str]) -> list[str]:
-    told = [line for line in lines if not FRAME.match(line)]
-    depth = {line: len(line) - len(line.lstrip(" -")) for line in told}
+    useful = [line for line in lines if not FRAME.match(line)]
+    depth = {line: len(line) - len(line.lstrip(" -")) for line in useful}
     most = max(depth.values(), default=0)
-    return [line.strip(" -") for line in told if depth[line] == most]
+    return [line.strip(" -") for line in useful if depth[line] == most]
 
 
 def _given(line: str) -> str:

@@ -16,9 +16,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from moe_adapt.backbones import Pretrained
 from moe_adapt.errors import UserError
 from moe_adapt.learners import Learner
-from moe_adapt.streams import TaskStream
 from moe_adapt.runs.config_names import resolve_config
 from moe_adapt.runs.messages import explain
+from moe_adapt.streams import TaskStream
 
 __all__ = ["ConfigByName", "RoutedParser"]
 

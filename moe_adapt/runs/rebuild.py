@@ -9,10 +9,10 @@ from lightning import LightningDataModule, LightningModule
 import moe_adapt.training.datamodules
 import moe_adapt.training.modules  # noqa: F401  the classes, for their bare names
 from moe_adapt.errors import UserError
-from moe_adapt.training.checkpoint import checkpoint_path, load_checkpoint
 from moe_adapt.runs.custom import import_custom_modules
-from moe_adapt.runs.parser import RoutedParser
 from moe_adapt.runs.folder import CONFIG_FILE
+from moe_adapt.runs.parser import RoutedParser
+from moe_adapt.training.checkpoint import checkpoint_path, load_checkpoint
 
 __all__ = ["load_data", "load_module", "read_run_config"]
 

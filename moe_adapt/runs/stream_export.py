@@ -14,11 +14,11 @@ from moe_adapt.hub.card import About
 from moe_adapt.hub.export import ExportReport
 from moe_adapt.hub.folder import check_target
 from moe_adapt.hub.published import save
-from moe_adapt.runs.export import dataset_name
 from moe_adapt.learners import Learner
 from moe_adapt.runs.custom import import_custom_modules
-from moe_adapt.runs.parser import RoutedParser
+from moe_adapt.runs.export import dataset_name
 from moe_adapt.runs.folder import CONFIG_FILE
+from moe_adapt.runs.parser import RoutedParser
 from moe_adapt.training.stream.state import restore_learner
 
 __all__ = ["export_stream_run", "is_stream_run", "load_stream_learner"]

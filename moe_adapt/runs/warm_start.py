@@ -12,9 +12,10 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from moe_adapt.errors import UserError
+from moe_adapt.hub.fingerprint import adapter_state, fingerprint
 from moe_adapt.hub.load import check_adapter_folder, read_tensors
 from moe_adapt.hub.remote import fetch_folder, looks_like_repository
-from moe_adapt.training.checkpoint import KEY, adapter_state, checkpoint_path, fingerprint, read_checkpoint
+from moe_adapt.training.checkpoint import KEY, checkpoint_path, read_checkpoint
 from moe_adapt.training.modules.base import AdaptedModule
 from moe_adapt.tuner.peft_plugin import PREFIX
 

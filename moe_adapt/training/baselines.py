@@ -9,6 +9,7 @@ import re
 from peft import PeftModel
 
 from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraLayer
+from moe_adapt.tuner.loading import is_adapter_key
 
 __all__ = ["equal_parameter_lora", "equal_parameter_rank"]
 
@@ -40,7 +41,7 @@ def equal_parameter_lora(model: PeftModel) -> RoutedLoraConfig:
     alphas: dict[str, float] = {}
     for layer in model.modules():
         if isinstance(layer, RoutedLoraLayer) and adapter in layer.specs:
-            own = [name for name, _ in layer.named_parameters() if name.startswith("moe_adapt_")]
+            own = [name for name, _ in layer.named_parameters() if is_adapter_key(name)]
             own = [name for name in own if name.endswith(f".{adapter}")]
             parameters = sum(layer.get_parameter(name).numel() for name in own)
             pattern = rf"(^|\.){re.escape(layer.site)}$"

@@ -10,10 +10,9 @@ Reading verifies all of it, because Lightning itself has to load such a file wit
 or unexpected tensor, another base or another configuration is an error that says what differs.
 """
 
-import hashlib
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,17 +22,15 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
+from moe_adapt.hub.fingerprint import adapter_state
 from moe_adapt.training.randomness import rng_state
 
 __all__ = [
     "AtomicCheckpointIO",
     "Origin",
-    "adapter_state",
     "checkpoint_path",
     "differences",
-    "digest",
     "fill",
-    "fingerprint",
     "load_checkpoint",
     "read_checkpoint",
     "verify",
@@ -61,42 +58,6 @@ class Origin:
     backbone: str
     base: str
     seed: int
-
-
-def _is_adapter(name: str, requires_grad: bool) -> bool:
-    return (requires_grad or "moe_adapt_" in name) and ".original_module." not in name
-
-
-def adapter_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return the part of `module`'s state that is not frozen base: trainable tensors and tensors of ours."""
-    trainable = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-    state = module.state_dict()
-    return {name: tensor for name, tensor in state.items() if _is_adapter(name, name in trainable)}
-
-
-def fingerprint(module: nn.Module, samples: int = 64) -> str:
-    """Return a hash of the frozen base: names, shapes, types and up to `samples` values of every tensor."""
-    trainable = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
-    return digest(
-        {
-            name: tensor
-            for name, tensor in module.state_dict().items()
-            if not (name in trainable or "moe_adapt_" in name or ".original_module." in name)
-        },
-        samples,
-    )
-
-
-def digest(tensors: Mapping[str, Tensor], samples: int = 64) -> str:
-    """Return a hash of tensors: names, shapes, types and up to `samples` values of each."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if samples:
-            stride = max(1, tensor.numel() // samples)
-            values = tensor.detach().reshape(-1)[::stride][:samples].contiguous().cpu()
-            found.update(values.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def fill(checkpoint: Checkpoint, module: nn.Module, origin: Origin) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from moe_adapt import __version__
-from moe_adapt.cli import custom, main
+from moe_adapt.cli import main
 from moe_adapt.cli.main import COMMANDS
 from moe_adapt.routing import SELECTORS
+from moe_adapt.runs import custom
 from moe_adapt.runs.config_names import packaged_configs
 from moe_adapt.runs.messages import explain, options_of
 

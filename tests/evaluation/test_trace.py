@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from moe_adapt.errors import UserError
-from moe_adapt.evaluation import trace_file
+from moe_adapt.evaluation.trace import file as trace_file
 from moe_adapt.evaluation.trace.compare import compare_traces
 from moe_adapt.evaluation.trace.file import load_trace, save_trace
 from moe_adapt.evaluation.trace.metrics import SCALARS, trace_metrics

@@ -59,7 +59,7 @@ def forge(text, weights):
 
 def reopened(make, folder):
     if make is tuned:
-        return load(folder, backbone=ToyEncoder())
+        return load(folder, expected=FineTuning, backbone=ToyEncoder())
     return load(folder, expected=DriftMoEClassifier)
 
 

@@ -10,10 +10,10 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from moe_adapt.cli import main
 from moe_adapt.errors import UserError
 from moe_adapt.hub.load import load_adapter
 from moe_adapt.runs.export import export_run
-from moe_adapt.cli import main
 from moe_adapt.runs.rebuild import load_module
 from moe_adapt.training.modules import SequenceClassifier
 

@@ -7,10 +7,10 @@ import torch
 from huggingface_hub import ModelCard
 
 from moe_adapt.backbones import TextEncoder
-from moe_adapt.errors import UserError
-from moe_adapt.runs.stream_export import load_stream_learner
-from moe_adapt.learners import FineTuning
 from moe_adapt.cli import main
+from moe_adapt.errors import UserError
+from moe_adapt.learners import FineTuning
+from moe_adapt.runs.stream_export import load_stream_learner
 from tests.training.tiny import tiny_bert
 
 

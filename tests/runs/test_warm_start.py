@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_adapt.cli import main
 from moe_adapt.errors import UserError
+from moe_adapt.hub.fingerprint import adapter_state
 from moe_adapt.runs.export import export_run
 from moe_adapt.runs.warm_start import warm_start
-from moe_adapt.training.checkpoint import adapter_state, checkpoint_path, read_checkpoint
-from moe_adapt.cli import main
+from moe_adapt.training.checkpoint import checkpoint_path, read_checkpoint
 from moe_adapt.training.modules import SequenceClassifier
 from moe_adapt.tuner import RoutedLoraConfig
 from tests.training.tiny import tiny_bert

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from moe_adapt.errors import UserError
+from moe_adapt.hub.fingerprint import adapter_state, fingerprint
 from moe_adapt.training.checkpoint import (
     AtomicCheckpointIO,
-    adapter_state,
     checkpoint_path,
-    fingerprint,
     load_checkpoint,
     read_checkpoint,
 )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from moe_adapt.hub.fingerprint import adapter_state
 from moe_adapt.training.callbacks import BestCheckpoint, LastCheckpoint, RoutingMonitor
-from moe_adapt.training.checkpoint import adapter_state
 from moe_adapt.training.datamodules import TextClassificationData
 from moe_adapt.training.modules import SequenceClassifier
 from moe_adapt.training.randomness import rng_state, run_seed, seed_batch, set_rng_state

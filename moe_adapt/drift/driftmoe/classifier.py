@@ -20,18 +20,29 @@ Reference: Aspis et al., DriftMoE: A Mixture of Experts Approach to Handle Conce
 Written from the paper's rules; nothing is taken from its release.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from river import base
 
 from moe_adapt.drift.driftmoe.engine import Engine
 from moe_adapt.drift.driftmoe.many import ManyRows
+from moe_adapt.drift.driftmoe.state import driftmoe_from_state, driftmoe_state
 from moe_adapt.drift.driftmoe.task import TaskEngine
 from moe_adapt.errors import UserError
-from moe_adapt.learners.publishing import Publishable
+from moe_adapt.hub.card_parts import CardParts
+from moe_adapt.hub.publishable import Publishable
 
 __all__ = ["DriftMoEClassifier"]
+
+
+_CODE = """\
+from moe_adapt.drift.driftmoe import DriftMoEClassifier
+
+model = DriftMoEClassifier.from_pretrained("PATH_OR_ID_OF_THIS_LEARNER")
+model.predict_one(x)
+model.learn_one(x, y)  # goes on where it was kept"""
 
 
 class DriftMoEClassifier(Publishable, ManyRows, base.MiniBatchClassifier):
@@ -68,6 +79,8 @@ class DriftMoEClassifier(Publishable, ManyRows, base.MiniBatchClassifier):
     >>> sum(model.predict_one(x) == y for x, y in Phishing().take(300)) > 240
     True
     """
+
+    published_kind = "driftmoe"
 
     def __init__(
         self,
@@ -137,6 +150,40 @@ class DriftMoEClassifier(Publishable, ManyRows, base.MiniBatchClassifier):
             "neural": False,
         }
         return cls(**{**settings, **options})
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return class and state as JSON types, and arrays as tensors."""
+        import torch
+
+        state, arrays = driftmoe_state(self)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        return {"class": type(self).__name__, "state": state}, tensors
+
+    @classmethod
+    def from_parts(
+        cls, content: Mapping[str, Any], tensors: Mapping[str, Any], backbone: Any
+    ) -> "DriftMoEClassifier":
+        """Return the model that `to_parts` was called on; it has no backbone."""
+        if backbone is not None:
+            raise UserError("it has no backbone; leave backbone out.")
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return driftmoe_from_state(cls, content["state"], arrays)
+
+    @classmethod
+    def card_parts(cls, content: Mapping[str, Any], manifest: Mapping[str, Any]) -> CardParts:
+        """Return what the card of a model tells: rows, labels, how to go on."""
+        state = content["state"]
+        return CardParts(
+            introduction=(
+                "DriftMoE (arXiv 2507.18464) in the middle of a stream: online experts and a router after "
+                f"{state['events']['rows']:,} rows with {len(state['labels'])} labels, {{size}}. "
+                "Written by moe-adapt."
+            ),
+            code=_CODE,
+            settings=state["settings"],
+            task="tabular-classification",
+            tags=["river"],
+        )
 
     @property
     def _multiclass(self) -> bool:

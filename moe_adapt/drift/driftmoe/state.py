@@ -7,12 +7,11 @@ writes it to a folder.
 """
 
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moe_adapt.drift.driftmoe.buffer import RowBuffer
-from moe_adapt.drift.driftmoe.classifier import DriftMoEClassifier
 from moe_adapt.drift.driftmoe.engine import Engine
 from moe_adapt.drift.driftmoe.experts import PoolExperts
 from moe_adapt.drift.hoeffding.forest import FastHoeffdingTreePool
@@ -20,12 +19,15 @@ from moe_adapt.drift.hoeffding.leaves import LeafStore
 from moe_adapt.drift.hoeffding.nodes import LEAF
 from moe_adapt.errors import UserError
 
+if TYPE_CHECKING:
+    from moe_adapt.drift.driftmoe.classifier import DriftMoEClassifier
+
 __all__ = ["driftmoe_from_state", "driftmoe_state"]
 
 _NODES = ("root", "feature", "threshold", "left", "right", "depth", "slot", "free_nodes", "n_leaves")
 
 
-def driftmoe_state(model: DriftMoEClassifier) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def driftmoe_state(model: "DriftMoEClassifier") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return what a model knows: JSON types, and arrays by name.
 
     Args:
@@ -49,10 +51,13 @@ def driftmoe_state(model: DriftMoEClassifier) -> tuple[dict[str, Any], dict[str,
     return state, _engine_arrays(engine)
 
 
-def driftmoe_from_state(state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> DriftMoEClassifier:
+def driftmoe_from_state(
+    cls: "type[DriftMoEClassifier]", state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> "DriftMoEClassifier":
     """Return the model that `driftmoe_state` was given.
 
     Args:
+        cls: The class of the model.
         state: JSON types.
         arrays: Arrays by name.
 
@@ -61,13 +66,13 @@ def driftmoe_from_state(state: Mapping[str, Any], arrays: Mapping[str, np.ndarra
     """
     nominal = state["nominal_attributes"]
     names = None if nominal is None else tuple(nominal)
-    model = DriftMoEClassifier(nominal_attributes=names, **state["settings"])
+    model = cls(nominal_attributes=names, **state["settings"])
     _restore(model._engine, state, arrays)
     _probe(model)
     return model
 
 
-def _probe(model: DriftMoEClassifier) -> None:
+def _probe(model: "DriftMoEClassifier") -> None:
     """Make sure that arrays and tables fit together: a row without values has to get an answer."""
     engine = model._engine
     missing = {name: None for name in (*engine.features.numeric, *engine.features.nominal)}

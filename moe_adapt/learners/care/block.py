@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
+from moe_adapt.hub.arguments import SETTINGS
 from moe_adapt.learners.care.bottleneck import BottleneckBank, Folded, active_experts
 from moe_adapt.learners.care.perceptrons import Perceptrons
 from moe_adapt.learners.care.routers import KeyRouters, TriangularRouters, top_k_gates
@@ -29,6 +30,7 @@ from moe_adapt.learners.care.routers import KeyRouters, TriangularRouters, top_k
 __all__ = ["CareBlock", "CareOptions", "Decision", "Scope", "choose_routers"]
 
 
+@SETTINGS.register("CareOptions")
 @dataclass(frozen=True)
 class CareOptions:
     """What shapes the mixture.

@@ -25,6 +25,7 @@ from moe_adapt.backbones.pretrained import (
     set_train_mode,
 )
 from moe_adapt.errors import UserError
+from moe_adapt.hub.fingerprint import fingerprint
 from moe_adapt.optim.groups import Schedule, check_coverage, parameter_groups, with_schedule
 from moe_adapt.training import checkpoint as checkpoints
 from moe_adapt.training.randomness import run_seed, seed_batch, set_rng_state
@@ -266,7 +267,7 @@ class AdaptedModule(L.LightningModule):
 
     def _origin(self) -> checkpoints.Origin:
         if self._base_fingerprint is None:
-            self._base_fingerprint = checkpoints.fingerprint(self)
+            self._base_fingerprint = fingerprint(self)
         return checkpoints.Origin(
             self.identity(), self.training_settings(), self.name, self._base_fingerprint, self.seed
         )

@@ -36,6 +36,7 @@ from moe_adapt.learners.instructions import InstructionLearner, PrototypeLoRA
 from moe_adapt.learners.instructions.observing import Sight, watch_layers
 from moe_adapt.streams import Batch, TaskStream
 from moe_adapt.training.stream.files import write_file
+from moe_adapt.tuner.loading import is_adapter_key
 from moe_adapt.tuner.tracing import TraceRecorder
 
 __all__ = ["Attribution", "can_attribute", "shapley_shares"]
@@ -132,7 +133,7 @@ class Attribution:
 
     def _adapter(self) -> dict[str, Tensor]:
         model = self.learner.answerer.model
-        return {name: value for name, value in model.state_dict().items() if "moe_adapt_" in name}
+        return {name: value for name, value in model.state_dict().items() if is_adapter_key(name)}
 
     @torch.no_grad()
     def _snapshot(self, index: int) -> _Snapshot:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from moe_adapt.backbones import Encoder
 from moe_adapt.errors import UserError
+from moe_adapt.hub.fingerprint import fingerprint
 from moe_adapt.learners import Learner
 from moe_adapt.streams import Examples, TaskStream
 from moe_adapt.streams.arrays import Vectors
-from moe_adapt.training.checkpoint import fingerprint
 from moe_adapt.training.stream.evaluate import loader, move
 from moe_adapt.training.stream.files import write_file
 

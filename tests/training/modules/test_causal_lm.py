@@ -4,8 +4,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from moe_adapt.evaluation.likelihood import pick_choices, token_log_likelihood
 from moe_adapt.training.modules import CausalLM
-from moe_adapt.training.modules.causal_lm import left_padded, pick_choices, token_log_likelihood
+from moe_adapt.training.modules.causal_lm import left_padded
 from tests.training.runs import loader, routed, trainer
 
 IGNORED = -100

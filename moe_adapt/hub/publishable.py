@@ -2,17 +2,58 @@
 
 The names and the division of labour are those of `huggingface_hub.ModelHubMixin`. Its own implementation
 would pickle nothing either, but writes a generic card and replaces a folder file by file; ours goes through
-`moe_adapt.hub`, which writes whole folders with a card of their own.
+`moe_adapt.hub.published`, which writes whole folders with a card of their own.
+
+A kind of learner says three things: what it is made of (`to_parts`), how it is built again (`from_parts`),
+and what its card tells (`card_parts`). `moe_adapt.hub` knows none of the kinds.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
+
+from moe_adapt.hub.card_parts import CardParts
 
 __all__ = ["Publishable"]
 
 
 class Publishable:
     """A learner that can be kept as safetensors and JSON, in a folder or on the Hugging Face Hub."""
+
+    #: What kind of learner it is; written into the file.
+    published_kind: ClassVar[str]
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the learner as JSON types (``class`` names its class) and tensors by name.
+
+        Raises:
+            UserError: If something of it is neither an array nor JSON.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no to_parts()")
+
+    @classmethod
+    def from_parts(cls, content: Mapping[str, Any], tensors: Mapping[str, Any], backbone: Any) -> Self:
+        """Return the learner that `to_parts` was called on.
+
+        Args:
+            content: JSON types.
+            tensors: Tensors by name.
+            backbone: The pretrained model that it was trained over, fresh; None builds the one that is named.
+
+        Raises:
+            UserError: If both do not describe a learner of this class, or it is over another backbone.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no from_parts()")
+
+    @classmethod
+    def card_parts(cls, content: Mapping[str, Any], manifest: Mapping[str, Any]) -> CardParts:
+        """Return what the card of a learner tells.
+
+        Args:
+            content: What `to_parts` returned.
+            manifest: Manifest of the run that trained it; empty if there is none.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no card_parts()")
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False, about: Any = None) -> Path:
         """Write the learner to a folder, whole or not at all.

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 from torch import Tensor
@@ -20,9 +20,13 @@ from moe_adapt.backbones import Pretrained
 from moe_adapt.errors import UserError
 from moe_adapt.hub.arguments import describe, rebuild, settings_of
 from moe_adapt.hub.card import hub_id
-from moe_adapt.learners import LEARNERS, Learner
+from moe_adapt.hub.fingerprint import digest
+from moe_adapt.registry import Registry
 from moe_adapt.streams import TaskRecord
-from moe_adapt.training.checkpoint import digest
+from moe_adapt.tuner.loading import is_adapter_key
+
+if TYPE_CHECKING:
+    from moe_adapt.learners.base import Learner
 
 __all__ = ["learner_from_parts", "learner_parts"]
 
@@ -30,7 +34,7 @@ __all__ = ["learner_from_parts", "learner_parts"]
 _INNER = "::"
 
 
-def learner_parts(learner: Learner) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def learner_parts(learner: "Learner") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a learner as JSON types and tensors.
 
     Raises:
@@ -58,20 +62,25 @@ def learner_parts(learner: Learner) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def learner_from_parts(
-    content: Mapping[str, Any], tensors: Mapping[str, Tensor], expected: type, backbone: Pretrained | None
-) -> Learner:
+    content: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    expected: "type[Learner]",
+    registered: "Registry[Learner]",
+    backbone: Pretrained | None,
+) -> "Learner":
     """Return the learner that `learner_parts` was given, in evaluation mode.
 
     Args:
         content: JSON types.
         tensors: Tensors by name.
         expected: The class asked for, or one above it.
+        registered: The learners that are known by name.
         backbone: The pretrained model, fresh; None builds the one named in `content`.
 
     Raises:
         UserError: If it is of another class or over another backbone.
     """
-    cls = _class(content["class"], expected)
+    cls = _class(content["class"], expected, registered)
     described = content["backbone"]
     arguments = rebuild(content["arguments"])
     history = _history(content["history"])
@@ -89,9 +98,9 @@ def learner_from_parts(
     return learner.eval()
 
 
-def _class(name: str, expected: type) -> type[Learner]:
-    registered = {cls.__name__: cls for cls in map(LEARNERS.get, LEARNERS)}
-    found: Any = expected if expected.__name__ == name else registered.get(name)
+def _class(name: str, expected: "type[Learner]", registered: "Registry[Learner]") -> "type[Learner]":
+    by_class = {cls.__name__: cls for cls in map(registered.get, registered)}
+    found: Any = expected if expected.__name__ == name else by_class.get(name)
     if found is None:
         raise UserError(f"its class {name!r} is none of ours; open it with {name}.from_pretrained.")
     if not issubclass(found, expected):
@@ -127,13 +136,13 @@ def _described(backbone: Pretrained) -> dict[str, Any]:
     }
 
 
-def _base(learner: Learner) -> dict[str, Any]:
+def _base(learner: "Learner") -> dict[str, Any]:
     """Return hashes of the pretrained tensors: of their shapes, and of their values if they are frozen."""
     prefix = "backbone."
     state = {
         _plain(name.removeprefix(prefix)): tensor
         for name, tensor in learner.state_dict().items()
-        if name.startswith(prefix) and "moe_adapt_" not in name and ".modules_to_save." not in name
+        if name.startswith(prefix) and not is_adapter_key(name) and ".modules_to_save." not in name
     }
     frozen = {_plain(name.removeprefix(prefix)) for name in learner.base_names()} & state.keys()
     values = digest({name: state[name] for name in frozen}) if frozen else None

@@ -1,0 +1,1 @@
+"""What a run folder is: opening one, exporting one, warm starts, names of configurations."""
