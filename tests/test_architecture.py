@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 import moe_adapt
+from tests.imports import circles, import_graph
 
 ROOT = Path(moe_adapt.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -127,17 +129,41 @@ def test_foreign_imports(path):
         assert room(path) not in LIGHT or package not in HEAVY, f"{room(path)} needs nothing but torch"
 
 
+#: Circles that are being taken apart; nothing is added here.
+KNOWN_CIRCLES = {"moe_adapt": "moe_adapt/learners/publishing.py"}
+
+
+@pytest.mark.parametrize("root", [ROOT, ROOT.parent / "benchmarks"], ids=lambda root: root.name)
+def test_no_circle_of_imports(root):
+    known = KNOWN_CIRCLES.get(root.name)
+    assert [circle for circle in circles(import_graph(root)) if known not in circle] == []
+
+
+def test_circles_are_found(tmp_path):
+    root = tmp_path / "package"
+    root.mkdir()
+    for name, text in {
+        "__init__": "from package.low import x",
+        "low": "def late():\n    from package import middle",
+        "middle": "from package.low import x",
+        "hinted": "if TYPE_CHECKING:\n    import package.typed",
+        "typed": "import package.hinted",
+    }.items():
+        (root / f"{name}.py").write_text(text)
+    expected = [f"package/{name}.py" for name in ("__init__", "low", "middle")]
+    assert circles(import_graph(root)) == [expected]
+
+
 def test_import_is_light():
     script = (
-        "import json, sys, time, torch\n"
-        "start = time.perf_counter()\n"
+        "import json, sys, torch\n"
+        "before = set(sys.modules)\n"
         "import moe_adapt\n"
-        "print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    seconds, loaded = json.loads(run.stdout)
-    assert not HEAVY & set(loaded)
-    assert seconds < 0.3
+    loaded = {name.partition(".")[0] for name in json.loads(run.stdout)}
+    assert loaded - sys.stdlib_module_names - {"moe_adapt", "torch"} == set()
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -159,3 +185,7 @@ def test_every_folder_is_a_package():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_half_of_the_files_are_very_short():
+    assert median(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES) <= 120

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import MECHANISMS, METHODS, RESULTS, SEQUENCES
+from methods import MECHANISMS, METHODS
+from sequences import SEQUENCES
 
-__all__ = ["averages", "pareto", "render", "table"]
+__all__ = ["RESULTS", "averages", "pareto", "render", "table"]
 
 LABELS = {name: label for name, (label, *_) in (METHODS | MECHANISMS).items()}
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results"
 START, END = "<!-- results -->", "<!-- end of results -->"
 
 

@@ -4,7 +4,6 @@ Tables are read as they were rendered. Which row is whose is known from the benc
 the label of a row to the preset or the learner that it ran.
 """
 
-import ast
 import json
 import re
 import runpy
@@ -59,18 +58,6 @@ def tables(path: Path) -> Iterator[Table]:
             title = line.lstrip("# ")
 
 
-def _options(node: ast.AST, key: str) -> Iterator[str]:
-    """Yield the constants, or the names of specs, that dict displays in `node` give to `key`."""
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Dict):
-            for name, value in zip(inner.keys, inner.values, strict=True):
-                if isinstance(name, ast.Constant) and name.value == key:
-                    if isinstance(value, ast.Constant):
-                        yield value.value
-                    else:
-                        yield from _options(value, "name")
-
-
 @cache
 def row_owners() -> dict[str, set[Name]]:
     """Return label of a row -> the presets, learners (by name or class) and update rules that it ran."""
@@ -87,16 +74,12 @@ def row_owners() -> dict[str, set[Name]]:
     for name, label in labels.items():
         config = yaml.safe_load((BENCHMARKS / "class_incremental" / "methods" / f"{name}.yaml").read_text())
         owners[label].add(("learner", config["learner"]["class_path"]))
-    # Read, not run: that module imports the whole library.
-    source = ast.parse((BENCHMARKS / "continual_instructions" / "run.py").read_text(encoding="utf-8"))
-    for node in source.body:
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "METHODS":
-            assert isinstance(node.value, ast.Dict)
-            for entry in node.value.values:
-                assert isinstance(entry, ast.Tuple)
-                label, learner = (ast.literal_eval(part) for part in entry.elts[:2])
-                owners[label].add(("learner", learner))
-                owners[label] |= {("rule", rule) for rule in _options(entry, "router_update")}
+    instructions = runpy.run_path(str(BENCHMARKS / "continual_instructions" / "methods.py"))["METHODS"]
+    for label, learner, _, options in instructions.values():
+        owners[label].add(("learner", learner))
+        rule = options.get("router_update")
+        if rule is not None:
+            owners[label].add(("rule", rule if isinstance(rule, str) else rule["name"]))
     return dict(owners)
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
-from moe_adapt.kernels import shared
 from moe_adapt.kernels.destination import with_checked_out
 from moe_adapt.kernels.dispatch import choose
 from moe_adapt.kernels.implementations import find
 from moe_adapt.kernels.problem import Operands
+from moe_adapt.kernels.shared import forward as forward_shared
 
 __all__ = ["CHECK_VARIABLE", "routed_lora"]
 
@@ -94,7 +94,7 @@ def _run(operands: Operands, impl: str) -> Tensor:
     operands = with_checked_out(operands)
     if operands.shares_a:
         if impl == "auto" and operands.trainable is None:
-            return shared.forward(operands)
+            return forward_shared(operands)
         operands = replace(operands, a=operands.a.expand(operands.b.shape[1], -1, -1))
     return find(choose(operands.problem(), impl)).forward(operands)
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from moe_adapt.kernels.implementations import Implementation, Work, register
 from moe_adapt.kernels.problem import Operands, Problem
-from moe_adapt.kernels.triton import operator
+from moe_adapt.kernels.triton.operator import forward as launch
+from moe_adapt.kernels.triton.operator import forward_into as launch_into
 from moe_adapt.kernels.triton.support import missing, works
 from moe_adapt.kernels.triton.tiles import DECODE_TOKENS, MAX_RANK, decodes_at_once, uses_groups
 
@@ -37,10 +38,10 @@ def forward(operands: Operands) -> Tensor:
         index = None
     base, scale, out = operands.base, float(operands.scale), operands.out
     if out is not None:
-        operator.forward_into(out, x, None if base is out else base, a, b, gates, index, scale, base is out)
+        launch_into(out, x, None if base is out else base, a, b, gates, index, scale, base is out)
         return out
     flags = None if operands.trainable is None else list(operands.trainable)
-    return operator.forward(x, base, a, b, gates, index, scale, flags, trains)[0]
+    return launch(x, base, a, b, gates, index, scale, flags, trains)[0]
 
 
 def _supports(problem: Problem) -> str:

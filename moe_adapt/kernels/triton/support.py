@@ -8,8 +8,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from moe_adapt.kernels import reference
 from moe_adapt.kernels.problem import Operands
+from moe_adapt.kernels.reference import forward as reference
 
 __all__ = ["interpreted", "missing", "works"]
 
@@ -57,7 +57,7 @@ def works(run: Callable[[Operands], Tensor], device: str, dtype: torch.dtype) ->
     try:
         with torch.inference_mode(False):  # the first call may come from within an inference mode
             found = _outcome(run, device, dtype)
-            expected = _outcome(reference.forward, device, torch.float32, dtype)
+            expected = _outcome(reference, device, torch.float32, dtype)
     except Exception as error:  # whatever a compiler, driver or interpreter of another version raises
         return f"its feature check failed on {device} with {type(error).__name__}: {error}"
     for name, expectation in expected.items():
