@@ -128,3 +128,12 @@ def test_concatenated_weights_may_be_negative():
     torch.testing.assert_close(up @ down, 2 * delta(a, b, 1) - delta(a, b, 0))
     bank = ExpertBank(a, b, scale=1.0)
     torch.testing.assert_close(bank.delta_weight(1), delta(a, b, 1))
+
+
+def test_rows_of_merged_experts_are_weighted_means_whatever_the_weights_sum_to():
+    edit = PoolEdit.merge(3, [[0, 2]], [[2.0, 1.0]])
+    rows = torch.tensor([[3.0, 0.0], [5.0, 5.0], [0.0, 9.0]])
+    assert edit.rows(rows, 0, torch.zeros(2, 2)).tolist() == [[2.0, 3.0], [5.0, 5.0]]
+    assert edit.rows(rows.t(), 1, torch.zeros(2, 2)).tolist() == [[2.0, 5.0], [3.0, 5.0]]
+    names = edit.rows(torch.tensor([7, 8, 9]), 0, torch.zeros(2, dtype=torch.int64))
+    assert names.tolist() == [7, 8], "names of groups are not averaged"

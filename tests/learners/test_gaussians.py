@@ -129,3 +129,21 @@ def test_alignment_is_stochastic_gradient_descent_on_scaled_cosines():
         heads, gaussians, scale, epochs, lr, count, weight_decay=decay, generator=generator
     )
     torch.testing.assert_close(aligned, weight.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal", "low_rank"])
+def test_covariances_are_unbiased(covariance):
+    """Over n - 1, as torch.cov: with four samples a third more than over n."""
+    features = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    gaussians = ClassGaussians(3, covariance, rank=1)
+    gaussians.grow(1)
+    gaussians.fit(features, torch.zeros(4, dtype=torch.int64))
+    expected = torch.cov(features.T)
+    spread = gaussians.spread[0]
+    if covariance == "full":
+        torch.testing.assert_close(spread, expected)
+    elif covariance == "diagonal":
+        torch.testing.assert_close(spread, expected.diagonal())
+    else:
+        torch.testing.assert_close(spread.square().sum(1) + gaussians.rest[0], expected.diagonal())
+        torch.testing.assert_close(spread.square().sum(), torch.linalg.eigvalsh(expected)[-1])

@@ -162,3 +162,16 @@ def test_bad_options():
     ):
         with pytest.raises(UserError, match="positive"):
             build()
+
+
+def test_a_weight_counts_like_repetitions():
+    generator = torch.Generator().manual_seed(0)
+    gates, rows = torch.rand(5, 3, generator=generator), torch.randn(5, 4, generator=generator)
+    weighted, repeated = ExpertUsage(3), ExpertUsage(3)
+    weighted.observe(gates, rows, weight=3.0)
+    for _ in range(3):
+        repeated.observe(gates, rows)
+    for usage in (weighted, repeated):
+        usage.observe(gates.flip(0), 2 * rows)
+    torch.testing.assert_close(weighted.state_dict(), repeated.state_dict(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(weighted.current, gates.double().mean(0), rtol=1e-6, atol=1e-6)

@@ -116,3 +116,22 @@ def test_feasible_share_by_hand():
 
 def test_ties_go_to_the_lower_index():
     assert select_top(torch.zeros(1, 3), 2).tolist() == [[True, True, False]]
+
+
+def test_a_selected_score_does_not_fall_below_the_others():
+    """Nothing is projected away (`cutoff`), so that the lower bound alone protects the selection."""
+    weight, rows = torch.eye(3), torch.tensor([[1.0, 0.4, 0.0]])
+    guard = GuardUpdate(k=1, margin=0.2, cutoff=1e9)
+    guard.retain(rows, weight)
+    delta = guard.after_step(torch.tensor([[-1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), weight)
+    score = ((weight + delta) @ rows.t()).flatten()
+    assert score[0].item() == pytest.approx(0.9), "half a margin below where it was, and not 0"
+    up = guard.after_step(torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), weight)
+    assert (weight + up)[1] @ rows[0] <= 0.8 + 1e-6, "a margin below the selected one"
+
+
+def test_bounds_share_a_gap_that_is_smaller_than_the_margin():
+    guard = GuardUpdate(k=1, margin=1.0)
+    guard.retain(torch.tensor([[1.0, 0.4]]), torch.eye(2))
+    assert guard.high.flatten().tolist() == pytest.approx([float("inf"), 0.7])
+    assert guard.low.flatten().tolist() == pytest.approx([0.85, -float("inf")])

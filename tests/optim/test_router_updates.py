@@ -236,3 +236,43 @@ def test_plain_updates_are_bit_equal():
 def test_bad_options(spec):
     with pytest.raises(UserError):
         ROUTER_UPDATES.build(spec)
+
+
+def observed(tasks, current):
+    """A moment of finished tasks, and of one under way."""
+    moment = InputMoment(WIDTH)
+    for task in range(tasks):
+        moment.observe(task_inputs(task))
+        moment.end_task()
+    moment.observe(task_inputs(current))
+    return moment
+
+
+def test_the_published_rule_reads_old_and_current_inputs():
+    moment, delta = observed(1, 1), torch.randn(EXPERTS, WIDTH, generator=torch.Generator().manual_seed(0))
+    rule = PaperUpdate()
+    rule.prepare(moment, 1)
+    rows = torch.cat([task_inputs(0), task_inputs(1)])
+    values, vectors = torch.linalg.eigh((rows.t() @ rows / len(rows)).double())
+    values, vectors = values.flip(0), vectors.flip(1)
+    rank = int((values.square().cumsum(0) / values.square().sum() < 0.95).sum()) + 1
+    assert rank != moment.spectrum("past").rank(0.95, "sigma_sq")
+    gains = values[:rank] / trailing_mean(values[:rank], 3)
+    kept = vectors[:, :rank]
+    dense = kept @ torch.diag(gains) @ kept.t() + torch.eye(WIDTH) - kept @ kept.t()
+    torch.testing.assert_close(rule.after_step(delta, delta), (delta.double() @ dense).float())
+
+
+@pytest.mark.parametrize(("task", "share"), [(1, 0.8), (2, 0.85), (3, 0.9), (4, 0.92), (40, 0.92)])
+def test_the_share_that_the_strict_rule_protects_grows_with_the_task(task, share):
+    moment, rule = observed(2, 5), StrictUpdate(delta=0.8, delta_max=0.92, delta_step=0.05)
+    rule.prepare(moment, task)
+    spectrum = moment.spectrum("past")
+    assert rule.filter.vectors.shape[1] == spectrum.rank(share)
+    assert spectrum.rank(0.8) < spectrum.rank(0.85) < spectrum.rank(0.92)
+
+
+def test_a_share_above_the_limit_stays():
+    moment, rule = observed(1, 1), StrictUpdate(delta=0.99, delta_max=0.9)
+    rule.prepare(moment, 7)
+    assert rule.filter.vectors.shape[1] == moment.spectrum("past").rank(0.99)

@@ -124,3 +124,28 @@ def test_grouping_keeps_positions():
 def test_unknown_option_is_refused():
     with pytest.raises(UserError, match="assignment is"):
         LoadBalanceLoss(assignment="count")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "shares"),
+    [("counts", [1 / 3, 2 / 3]), ("gates", [0.3, 0.5]), ("probs", [0.45, 0.55])],
+)
+@pytest.mark.parametrize("scope", ["per_site", "global"])
+def test_load_balance_of_a_padded_batch_by_hand(assignment, shares, scope):
+    """Two real tokens, which select one and two experts, and one of padding."""
+    probs = torch.tensor([[0.7, 0.3], [0.2, 0.8], [0.9, 0.1]], dtype=torch.float64)
+    selected = torch.tensor([[False, True], [True, True], [True, False]])
+    gates = torch.tensor([[0.0, 0.4], [0.6, 0.6], [5.0, 0.0]], dtype=torch.float64)
+    mask = torch.tensor([True, True, False])
+    group = RecordGroup([record(probs.log(), selected, mask, gates)])
+    loss = LoadBalanceLoss(assignment=assignment, scope=scope)([group])
+    assert loss.item() == pytest.approx(2 * (shares[0] * 0.45 + shares[1] * 0.55))
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.05])
+def test_the_entropy_loss_adds_eps_to_the_probabilities(eps):
+    probs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], dtype=torch.float64)
+    raised = probs + eps
+    expected = (1 - (raised**2).sum(-1)) / (1 - 1 / 3)
+    found = EntropyLoss(q=2.0, eps=eps)([RecordGroup([record(probs.log())])])
+    assert found.item() == pytest.approx(expected.mean().item())

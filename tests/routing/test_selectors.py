@@ -9,6 +9,7 @@ from moe_adapt.checks import check_selector
 from moe_adapt.errors import UserError
 from moe_adapt.routing import SELECTORS, DynMoleSelector, Logits, RouteContext, TopKSelector, TopPSelector
 from moe_adapt.routing.entropy import tsallis_entropy
+from moe_adapt.routing.selectors.growing_top_k import GrowingTopKSelector
 from moe_adapt.routing.softmax import softmax
 
 CONTEXT = RouteContext()
@@ -137,3 +138,26 @@ def test_top_p_keeps_the_mass_and_not_one_expert_more():
 def test_options_out_of_range_are_refused(build):
     with pytest.raises(UserError):
         build()
+
+
+def test_dynmole_adds_eps_before_it_takes_the_entropy():
+    """1 - sum p^2 over 1 - 1/E: 0.6133 without eps, 0.5263 with 0.05 added to each of four."""
+    probs = of_probs((0.7, 0.2, 0.06, 0.04))
+    options = {"q": 2.0, "top_p": 0.5, "keep_top_k": 1}
+    for eps, entropy in ((0.0, 0.6197), (0.05, 0.4731)):
+        for threshold, experts in ((entropy - 1e-3, 4), (entropy + 1e-3, 1)):
+            selector = DynMoleSelector(eps=eps, entropy_threshold=threshold, **options)
+            assert decide(selector, probs).selected.sum().item() == experts
+    assert DynMoleSelector().eps == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("progress", "experts"), [(0.0, 2), (0.12, 2), (0.13, 3), (0.37, 3), (0.4, 4), (0.9, 6), (1.0, 6)]
+)
+def test_growing_top_k_takes_the_nearest_number_of_experts(progress, experts):
+    selector, logits = GrowingTopKSelector(k_min=2, k_max=6, k_eval=3), torch.randn(5, 8)
+    training = selector(Logits(logits, logits), RouteContext(training=True, progress=progress))
+    assert training.selected.sum(-1).tolist() == [experts] * 5
+    torch.testing.assert_close(training.gates.sum(-1), torch.ones(5))
+    assert decide(selector, logits).selected.sum(-1).tolist() == [3] * 5
+    assert decide(GrowingTopKSelector(k_min=2, k_max=6), logits).selected.sum(-1).tolist() == [6] * 5
