@@ -71,6 +71,14 @@ class Registry(Generic[T]):
             )
         return self._classes[name]
 
+    def reference(self, name: str) -> str:
+        """Return the paper of the class registered under `name`: its own attribute `reference`, or nothing.
+
+        Raises:
+            UserError: If there is no such class.
+        """
+        return str(vars(self.get(name)).get("reference", ""))
+
     def resolve(self, spec: Spec, supplied: Collection[str] = ()) -> tuple[type[T], dict[str, Any]]:
         """Return the class that `spec` names and its options, after checking that the class takes them.
 

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from docstring_parser import DocstringStyle, parse
+from moe_adapt.cli.options import constructor_options
 
 __all__ = [
     "class_text",
@@ -73,35 +73,13 @@ def class_text(cls: type) -> str:
     return _markdown(re.split(r"^(?:Args|Raises|Attributes):\n|^>>> ", text, flags=re.MULTILINE)[0])
 
 
-def _described(cls: type) -> dict[str, str]:
-    found = parse(inspect.getdoc(cls) or "", DocstringStyle.GOOGLE)
-    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in found.params}
-
-
-def _parameters(cls: type) -> list[tuple[inspect.Parameter, str]]:
-    """Return the constructor's parameters and their descriptions, those that `**` hands on included."""
-    found: dict[str, tuple[inspect.Parameter, str]] = {}
-    for base in cls.__mro__:
-        own = base.__dict__.get("__init__")
-        if own is None:
-            continue
-        described = _described(base)
-        parameters = list(inspect.signature(own).parameters.values())[1:]
-        for parameter in parameters:
-            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                found.setdefault(parameter.name, (parameter, described.get(parameter.name, "")))
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return list(found.values())
-
-
 def _cell(value: object) -> str:
     return str(value).replace("|", "\\|")
 
 
 def option_names(cls: type) -> list[str]:
     """Return the names of a constructor's parameters, those that `**` hands on included."""
-    return [parameter.name for parameter, _ in _parameters(cls)]
+    return [option.name for option in constructor_options(cls)]
 
 
 def options_table(cls: type, here: dict[str, Any] | None = None, without: tuple[str, ...] = ()) -> str:
@@ -114,16 +92,14 @@ def options_table(cls: type, here: dict[str, Any] | None = None, without: tuple[
     """
     here = here or {}
     rows = []
-    for parameter, meaning in _parameters(cls):
-        if parameter.name in without:
+    for option in constructor_options(cls):
+        if option.name in without:
             continue
-        default = f"`{getattr(parameter.default, '__name__', repr(parameter.default))}`"
-        if parameter.default is parameter.empty:
-            default = "required"
-        cells = [f"`{parameter.name}`", default]
+        default = option.default if option.default == "required" else f"`{option.default}`"
+        cells = [f"`{option.name}`", default]
         if here:
-            cells.append(f"`{here[parameter.name]!r}`" if parameter.name in here else "")
-        rows.append("| " + " | ".join(_cell(cell) for cell in [*cells, meaning]) + " |")
+            cells.append(f"`{here[option.name]!r}`" if option.name in here else "")
+        rows.append("| " + " | ".join(_cell(cell) for cell in [*cells, option.meaning]) + " |")
     if not rows:
         return ""
     heads = ["option", "default", *(["in this preset"] if here else []), "meaning"]

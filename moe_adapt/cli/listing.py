@@ -1,4 +1,7 @@
-"""``moe-adapt list``: packaged configurations, method presets, learners, components, one line each."""
+"""``moe-adapt list``: packaged configurations, method presets, learners, components, one line each.
+
+``moe-adapt list NAME`` shows one of them with its paper and options (`moe_adapt.cli.described`).
+"""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -7,12 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_adapt.cli.arguments import CommandParser
+from moe_adapt.cli.described import described, registry_of
 from moe_adapt.registry import Registry
 from moe_adapt.runs.config_names import first_line, packaged_configs
 
 __all__ = ["SECTIONS", "show"]
 
-SECTIONS = ("configs", "methods", "learners", "scorers", "modifiers", "selectors", "losses")
+SECTIONS = ("configs", "methods", "learners", "scorers", "modifiers", "selectors", "losses", "rules")
 
 
 def show(argv: Sequence[str]) -> None:
@@ -27,14 +31,24 @@ def show(argv: Sequence[str]) -> None:
     parser = CommandParser(
         "list", "List packaged configurations, method presets, learners and routing components."
     )
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"what to list: {', '.join(SECTIONS)}")
-    wanted = parser.parse(argv).sections
-    for section in wanted:
-        if section not in SECTIONS:
-            parser.error(f"there is no section {section!r}; sections: {', '.join(SECTIONS)}")
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="SECTION|NAME",
+        help=f"a section ({', '.join(SECTIONS)}), or a name to show with its paper and its options",
+    )
+    wanted = parser.parse(argv).what
+    shown = {word: described(word) for word in wanted if word not in SECTIONS}
+    for word, found in shown.items():
+        if not found:
+            parser.error(
+                f"there is no section, configuration or part {word!r}; sections: {', '.join(SECTIONS)}; "
+                "`moe-adapt list` shows every name"
+            )
     console = Console()
-    for section in wanted or SECTIONS:
-        console.print(_table(section, _entries(section)))
+    for word in wanted or SECTIONS:
+        for part in shown.get(word) or [_table(word, _entries(word))]:
+            console.print(part)
 
 
 def _entries(section: str) -> dict[str, str]:
@@ -45,18 +59,9 @@ def _entries(section: str) -> dict[str, str]:
 
         return {name: _preset(preset) for name, preset in PRESETS.items()}
     if section == "learners":
-        from moe_adapt.learners import LEARNERS
-
-        return {LEARNERS.get(name).__name__: first for name, first in _documented(LEARNERS).items()}
-    import moe_adapt.routing as routing
-
-    registries: dict[str, Registry] = {
-        "scorers": routing.SCORERS,
-        "modifiers": routing.MODIFIERS,
-        "selectors": routing.SELECTORS,
-        "losses": routing.AUX_LOSSES,
-    }
-    return _documented(registries[section])
+        learners = registry_of("learners")
+        return {learners.get(name).__name__: first for name, first in _documented(learners).items()}
+    return _documented(registry_of(section))
 
 
 def _documented(registry: Registry) -> dict[str, str]:

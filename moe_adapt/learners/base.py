@@ -83,9 +83,10 @@ class Learner(Publishable, L.LightningModule):
 
     Args:
         backbone: The pretrained model; None for a learner that builds its own.
-        epochs: Passes over the training samples of each task.
+        epochs: Passes over the training samples of each task. Higher: fits each task better; without
+            protection, forgets more.
         batch_size: Samples per training step.
-        lr: Learning rate of whatever has no learning rate of its own.
+        lr: Learning rate of whatever has no learning rate of its own. Higher: learns faster and forgets more.
         head_lr: Learning rate of the head; None for `lr`.
         router_lr: Learning rate of the routers; None for `lr`.
         weight_decay: Weight decay of the head, and of a backbone that is trained whole. Routers and experts

@@ -78,6 +78,8 @@ class NearestMean(ClosedForm):
         normalize_first: Whether to scale every feature to length one before averaging.
     """
 
+    reference = "SimpleCIL, Zhou et al. 2023, arXiv 2303.07338"
+
     def __init__(self, backbone: Encoder, normalize_first: bool = False) -> None:
         super().__init__(backbone, NearestMeanHead(backbone.width, normalize_first))
         self.normalize_first = normalize_first
@@ -89,9 +91,11 @@ class Slda(ClosedForm):
 
     Args:
         backbone: The encoder.
-        shrinkage: Weight of the identity in the covariance.
+        shrinkage: Weight of the identity in the covariance. Higher: closer to nearest class means.
         rule: ``exact`` for the covariance of all data, ``streaming`` for the published recursion.
     """
+
+    reference = "SLDA, Hayes and Kanan 2019, arXiv 1909.01520"
 
     def __init__(
         self, backbone: Encoder, shrinkage: float = 1e-4, rule: Literal["exact", "streaming"] = "exact"
@@ -112,6 +116,8 @@ class Ridge(ClosedForm):
         seed: Seed of the split on which ``grid`` chooses.
     """
 
+    reference = "RanPAC without a projection, McDonnell et al. 2023, arXiv 2307.02251"
+
     def __init__(
         self, backbone: Encoder, lam: float | LambdaRule = "gcv", bias: bool = False, seed: int = 0
     ) -> None:
@@ -125,11 +131,13 @@ class FeCam(ClosedForm):
 
     Args:
         backbone: The encoder.
-        gamma1: Shrinkage of the diagonal.
+        gamma1: Shrinkage of the diagonal. Higher: covariances closer to a multiple of the identity.
         gamma2: Shrinkage of the rest of the covariance.
         tukey: Exponent of a power transform of the features; None for none.
         shared: Whether all classes share one covariance.
     """
+
+    reference = "FeCAM, Goswami et al. 2023, arXiv 2309.14062"
 
     def __init__(
         self,
@@ -150,7 +158,7 @@ class RanPac(ClosedForm):
     Args:
         backbone: The encoder.
         tuner: Adapter that is trained on the first task and frozen then; None for no adaptation.
-        proj_dim: Number of random features.
+        proj_dim: Number of random features. Higher: usually more accurate; memory grows with its square.
         lam: The regulariser, or the rule that chooses it: ``gcv`` by everything seen, ``grid`` by a fifth of
             each task, as RanPAC does.
         seed: Seed of the projection and of the split on which ``grid`` chooses.
@@ -161,6 +169,8 @@ class RanPac(ClosedForm):
         optimizer: Constructor of the optimiser of the adaptation.
         schedule: How the learning rate of the adaptation goes on.
     """
+
+    reference = "RanPAC, McDonnell et al. 2023, arXiv 2307.02251"
 
     def __init__(
         self,

@@ -36,8 +36,9 @@ class Ewc(FineTuning):
 
     Args:
         backbone: The encoder.
-        strength: Weight of the pull, lambda.
-        decay: What is left of old importances when a task's are added; 1 sums them all.
+        strength: Weight of the pull, lambda. Higher: less forgetting, slower learning of new tasks.
+        decay: What is left of old importances when a task's are added; 1 sums them all. Higher: older tasks
+            count for more.
         fisher_samples: Samples of a task from which its importances are estimated.
         fisher_labels: Labels of the gradients: drawn from the ``model`` (the Fisher information), or those
             of the
@@ -47,6 +48,10 @@ class Ewc(FineTuning):
     Raises:
         UserError: If a number is outside its range.
     """
+
+    reference = (
+        "EWC, Kirkpatrick et al. 2016, arXiv 1612.00796; running form, Schwarz et al. 2018, arXiv 1805.06370"
+    )
 
     def __init__(
         self,

@@ -40,6 +40,8 @@ class FineTuning(Learner):
         UserError: If `tunes` and `tuner` contradict each other.
     """
 
+    reference = "no paper: the lower bound"
+
     distributable = True
 
     def __init__(
@@ -93,6 +95,8 @@ class Joint(FineTuning):
         backbone: The encoder.
         settings: Arguments of `FineTuning`.
     """
+
+    reference = "no paper: the upper bound"
 
     trains_on = "all"
 

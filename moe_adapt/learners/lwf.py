@@ -32,14 +32,17 @@ class LwF(FineTuning):
 
     Args:
         backbone: The encoder.
-        strength: Weight of the distillation, lambda.
-        temperature: Softens both distributions, tau.
+        strength: Weight of the distillation, lambda. Higher: less forgetting, slower learning of new tasks.
+        temperature: Softens both distributions, tau. Higher: small probabilities of the old model count for
+            more.
         loss_over: Classes that compete in the cross-entropy; see `FineTuning`.
         settings: Arguments of `FineTuning`.
 
     Raises:
         UserError: If the temperature is not positive.
     """
+
+    reference = "LwF, Li and Hoiem 2016, arXiv 1606.09282"
 
     def __init__(
         self,

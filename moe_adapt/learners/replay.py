@@ -36,11 +36,13 @@ class ExperienceReplay(FineTuning):
 
     Args:
         backbone: The encoder.
-        capacity: Samples kept.
+        capacity: Samples kept. Higher: less forgetting, more memory.
         replay_batch_size: Old samples per step; None for as many as new ones.
-        replay_weight: Weight of their cross-entropy.
+        replay_weight: Weight of their cross-entropy. Higher: old samples count for more.
         settings: Arguments of `FineTuning`.
     """
+
+    reference = "ER, Chaudhry et al. 2019, arXiv 1902.10486"
 
     distributable = False  # each process would keep samples of its own
 
@@ -93,10 +95,13 @@ class DarkReplay(ExperienceReplay):
 
     Args:
         backbone: The encoder.
-        alpha: Weight of the squared distance to the stored logits; with ``beta`` 0 this is DER.
-        beta: Weight of the cross-entropy of old samples.
+        alpha: Weight of the squared distance to the stored logits; with ``beta`` 0 this is DER. Higher:
+            answers on old samples move less.
+        beta: Weight of the cross-entropy of old samples. Higher: old labels count for more.
         settings: Arguments of `ExperienceReplay`; ``replay_weight`` is not used.
     """
+
+    reference = "DER++, Buzzega et al. 2020, arXiv 2004.07211"
 
     def __init__(self, backbone: Encoder, alpha: float = 0.1, beta: float = 0.5, **settings: Any) -> None:
         super().__init__(backbone, **settings)

@@ -17,8 +17,8 @@ keep its routing, and ascend on what is to be forgotten, so that it cannot be "f
 sent elsewhere.
 
 Reference:
-    "Algorithm-Agnostic Machine Unlearning ... via Geometric Router Constraints" (GRIP), from a third-party
-    port; the official code was not available.
+    Zhu et al., "GRIP: Algorithm-Agnostic Machine Unlearning for Mixture-of-Experts via Geometric Router
+    Constraints", arXiv 2601.16905, from a third-party port; the official code was not available.
 """
 
 from collections.abc import Mapping
@@ -92,6 +92,8 @@ class GuardUpdate(RouterUpdate):
         sweeps: Most corrections per expert and step.
         max_inputs: Most retained inputs per layer.
     """
+
+    reference = "GRIP, Zhu et al. 2026, arXiv 2601.16905"
 
     def __init__(
         self,

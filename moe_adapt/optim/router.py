@@ -114,6 +114,8 @@ def null_ratio_filter(spectrum: Spectrum, ratio: float) -> SpectralFilter:
 class PlainUpdate(RouterUpdate):
     """Leaves updates as they are."""
 
+    reference = "no paper: updates stay as they are"
+
 
 class _FilteredUpdate(RouterUpdate):
     filter: SpectralFilter | None = None
@@ -132,6 +134,8 @@ class PaperUpdate(_FilteredUpdate):
         window: Length of the window of the spectrum's mean.
         energy: What the share is of; the paper's singular values are eigenvalues here, so squares.
     """
+
+    reference = "SAME, Xie et al. 2026, arXiv 2602.01990"
 
     def __init__(self, delta: float = 0.95, window: int = 3, energy: Energy = "sigma_sq") -> None:
         _check_share(delta)
@@ -160,6 +164,8 @@ class StrictUpdate(_FilteredUpdate):
         delta_step: Growth of the share per task, after GPM.
     """
 
+    reference = "GPM, Saha et al. 2021, arXiv 2103.09762"
+
     def __init__(self, delta: float = 0.95, delta_max: float = 0.99, delta_step: float = 0.005) -> None:
         for share in (delta, delta_max):
             _check_share(share)
@@ -180,6 +186,8 @@ class SoftUpdate(_FilteredUpdate):
     Args:
         c: Regulariser in units of the mean eigenvalue: `mu = c tr(C) / d`.
     """
+
+    reference = "OWM, Zeng et al. 2018, arXiv 1810.01256"
 
     def __init__(self, c: float = 0.05) -> None:
         if c <= 0:
@@ -202,6 +210,8 @@ class RelevantUpdate(SoftUpdate):
         delta: Share of the generalised eigenvalues' sum that the directions hold.
     """
 
+    reference = "no paper: ours, from the words of SAME"
+
     def __init__(self, c: float = 0.05, delta: float = 0.95) -> None:
         super().__init__(c)
         _check_share(delta)
@@ -221,6 +231,8 @@ class NullRatioUpdate(_FilteredUpdate):
     Args:
         ratio: Largest eigenvalue allowed, as a multiple of the smallest.
     """
+
+    reference = "Adam-NSCL, Wang et al. 2021, arXiv 2103.07113"
 
     def __init__(self, ratio: float = 10.0) -> None:
         if ratio < 1:

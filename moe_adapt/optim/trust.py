@@ -59,6 +59,8 @@ class TrustUpdate(StrictUpdate):
         threshold: Least share of the first update inside a task's subspace for it to be related.
     """
 
+    reference = "TRGP, Lin et al. 2022, arXiv 2202.02931"
+
     def __init__(
         self,
         delta: float = 0.95,

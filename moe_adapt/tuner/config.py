@@ -34,11 +34,14 @@ class RoutedLoraConfig(PeftConfig):
             preset's group or PEFT's LoRA defaults for the architecture.
         exclude_modules: Layers left out: list of name endings or regular expression.
         num_experts: Experts per layer: a number; a list spread over the depth of the model; or a mapping from
-            regular expressions on the layer's path to numbers, with the optional key default.
-        r: Rank of each expert; same forms as num_experts.
-        alpha: Numerator of the LoRA scale alpha / r; same forms as num_experts.
+            regular expressions on the layer's path to numbers, with the optional key default. Higher: more
+            parameters, memory and time per step.
+        r: Rank of each expert; same forms as num_experts. Higher: more capacity and parameters per expert.
+        alpha: Numerator of the LoRA scale alpha / r; same forms as num_experts. Higher: stronger updates from
+            the experts.
         use_rslora: Whether the scale is alpha / sqrt(r) (rank-stabilised LoRA, arXiv 2312.03732).
-        dropout: Dropout on the experts' input; one mask for all experts of a layer.
+        dropout: Dropout on the experts' input; one mask for all experts of a layer. Higher: more
+            regularisation.
         scorer: Short name of the scorer, or mapping of name and options.
         modifiers: Logit modifiers, in order: short names or mappings.
         selector: Short name of the selector, or mapping of name and options.

@@ -101,7 +101,7 @@ def test_list_shows_every_name(moe_adapt, monkeypatch):
     assert "Keeps the `k` largest select logits per token" in result.out
     wrong = moe_adapt("list", "selector")
     assert wrong.code == 2
-    assert "there is no section 'selector'" in wrong.err
+    assert "there is no section, configuration or part 'selector'" in wrong.err
 
 
 def test_doctor_reports_versions_and_faults(moe_adapt, monkeypatch):

@@ -88,9 +88,10 @@ class Care(Learner):
         mixture: What shapes the mixture of a block.
         row: Which vector of a sample decides: its ``first`` token as published, or the ``mean`` of its
             tokens.
-        temperature: Factor on cosines, tau.
+        temperature: Factor on cosines, tau. Higher: sharper class probabilities.
         margin: Margin of the classification losses, m.
-        aux_weight: Weight of the perceptrons' losses, averaged over the blocks.
+        aux_weight: Weight of the perceptrons' losses, averaged over the blocks. Higher: perceptrons, which
+            route, are trained harder.
         aux_reduction: Whether a block's two losses are summed or averaged.
         kl: Whether perceptrons are also drawn towards the classifier.
         alignment: Whether heads are aligned on Gaussians of the classes.
@@ -111,6 +112,8 @@ class Care(Learner):
     Raises:
         UserError: If the backbone is not an encoder with transformer blocks, or an option is unknown.
     """
+
+    reference = "CaRE, Lou, Fu and Yu 2026, arXiv 2602.03473"
 
     distributable = True
 

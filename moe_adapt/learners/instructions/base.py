@@ -185,6 +185,8 @@ class SequentialInstructions(InstructionLearner):
         settings: Arguments of `Learner`.
     """
 
+    reference = "no paper: the lower bound"
+
     distributable = True
 
     def __init__(self, backbone: InstructionModel, tuner: RoutedLoraConfig, **settings: Any) -> None:
@@ -201,6 +203,8 @@ class JointInstructions(SequentialInstructions):
         settings: Arguments of `Learner`.
     """
 
+    reference = "no paper: the upper bound"
+
     trains_on = "all"
 
 
@@ -212,6 +216,8 @@ class NoTraining(InstructionLearner):
         backbone: The model.
         settings: Arguments of `Learner`.
     """
+
+    reference = "no paper: the model as it is"
 
     def __init__(self, backbone: InstructionModel, **settings: Any) -> None:
         super().__init__(backbone, None, **settings)

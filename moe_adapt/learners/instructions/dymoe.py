@@ -93,6 +93,8 @@ class DyMoE(GrowingPool):
         UserError: If the adapter's scorer is no cosine or cannot be centred, or its balance loss is constant.
     """
 
+    reference = "DyMoE, Zhao et al. 2026, arXiv 2603.27481"
+
     def __init__(
         self,
         backbone: InstructionModel,

@@ -45,12 +45,14 @@ class OLoRA(GrowingPool):
     Args:
         backbone: The model.
         tuner: The adapter of one task, method 'lora_sum'.
-        orthogonality: Weight of the penalty.
+        orthogonality: Weight of the penalty. Higher: LoRAs overlap less, new tasks have less room.
         settings: Arguments of `Learner`.
 
     Raises:
         UserError: If the adapter does not add its experts up.
     """
+
+    reference = "O-LoRA, Wang et al. 2023, arXiv 2310.14152"
 
     distributable = True
 

@@ -34,6 +34,8 @@ class PrototypeLoRA(InstructionLearner):
         settings: Arguments of `Learner`.
     """
 
+    reference = "no paper: a baseline"
+
     prototypes: Tensor
 
     def __init__(self, backbone: InstructionModel, tuner: RoutedLoraConfig, **settings: Any) -> None:

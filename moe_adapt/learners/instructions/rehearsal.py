@@ -37,10 +37,12 @@ class ReplayInstructions(SequentialInstructions):
     Args:
         backbone: The model.
         tuner: The adapter.
-        per_task: Samples kept of each task.
-        replay_size: Stored samples per step.
+        per_task: Samples kept of each task. Higher: less forgetting, more memory.
+        replay_size: Stored samples per step. Higher: old samples count for more, slower steps.
         settings: Arguments of `Learner`.
     """
+
+    reference = "ER, Chaudhry et al. 2019, arXiv 1902.10486"
 
     distributable = False  # not tried
 
@@ -74,13 +76,15 @@ class RoutingAnchor(SequentialInstructions):
     Args:
         backbone: The model.
         tuner: The adapter, with a linear scorer.
-        anchor: Weight of the divergence.
+        anchor: Weight of the divergence. Higher: routing of old inputs moves less.
         per_task: Inputs kept of each task and layer.
         settings: Arguments of `Learner`.
 
     Raises:
         UserError: If the scorer is not linear.
     """
+
+    reference = "arXiv 2509.22745, there on harmful prompts"
 
     distributable = False  # not tried
 

@@ -54,9 +54,11 @@ class SAME(InstructionLearner):
             a mapping of name and options.
         precondition: What of the experts is scaled by old curvature: none, down (`A`), down_per_expert (`A`,
             each expert by inputs weighted with its own gates) or both (`A` and `B`).
-        c: Regulariser of the preconditioner, in units of the mean eigenvalue of the layer's inputs.
+        c: Regulariser of the preconditioner, in units of the mean eigenvalue of the layer's inputs. Higher:
+            old inputs slow experts down less.
         mu: Absolute regulariser instead, as in the paper (0.9).
-        freeze_below: Score under which an expert is frozen for a task; None freezes none.
+        freeze_below: Score under which an expert is frozen for a task; None freezes none. Higher: more
+            experts are frozen.
         freeze_after: Steps of a task before the score is taken.
         refresh_every: Steps between readings of running statistics.
         observe_share: Share of tokens that statistics are made of after a task's first ones; 1 takes all.
@@ -66,6 +68,8 @@ class SAME(InstructionLearner):
     Raises:
         UserError: If the adapter does not fit.
     """
+
+    reference = "SAME, Xie et al. 2026, arXiv 2602.01990"
 
     distributable = True
 

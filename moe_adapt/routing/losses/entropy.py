@@ -22,11 +22,14 @@ class EntropyLoss(AuxLoss):
     """Mean over tokens and sites of the router's entropy.
 
     Args:
-        weight: Coefficient in the total loss; positive sharpens, negative flattens.
+        weight: Coefficient in the total loss; positive sharpens, negative flattens. Higher: sharper routing,
+            fewer experts in use per token.
         q: Order of the entropy.
         eps: Added to the probabilities (DynMoLE's code uses 1e-5).
         kind: Tsallis entropy, or Rényi's.
     """
+
+    reference = "DynMoLE, arXiv 2504.00661"
 
     def __init__(
         self, weight: float = 1e-2, q: float = 1.1, eps: float = 0.0, kind: EntropyKind = "tsallis"

@@ -45,12 +45,14 @@ class LoadBalanceLoss(AuxLoss):
     """Pushes the router towards equal use of its experts.
 
     Args:
-        weight: Coefficient in the total loss.
+        weight: Coefficient in the total loss. Higher: a more even load, less specialised experts.
         assignment: What `f` is, see above.
         scope: `"per_site"` balances every site by itself and averages; `"global"` pools the tokens of all
             sites first, as DynMoLE's code does, although expert `i` of one site has nothing to do with expert
             `i` of another.
     """
+
+    reference = "Switch Transformer, Fedus et al. 2021, arXiv 2101.03961"
 
     def __init__(
         self,

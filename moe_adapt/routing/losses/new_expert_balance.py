@@ -55,6 +55,8 @@ class NewExpertBalanceLoss(AuxLoss):
         weight: Coefficient in the total loss.
     """
 
+    reference = "DyMoE, arXiv 2603.27481"
+
     def __init__(self, weight: float = 1e-3) -> None:
         super().__init__(weight)
 

@@ -28,7 +28,7 @@ class PreserveLoss(ExpertLoss):
     """Squared distance of experts to their start.
 
     Args:
-        weight: Coefficient in the total loss.
+        weight: Coefficient in the total loss. Higher: experts stay nearer to their start.
         space: Distance between factors, or between changes of weight.
         experts: Names of the experts to hold; None holds all.
         since: Share of the optimizer steps after which the start is taken.
@@ -36,6 +36,8 @@ class PreserveLoss(ExpertLoss):
     Raises:
         UserError: If an option is out of range.
     """
+
+    reference = "LoRA-Mixer, arXiv 2507.00029"
 
     needs_start = True
 

@@ -11,8 +11,8 @@ $$L = \frac{1}{E^2} \sum_{i \ne j}
 It costs `E^2 r d`, whatever the number of tokens. The raw form is not scale-invariant and is zero for
 `A = 0`; ``normalize`` (default, ours) divides by `|A_j|_F |\tilde R_i|`. The proxy is drawn in the loss only.
 
-Reference: "Coupling Experts and Routers in Mixture-of-Experts via an Auxiliary Loss" (read in notes and a
-port; official code not verified).
+Reference: Lv et al., "Coupling Experts and Routers in Mixture-of-Experts via an Auxiliary Loss", arXiv
+2512.23447 (read in notes and a port; official code not verified).
 """
 
 from collections.abc import Sequence
@@ -51,13 +51,15 @@ class RouterCouplingLoss(ExpertLoss):
     """Couples router rows and experts (ERC).
 
     Args:
-        weight: Coefficient in the total loss.
-        alpha: How much of an expert's own activation the others may reach.
+        weight: Coefficient in the total loss. Higher: router rows and experts agree more.
+        alpha: How much of an expert's own activation the others may reach. Higher: a looser constraint.
         normalize: Whether activations are taken relative to the sizes of expert and row.
 
     Raises:
         UserError: If `alpha` is not positive.
     """
+
+    reference = "ERC, Lv et al. 2025, arXiv 2512.23447"
 
     def __init__(self, weight: float = 0.1, alpha: float = 1.0, normalize: bool = True) -> None:
         super().__init__(weight)

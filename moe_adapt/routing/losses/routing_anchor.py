@@ -47,12 +47,14 @@ class RoutingAnchorLoss(AuxLoss):
     """Divergence from the routing of the start, on protected tokens.
 
     Args:
-        weight: Coefficient in the total loss.
+        weight: Coefficient in the total loss. Higher: routing of protected tokens moves less.
         domains: Numbers of the protected domains (``domain_ids`` of the batch); None protects all tokens.
 
     Raises:
         UserError: If `domains` is empty.
     """
+
+    reference = "arXiv 2509.22745, there on harmful prompts"
 
     needs_anchor = True
 

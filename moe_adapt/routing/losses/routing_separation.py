@@ -87,6 +87,8 @@ class RoutingSeparationLoss(AuxLoss):
         UserError: If an option is out of range; in training, if no modifier tells groups of experts apart.
     """
 
+    reference = "DyMoE, arXiv 2603.27481"
+
     def __init__(
         self,
         weight: float = 1e-3,

@@ -37,8 +37,9 @@ class SpecializationBalanceLoss(AuxLoss):
 
     Args:
         weight: Factor on the whole loss.
-        balance_coef: Coefficient of the balance term.
+        balance_coef: Coefficient of the balance term. Higher: a more even load.
         entropy_coef: Coefficient of the normalised entropy; positive sharpens routing, negative flattens it.
+            Higher: sharper routing.
         balance: What `f` is, see above.
         k: Ranks that `"topk_mass"` looks at.
         normalize: Whether the balance term has the factor `E`.
@@ -46,6 +47,8 @@ class SpecializationBalanceLoss(AuxLoss):
     Raises:
         UserError: If an option is out of range.
     """
+
+    reference = "LoRA-Mixer, arXiv 2507.00029"
 
     def __init__(
         self,

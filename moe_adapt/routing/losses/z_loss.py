@@ -19,8 +19,10 @@ class ZLoss(AuxLoss):
     """Mean over tokens and sites of `logsumexp(z)^2`.
 
     Args:
-        weight: Coefficient in the total loss.
+        weight: Coefficient in the total loss. Higher: smaller logits, gates closer to equal.
     """
+
+    reference = "ST-MoE, Zoph et al. 2022, arXiv 2202.08906"
 
     def __init__(self, weight: float = 1e-3) -> None:
         super().__init__(weight)

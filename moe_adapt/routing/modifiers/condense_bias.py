@@ -62,8 +62,9 @@ class CondenseBias(LogitModifier):
 
     Args:
         num_experts: Number of experts, `E`.
-        gamma: Step of the bias.
-        condensers: How many experts become condensers; 0 for none.
+        gamma: Step of the bias. Higher: popular experts pull ahead faster.
+        condensers: How many experts become condensers; 0 for none. Higher: more experts that every token
+            uses.
         condense_from: Share of the optimizer steps after which they are chosen.
         gamma_condensed: Step of the bias from then on.
         usage: Probabilities whose sum drives the bias: with or without it.
@@ -72,6 +73,8 @@ class CondenseBias(LogitModifier):
     Raises:
         UserError: If an option is out of range.
     """
+
+    reference = "condenser experts, arXiv 2604.23036; loss-free balancing, Wang et al. 2024, arXiv 2408.15664"
 
     bias: Tensor
     used: Tensor

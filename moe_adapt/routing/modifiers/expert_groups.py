@@ -21,6 +21,8 @@ class ExpertGroups(LogitModifier):
         expert_groups: Group of each expert, int [E]; the newest has the largest number.
     """
 
+    reference = "DyMoE, arXiv 2603.27481"
+
     expert_groups: Tensor
 
     def __init__(self, num_experts: int) -> None:

@@ -19,12 +19,15 @@ class GaussianNoise(LogitModifier):
     """Adds N(0, std^2) to the logits in training mode; evaluation is deterministic.
 
     Args:
-        std: Standard deviation of the noise.
+        std: Standard deviation of the noise. Higher: more exploration while training, choices closer to
+            random.
         select_only: Whether the noise changes only the choice of experts, not their weights.
 
     Raises:
         UserError: If `std` is negative.
     """
+
+    reference = "Shazeer et al. 2017, arXiv 1701.06538"
 
     def __init__(self, std: float = 1.0, select_only: bool = True) -> None:
         super().__init__()

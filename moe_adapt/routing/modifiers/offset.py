@@ -22,6 +22,8 @@ class Offset(LogitModifier):
         num_experts: Number of columns, `E`.
     """
 
+    reference = "no paper: keeps a mixture equal when its pool is edited"
+
     offset: Tensor
 
     def __init__(self, num_experts: int) -> None:

@@ -27,11 +27,13 @@ class SampleScore(LogitModifier):
 
     Args:
         num_experts: Number of columns, `E`.
-        scale: Factor on the scores, `lambda`.
+        scale: Factor on the scores, `lambda`. Higher: the sample counts for more, the token for less.
 
     Attributes:
         columns: Which column of the scores each expert has, [E]; a layer may lack some adapters.
     """
+
+    reference = "GLIDER, Li et al. 2024, arXiv 2410.07172"
 
     columns: Tensor
 

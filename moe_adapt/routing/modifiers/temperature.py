@@ -20,6 +20,8 @@ class Temperature(LogitModifier):
         UserError: If `temperature` is not positive.
     """
 
+    reference = "no paper: the temperature of a softmax"
+
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
         if temperature <= 0:

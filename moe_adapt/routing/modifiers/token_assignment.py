@@ -46,14 +46,18 @@ class TokenAssignmentModifier(ExpertGroups):
 
     Args:
         num_experts: Number of experts, `E`.
-        tau: Least relative gap of group scores for a token to look new.
+        tau: Least relative gap of group scores for a token to look new. Higher: fewer tokens look new, so
+            less forgetting and slower learning.
         symmetric: Whether tokens that look new lose the old experts, too.
-        tau_warmup: Share of the task without guidance; the threshold rises over another such share.
+        tau_warmup: Share of the task without guidance; the threshold rises over another such share. Higher:
+            new experts see more tokens before the guidance begins.
         group_score: How old groups are scored, ``max`` or ``task_mean_max``.
 
     Raises:
         UserError: If `tau` or `tau_warmup` is not in [0, 1).
     """
+
+    reference = "DyMoE, arXiv 2603.27481"
 
     def __init__(
         self,

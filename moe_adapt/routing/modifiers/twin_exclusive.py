@@ -23,6 +23,8 @@ class TwinExclusive(LogitModifier):
         num_experts: Number of columns, `E`.
     """
 
+    reference = "no paper: keeps copies of an expert apart"
+
     twins: Tensor
 
     def __init__(self, num_experts: int) -> None:

@@ -49,11 +49,13 @@ class ArrowScorer(Scorer):
     """Scores tokens by the experts' leading directions, without parameters.
 
     Args:
-        temperature: Divides the scores.
+        temperature: Divides the scores. Higher: gates closer to equal.
 
     Raises:
         UserError: If `temperature` is not positive.
     """
+
+    reference = "Ostapenko et al. 2024, arXiv 2405.11157"
 
     from_bank = True
 

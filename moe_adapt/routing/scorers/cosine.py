@@ -35,15 +35,18 @@ class CosineScorer(Scorer):
     Args:
         in_features: Width of the tokens, `d`.
         num_experts: Number of experts, `E`.
-        temperature: Start value of the temperature.
+        temperature: Start value of the temperature. Higher: gates closer to equal at first.
         learn_temperature: Whether the temperature is trained (its logarithm is the parameter).
-        space: Dimensions that tokens are projected to; None compares in the input space.
+        space: Dimensions that tokens are projected to; None compares in the input space. Higher: more router
+            parameters.
         center: Whether to subtract a vector from the tokens first: the buffer `center` [d], zero until
             somebody (a learner) sets it to the tokens' mean.
 
     Raises:
         UserError: If `temperature` is not positive or `space` is less than one.
     """
+
+    reference = "Chi et al. 2022, arXiv 2204.09179; Ternovtsii and Bilak 2026, arXiv 2604.14419"
 
     center: Tensor | None
 

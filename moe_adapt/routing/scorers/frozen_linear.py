@@ -29,6 +29,8 @@ class FrozenLinearScorer(Scorer):
         num_experts: Number of experts, `E`.
     """
 
+    reference = "SMoE-Dropout, Chen et al. 2023, arXiv 2303.01610"
+
     rows = "weight"
     weight: Tensor
 

@@ -26,6 +26,8 @@ class HashScorer(Scorer):
         num_experts: Number of experts, `E`.
     """
 
+    reference = "Hash Layers, Roller et al. 2021, arXiv 2106.04426"
+
     def __init__(self, num_experts: int) -> None:
         super().__init__()
         self.num_experts = num_experts

@@ -19,7 +19,7 @@ process's own unless buffers are broadcast (as DDP does by default).
 
 The paper's rate and initialisation were not available to us; those here are ours.
 
-Reference: "Routers Learn the Geometry of Their Experts" (geometric coupling of routers and experts).
+Reference: Ahrac, Hochwald and Geva, "Routers Learn the Geometry of Their Experts", arXiv 2605.12476.
 """
 
 import torch
@@ -44,13 +44,16 @@ class KMeansScorer(Scorer):
     Args:
         in_features: Width of the tokens, `d`.
         num_experts: Number of experts, `E`.
-        temperature: Divides the cosines.
-        decay: How much of a mean a batch leaves at least, in [0, 1).
+        temperature: Divides the cosines. Higher: gates closer to equal.
+        decay: How much of a mean a batch leaves at least, in [0, 1). Higher: means that follow new data more
+            slowly.
         seed: Seed of the choice of starting tokens.
 
     Raises:
         UserError: If `temperature` or `decay` is out of range.
     """
+
+    reference = "Ahrac, Hochwald and Geva 2026, arXiv 2605.12476"
 
     means: Tensor
     counts: Tensor

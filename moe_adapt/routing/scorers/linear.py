@@ -26,6 +26,8 @@ class LinearScorer(Scorer):
         num_experts: Number of experts, `E`.
     """
 
+    reference = "Shazeer et al. 2017, arXiv 1701.06538"
+
     rows = "weight"
 
     def __init__(self, in_features: int, num_experts: int) -> None:

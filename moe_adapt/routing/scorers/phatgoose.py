@@ -31,6 +31,8 @@ class PhatgooseScorer(Scorer):
         num_experts: Number of experts, `E`.
     """
 
+    reference = "PHATGOOSE, Muqeeth et al. 2024, arXiv 2402.05859"
+
     def __init__(self, in_features: int, num_experts: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_experts, in_features))

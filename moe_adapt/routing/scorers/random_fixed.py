@@ -42,6 +42,8 @@ class RandomFixedScorer(Scorer):
         seed: Another seed gives another assignment.
     """
 
+    reference = "no paper: a control without a learned router"
+
     def __init__(self, num_experts: int, seed: int = 0) -> None:
         super().__init__()
         self.num_experts = num_experts

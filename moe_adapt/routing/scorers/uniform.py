@@ -17,6 +17,8 @@ class UniformScorer(Scorer):
         num_experts: Number of experts, `E`.
     """
 
+    reference = "no paper: a control without a router"
+
     input_independent = True
 
     def __init__(self, num_experts: int) -> None:

@@ -30,7 +30,7 @@ class CondenserSelector(Selector):
     """Keeps the condensers and the best of the other experts.
 
     Args:
-        k: Experts per token, `K`.
+        k: Experts per token, `K`. Higher: more experts per token.
         budget: Whether condensers take places of the `k` or come on top.
         gate: Gate of a condenser: its probability, or one (the paper's earlier, ungated version).
         dedup: Whether the best are sought among the others only.
@@ -39,6 +39,8 @@ class CondenserSelector(Selector):
     Raises:
         UserError: If an option is out of range.
     """
+
+    reference = "condenser experts, arXiv 2604.23036"
 
     def __init__(
         self,

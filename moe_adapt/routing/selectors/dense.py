@@ -13,6 +13,8 @@ __all__ = ["DenseSelector"]
 class DenseSelector(Selector):
     """Keeps all experts; gates are `softmax(z)` and sum to one."""
 
+    reference = "no paper: the softmax mixture of experts"
+
     def forward(self, logits: Logits, ctx: RouteContext) -> RoutingDecision:
         """Return softmax gates, [N, E]."""
         gates = softmax(logits.weight)

@@ -26,9 +26,10 @@ class DynMoleSelector(Selector):
     """Chooses between top-p and dense routing by the entropy of the router.
 
     Args:
-        top_p: Mass that sparse tokens gather, in (0, 1].
+        top_p: Mass that sparse tokens gather, in (0, 1]. Higher: more experts for sparse tokens.
         keep_top_k: The least number of experts that a sparse token keeps.
         entropy_threshold: Normalised entropy above which a token uses all experts; above 1 switches that off.
+            Higher: fewer tokens use all experts.
         q: Order of the entropy; 1 is Shannon's.
         eps: Added to the probabilities in the entropy.
         inclusive: Whether the expert that crosses `top_p` is kept (the released code drops it).
@@ -38,6 +39,8 @@ class DynMoleSelector(Selector):
     Raises:
         UserError: If an option is out of range.
     """
+
+    reference = "DynMoLE, arXiv 2504.00661"
 
     def __init__(
         self,

@@ -22,12 +22,15 @@ class GrowingTopKSelector(TopKSelector):
 
     Args:
         k_min: Experts per token at the first step.
-        k_max: Experts per token at the last step.
+        k_max: Experts per token at the last step. Higher: more experts per token at the end of training and
+            at inference.
         k_eval: Experts per token at inference; None for `k_max`.
 
     Raises:
         UserError: If not `1 <= k_min <= k_max`, or `k_eval` is less than one.
     """
+
+    reference = "SMoE-Dropout, Chen et al. 2023, arXiv 2303.01610"
 
     def __init__(self, k_min: int = 2, k_max: int = 4, k_eval: int | None = None) -> None:
         super().__init__(max(k_max, k_eval or 0), renormalize=True)

@@ -32,13 +32,16 @@ class HardSoftSelector(TopKSelector):
     """Routes by label, then softly, and sparsely at inference.
 
     Args:
-        k: Experts kept per token at inference.
-        hard_until: Share of the optimizer steps that route by label, in [0, 1].
+        k: Experts kept per token at inference. Higher: closer to the soft training, less sparse.
+        hard_until: Share of the optimizer steps that route by label, in [0, 1]. Higher: experts that differ
+            more by domain, fewer steps for the router.
         renormalize: Whether the gates at inference sum to one.
 
     Raises:
         UserError: If an option is out of range.
     """
+
+    reference = "LoRA-Mixer, arXiv 2507.00029"
 
     def __init__(self, k: int = 3, hard_until: float = 0.5, renormalize: bool = True) -> None:
         super().__init__(k, renormalize)

@@ -25,12 +25,14 @@ class NullExpertsSelector(Selector):
     """Keeps the true experts among the `k` largest of `E + nulls` logits; none is legal.
 
     Args:
-        k: Experts picked per token, null ones included.
-        nulls: Number of null experts.
+        k: Experts picked per token, null ones included. Higher: more true experts per token.
+        nulls: Number of null experts. Higher: fewer true experts per token.
 
     Raises:
         UserError: If `k` or `nulls` is less than one.
     """
+
+    reference = "AdaMoE, Zeng et al. 2024, arXiv 2406.13233"
 
     unit_gate_for_one_expert = False
 

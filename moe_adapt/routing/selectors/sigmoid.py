@@ -12,6 +12,8 @@ __all__ = ["SigmoidSelector"]
 class SigmoidSelector(Selector):
     """Keeps all experts; gates lie between 0 and 1 and need not sum to one."""
 
+    reference = "PHATGOOSE's training of gates, Muqeeth et al. 2024, arXiv 2402.05859"
+
     unit_gate_for_one_expert = False
 
     def forward(self, logits: Logits, ctx: RouteContext) -> RoutingDecision:

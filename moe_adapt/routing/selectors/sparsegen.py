@@ -54,6 +54,8 @@ class SparsegenSelector(Selector):
         UserError: If `lam` is not below 1.
     """
 
+    reference = "LD-MoLE, arXiv 2509.25684; sparsegen, Laha et al. 2018, arXiv 1810.11975"
+
     def __init__(self, lam: float = 0.0) -> None:
         super().__init__()
         if not lam < 1:

@@ -12,6 +12,8 @@ __all__ = ["SumSelector"]
 class SumSelector(Selector):
     """Keeps all experts; every gate is 1, so that adding an expert changes no other's share."""
 
+    reference = "O-LoRA, Wang et al. 2023, arXiv 2310.14152"
+
     def forward(self, logits: Logits, ctx: RouteContext) -> RoutingDecision:
         """Return gates of ones, [N, E]."""
         gates = torch.ones_like(logits.weight)

@@ -38,13 +38,16 @@ class TopKSelector(Selector):
     """Keeps the `k` largest select logits per token; one of minus infinity is never kept.
 
     Args:
-        k: Experts kept per token, `K`. With one expert at a site, that one is kept.
+        k: Experts kept per token, `K`. With one expert at a site, that one is kept. Higher: more experts per
+            token, gates spread over more of them.
         renormalize: Whether the gates of the kept experts sum to one (a softmax over them); otherwise each
             keeps its probability among all experts.
 
     Raises:
         UserError: If `k` is less than one.
     """
+
+    reference = "Shazeer et al. 2017, arXiv 1701.06538"
 
     def __init__(self, k: int = 2, renormalize: bool = True) -> None:
         super().__init__()

@@ -52,14 +52,17 @@ class TopPSelector(Selector):
     """Keeps the most probable experts until their mass reaches `top_p`.
 
     Args:
-        top_p: Mass to gather, in (0, 1].
-        keep_top_k: The least number of experts to keep.
+        top_p: Mass to gather, in (0, 1]. Higher: more experts per token.
+        keep_top_k: The least number of experts to keep. Higher: more experts for tokens the router is sure
+            about.
         inclusive: Whether the expert that crosses `top_p` is kept, as in nucleus sampling.
         renormalize: Whether the gates of the kept experts sum to one.
 
     Raises:
         UserError: If an option is out of range.
     """
+
+    reference = "Huang et al. 2024, arXiv 2403.07652"
 
     def __init__(
         self, top_p: float = 0.75, keep_top_k: int = 1, inclusive: bool = True, renormalize: bool = True
