@@ -7,9 +7,16 @@ from pathlib import Path
 
 import lightning  # noqa: F401  so that its loggers exist
 import pytest
+from hypothesis import HealthCheck, settings
 
 from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS
 from tests.training.tiny import tiny_tokenizer
+
+#: The same examples on every machine, however slow it is.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

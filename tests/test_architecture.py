@@ -129,14 +129,9 @@ def test_foreign_imports(path):
         assert room(path) not in LIGHT or package not in HEAVY, f"{room(path)} needs nothing but torch"
 
 
-#: Circles that are being taken apart; nothing is added here.
-KNOWN_CIRCLES = {"moe_adapt": "moe_adapt/learners/publishing.py"}
-
-
 @pytest.mark.parametrize("root", [ROOT, ROOT.parent / "benchmarks"], ids=lambda root: root.name)
 def test_no_circle_of_imports(root):
-    known = KNOWN_CIRCLES.get(root.name)
-    assert [circle for circle in circles(import_graph(root)) if known not in circle] == []
+    assert circles(import_graph(root)) == []
 
 
 def test_circles_are_found(tmp_path):

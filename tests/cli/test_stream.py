@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ import yaml
 
 from moe_adapt.cli import main
 
-#: A learner and an encoder of the user's own; the learner can dawdle, so that there is time to kill it.
+#: A learner and an encoder of the user's own; the learner can stop in its third task and say so.
 CUSTOM = """
-import time
+import threading
 from moe_adapt.checks.toys import ToyEncoder, gaussian_stream
 from moe_adapt.learners import DarkReplay
 from moe_adapt.streams import TaskStream
@@ -29,17 +28,18 @@ class MyStream(TaskStream):
         self.__dict__.update(vars(gaussian_stream(tasks=tasks)))
 
 
-class Slow(DarkReplay):
-    def __init__(self, backbone: ToyEncoder, pause: float = 0.0, epochs: int = 2, lr: float = 0.05):
+class Stopping(DarkReplay):
+    def __init__(self, backbone: ToyEncoder, stops: bool = False, epochs: int = 2, lr: float = 0.05):
         super().__init__(backbone, epochs=epochs, lr=lr, capacity=10)
-        self.pause = pause
+        self.stops = stops
 
     def settings(self):
-        return super().settings() | {"pause": None}
+        return super().settings() | {"stops": None}
 
     def losses(self, batch):
-        if len(self.history) == 3:
-            time.sleep(self.pause)
+        if self.stops and len(self.history) == 3:
+            print("\\nin the third task", flush=True)
+            threading.Event().wait()
         return super().losses(batch)
 """
 
@@ -48,7 +48,7 @@ class Slow(DarkReplay):
 def words(tmp_path_factory) -> list[str]:
     module = tmp_path_factory.mktemp("custom") / "toy_stream_modules.py"
     module.write_text(CUSTOM)
-    classes = ["--backbone", "MyEncoder", "--stream", "MyStream", "--learner", "Slow"]
+    classes = ["--backbone", "MyEncoder", "--stream", "MyStream", "--learner", "Stopping"]
     return ["stream", "--custom_modules", str(module), *classes]
 
 
@@ -73,18 +73,12 @@ def test_killed_in_a_task_and_resumed_equals_an_uninterrupted_run(words, tmp_pat
     script = "import sys; from moe_adapt.cli import main; sys.exit(main(sys.argv[1:]))"
     cut = tmp_path / "cut"
     command = [sys.executable, "-c", script, *words, "--out", str(cut)]
-    quiet = {
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-        "env": os.environ | {"PYTHONPATH": "."},
-    }
-    run = subprocess.Popen([*command, "--learner.pause", "60"], **quiet)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    environment = os.environ | {"PYTHONPATH": "."}
+    run = subprocess.Popen([*command, "--learner.stops", "true"], env=environment, **options)
     try:
-        deadline = time.monotonic() + 120
-        while not _tasks_done(cut) >= 2 and time.monotonic() < deadline:
-            assert run.poll() is None
-            time.sleep(0.05)
-        time.sleep(0.3)
+        said = next((line for line in run.stdout if "in the third task" in line), None)
+        assert said is not None, "the run ended before its third task"
     finally:
         run.send_signal(signal.SIGKILL)
         run.wait()
@@ -126,7 +120,7 @@ def test_resuming_with_another_configuration(words, tmp_path, capsys, change, me
         (["--learner.epochs", "0"], "epochs must be at least 1"),
         (["--runner.eval_at", "never"], "eval_at"),
         (["--runner.eval_batch", "4"], "eval_batch"),
-        (["--learner", "Slwo"], "Did you mean 'Slow'"),
+        (["--learner", "Stoping"], "Did you mean 'Stopping'"),
         (["--resume"], "nothing to resume"),
         (["--config", "stream/txt"], "Did you mean 'stream/text'"),
     ],

@@ -22,7 +22,7 @@ def delta(a, b, expert):
 
 
 @given(before=st.integers(1, 6), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_dense_mixture_survives_any_duplication_and_union(before, data):
     chosen = data.draw(st.lists(st.integers(0, before - 1), max_size=4))
     logits = torch.randn(4, before, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -70,7 +70,7 @@ def test_damaged_folders_end_in_clear_errors(make, tmp_path):
     config, weights = json.loads((folder / LEARNER_FILE).read_text()), (folder / TENSORS_FILE).read_bytes()
     outcomes = {(forged, opened): 0 for forged in (False, True) for opened in (False, True)}
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=60)
     @given(damages(config, weights, VALUES), st.booleans())
     def attempt(damage, forged):
         text, content = damage

@@ -98,7 +98,7 @@ def test_a_thousand_damaged_folders_end_in_clear_errors(adapter, tmp_path):
     _, config, weights = adapter
     outcomes = {"loaded": 0, "refused": 0}
 
-    @settings(max_examples=1000, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=1000)
     @given(damages(config, weights))
     def attempt(damage):
         (tmp_path / CONFIG).write_text(damage[0], encoding="utf-8", errors="replace")

@@ -20,7 +20,7 @@ def run(base, x, a, b, gates, scale, impl, **options):
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     tokens=st.integers(0, 6),
     width=st.integers(1, 7),

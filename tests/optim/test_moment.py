@@ -20,7 +20,7 @@ def moment_of(*tasks, splits=(), **options):
     return moment
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 400), max_size=4).map(sorted), st.integers(0, 5))
 def test_any_split_and_order_gives_the_same_moment(splits, seed):
     rows = task_inputs(0)

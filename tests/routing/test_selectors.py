@@ -79,7 +79,7 @@ def test_dynmole_equals_a_literal_loop():
     torch.testing.assert_close(decision.gates, literal_dynmole(logits.softmax(-1), selector))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(low=st.floats(0.1, 0.9), step=st.floats(0.0, 0.5), seed=st.integers(0, 99))
 def test_experts_per_token_grow_with_top_p_and_fall_with_the_threshold(low, step, seed):
     logits = 2 * torch.randn(40, 6, generator=torch.Generator().manual_seed(seed))

@@ -30,7 +30,7 @@ def quadratic_programme(u, lam):
     return best
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lam=st.floats(-3, 0.9), scale=st.floats(0.01, 5), experts=st.integers(1, 5), seed=st.integers(0, 999))
 def test_equals_the_quadratic_programme(lam, scale, experts, seed):
     generator = torch.Generator().manual_seed(seed)

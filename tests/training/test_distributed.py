@@ -69,7 +69,7 @@ def test_gradients_of_two_processes_are_the_mean_of_theirs(tmp_path):
         for command in commands
     ]
     for process in processes:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate()
         assert process.returncode == 0, err
         assert out.strip().endswith("equal")
 
@@ -81,7 +81,7 @@ def fit(folder, name, *flags):
     words += ["--model.tuner.dropout=0", "--model.tuner.target_modules=ffn", "--data=TextClassificationData"]
     words += [f"--data.train={folder / 'train.jsonl'}", f"--data.validation={folder / 'validation.jsonl'}"]
     words += ["--trainer.accelerator=cpu", "--trainer.max_epochs=2", f"--out={folder / name}", *flags]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=280, cwd=folder)
+    result = subprocess.run(words, capture_output=True, text=True, cwd=folder)
     assert result.returncode == 0, result.stderr
     with (folder / name / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

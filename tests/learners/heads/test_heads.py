@@ -61,7 +61,7 @@ def test_every_registered_head_is_tested():
 
 
 @pytest.mark.parametrize("name", EXACT)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 1000), cuts=st.lists(st.integers(0, 60), max_size=4))
 def test_batches_and_order_do_not_matter(name, seed, cuts):
     features, labels = data()
@@ -179,7 +179,7 @@ def test_slda_covariance_is_that_of_the_data():
     torch.testing.assert_close(head.covariance, centred.T @ centred / 60, rtol=1e-10, atol=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 100), cuts=st.lists(st.integers(0, 40), max_size=3))
 def test_streaming_slda_equals_the_loop_over_samples(seed, cuts):
     features, labels = data(samples=40)
