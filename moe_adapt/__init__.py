@@ -8,12 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch as torch
 
+from moe_adapt import renamed
 from moe_adapt.errors import UserError
 
 try:
     __version__ = version("moe-adapt")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
+
+renamed.install()
 
 __all__ = ["UserError", "__version__", "register"]
 

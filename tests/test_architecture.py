@@ -24,7 +24,7 @@ MODULES = sorted(
     if not found.name.startswith("moe_adapt.configs")
 )
 
-GROUND = {"errors", "manifest", "processes", "registry", "signatures"}
+GROUND = {"errors", "files", "manifest", "processes", "reading", "registry", "signatures"}
 ROUTING = {"kernels", "experts", "routing", *GROUND}
 TUNER = {"__init__", "evaluation", "presets", "tuner", *ROUTING}
 HUB = {"backbones", "data", "optim", "streams", "hub", *TUNER}
@@ -33,8 +33,10 @@ RUNS = {"training", "drift", *TRAINING}
 #: What a room may import of this package, beside itself.
 MAY_IMPORT = {
     "errors": set(),
+    "renamed": set(),
+    "files": {"errors"},
     "kernels": {"errors"},
-    "__init__": {"errors"},
+    "__init__": {"errors", "renamed"},
     "registry": {"errors"},
     "manifest": set(),
     "processes": set(),
@@ -66,9 +68,11 @@ LIGHT = {
     "kernels",
     "manifest",
     "presets",
+    "files",
     "processes",
     "registry",
     "signatures",
+    "renamed",
     "evaluation",
     "experts",
     "routing",

@@ -2,6 +2,14 @@
 
 from moe_adapt.optim.base import ROUTER_UPDATES, RouterUpdate, UpdateHook, UpdateTransform
 from moe_adapt.optim.freezing import ExpertUsage, FreezeExperts
+from moe_adapt.optim.groups import (
+    Schedule,
+    check_coverage,
+    learning_rate_factor,
+    momentum_sgd,
+    parameter_groups,
+    with_schedule,
+)
 from moe_adapt.optim.guard import GuardUpdate
 from moe_adapt.optim.moment import InputMoment
 from moe_adapt.optim.preconditioner import DownPreconditioner, ExpertDownPreconditioner, UpPreconditioner
@@ -33,6 +41,7 @@ __all__ = [
     "RelevantUpdate",
     "RouterUpdate",
     "RowSample",
+    "Schedule",
     "SoftUpdate",
     "SpectralFilter",
     "Spectrum",
@@ -41,4 +50,9 @@ __all__ = [
     "UpPreconditioner",
     "UpdateHook",
     "UpdateTransform",
+    "check_coverage",
+    "learning_rate_factor",
+    "momentum_sgd",
+    "parameter_groups",
+    "with_schedule",
 ]
