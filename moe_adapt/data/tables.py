@@ -3,21 +3,27 @@
 A source is one string (or a list of rows):
 
 * ``data/train.jsonl``: ``.json``, ``.jsonl``, ``.csv``, ``.tsv``, ``.parquet`` or ``.txt``, also compressed
-  (``.csv.gz``); a text file is one row, the whole document in the column ``text``;
-* ``data/saved`` or ``data/saved@test``: a folder written by ``Dataset.save_to_disk``, or holding data files;
+  (``.csv.gz``); a text file is one row, the whole document in the column ``text``. `moe_adapt.data.readers`
+  says how each is read: cells stay as they are written;
+* ``data/saved`` or ``data/saved@test``: a folder written by ``Dataset.save_to_disk``, or of such files; a
+  file belongs to a split if its name or folder has the word (train, validation or dev, test);
 * ``ag_news``, ``glue:sst2@train[:10%]``: name, configuration and split of a data set on the Hub.
 
 Without ``@split`` the split is the one asked for (train, validation or test).
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
+from moe_adapt.data.readers import READERS, read_rows, reader_suffix
+from moe_adapt.data.table import Table
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.reading import foreign
 
 __all__ = [
     "SourceOption",
@@ -30,22 +36,21 @@ __all__ = [
 ]
 
 #: A file, folder or name on the Hub (see the module's text), rows in memory, or a data set.
-TableSource: TypeAlias = str | list[dict[str, Any]] | Dataset
+TableSource: TypeAlias = str | list[dict[str, Any]] | Table | Dataset
 
 #: A source as an option: a string, rows, or an object (a `Dataset`, say). Objects are Any because
 #: jsonargparse takes a path for the configuration file of a class that it sees here, and reads the rows into
 #: the configuration.
 SourceOption: TypeAlias = str | list[dict[str, Any]] | Any
 
-_READERS = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
+#: Files beside the data that describe it.
+_NO_DATA = {"dataset_info.json", "dataset_infos.json", "requirements.txt", "LICENSE.txt", "README.txt"}
+#: Split -> the words by which a file of a folder is known to belong to it.
+_WORDS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing", "eval", "evaluation"},
 }
-_COMPRESSIONS = {".gz", ".bz2", ".xz", ".zip", ".zst"}
 
 
 def describe(source: TableSource) -> str:
@@ -53,7 +58,9 @@ def describe(source: TableSource) -> str:
     return repr(source) if isinstance(source, str) else "the rows given in memory"
 
 
-def load_table(source: TableSource, split: str = "train", column_names: list[str] | None = None) -> Dataset:
+def load_table(
+    source: TableSource, split: str = "train", column_names: list[str] | None = None
+) -> Table | Dataset:
     """Return a source as a table with at least one row.
 
     Args:
@@ -71,20 +78,20 @@ def load_table(source: TableSource, split: str = "train", column_names: list[str
     if isinstance(source, str):
         table = _load_named(source, split, column_names)
     else:
-        table = source if isinstance(source, Dataset) else Dataset.from_list(source)
+        table = source if isinstance(source, Table | Dataset) else Table.from_rows(source)
     if len(table) == 0:
         raise UserError(f"the {split} split from {describe(source)} is empty: give it at least one row.")
     return table
 
 
-def _load_named(source: str, split: str, column_names: list[str] | None) -> Dataset:
+def _load_named(source: str, split: str, column_names: list[str] | None) -> Table | Dataset:
     name, at, asked = source.rpartition("@")
-    if Path(source).expanduser().exists() or not at:
+    if Path(source).expanduser().exists() or not at or "/" in asked:
         name, asked = source, ""
     path = Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, asked or split)
-    if path.is_file() or _reader_suffix(path) in _READERS or name.startswith((".", "/", "~")):
+    if path.is_file() or reader_suffix(path) in READERS or name.startswith((".", "/", "~")):
         return _load_file(path, column_names)
     hub_name, _, configuration = name.partition(":")
     try:
@@ -101,9 +108,10 @@ def is_saved_table(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
-def _load_folder(path: Path, split: str) -> Dataset:
+def _load_folder(path: Path, split: str) -> Table | Dataset:
     if is_saved_table(path):
-        table = load_from_disk(str(path))
+        with foreign(path, "a saved data set"):
+            table = load_from_disk(str(path.absolute()))
         if not isinstance(table, DatasetDict):
             return table
         if split not in table:
@@ -111,54 +119,68 @@ def _load_folder(path: Path, split: str) -> Dataset:
                 f"{path} has no split {split!r}: it has {', '.join(table)}; choose with {path}@SPLIT."
             )
         return table[split]
-    try:
-        return load_dataset(str(path), split=split)
-    except (DatasetsError, OSError, ValueError) as error:
+    files = _files_of(path, split)
+    if not files:
         raise UserError(
-            f"the folder {path} is no saved data set and has no data files of a split {split!r}: "
-            f"{_first_line(error)}"
-        ) from error
+            f"the folder {path} is no saved data set and has no data files of a split {split!r}: expected "
+            f"files such as {split}.jsonl ({', '.join(READERS)})."
+        )
+    parts = [read_rows(file) for file in files]
+    if len(parts) == 1:
+        return parts[0]
+    for file, part in zip(files, parts, strict=True):
+        if set(part.column_names) != set(parts[0].column_names):
+            raise UserError(
+                f"{file} has the columns {', '.join(part.column_names)}, but {files[0]} has "
+                f"{', '.join(parts[0].column_names)}: files of one split have the same columns."
+            )
+    if all(isinstance(part, Dataset) for part in parts):
+        return concatenate_datasets(parts)
+    return Table({name: [v for part in parts for v in part[name]] for name in parts[0].column_names})
 
 
-def _reader_suffix(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSIONS]
-    return suffixes[-1] if suffixes else ""
+def _files_of(folder: Path, split: str) -> list[Path]:
+    """Return the data files of a split; all files are of train if none names a split."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.rglob("*")):
+        inner = file.relative_to(folder)
+        hidden = any(part.startswith((".", "_")) for part in inner.parts)
+        if hidden or not file.is_file() or reader_suffix(file) not in READERS or file.name in _NO_DATA:
+            continue
+        found.setdefault(_split_of(inner), []).append(file)
+    if not found.keys() - {""} and split == "train":
+        return found.get("", [])
+    return found.get(split, [])
 
 
-def _load_file(path: Path, column_names: list[str] | None) -> Dataset:
+def _split_of(path: Path) -> str:
+    """Return the split that a file's name, or else the nearest folder's, has the word of; "" for none.
+
+    >>> _split_of(Path("dev/part-1.jsonl")), _split_of(Path("test/rows.train.csv")), _split_of(Path("a.csv"))
+    ('validation', 'train', '')
+    """
+    for part in reversed(path.parts):
+        words = set(re.split(r"[^a-z]+", part.lower()))
+        for name, marks in _WORDS.items():
+            if words & marks:
+                return name
+    return ""
+
+
+def _load_file(path: Path, column_names: list[str] | None) -> Table | Dataset:
     if not path.is_file():
         near = did_you_mean(
             path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         )
         raise UserError(f"there is no file {path}.{near}")
-    suffix = _reader_suffix(path)
-    if suffix not in _READERS:
-        raise UserError(
-            f"{path} has the unknown extension {suffix!r}: expected one of {', '.join(_READERS)}."
-        )
-    if path.stat().st_size == 0:
-        raise UserError(f"the file {path} is empty.")
-    options: dict[str, Any] = {}
-    if _READERS[suffix] == "csv":
-        # a text "NA" or "null" is a text, not a missing value
-        options = {"sep": "\t" if suffix == ".tsv" else ",", "keep_default_na": False}
-        if column_names is not None:
-            options |= {"names": column_names, "header": None}
-    elif _READERS[suffix] == "text":
-        options = {"sample_by": "document"}
-    try:
-        return load_dataset(_READERS[suffix], data_files=str(path), split="train", **options)
-    except (DatasetsError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as {suffix[1:]}: {_first_line(error.__cause__ or error)}"
-        ) from error
+    return read_rows(path, column_names)
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."
 
 
-def require_columns(table: Dataset, columns: Iterable[str], source: TableSource) -> None:
+def require_columns(table: Table | Dataset, columns: Iterable[str], source: TableSource) -> None:
     """Check that a table has all `columns`.
 
     Raises:
@@ -172,7 +194,7 @@ def require_columns(table: Dataset, columns: Iterable[str], source: TableSource)
             )
 
 
-def texts_of(table: Dataset, column: str, source: TableSource) -> list[str]:
+def texts_of(table: Table | Dataset, column: str, source: TableSource) -> list[str]:
     """Return a column of texts.
 
     Raises:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from moe_adapt.data.labels import encode_labels, infer_class_names
+from moe_adapt.data.labels import label_column as labels_of
+from moe_adapt.data.labels import number_labels
 from moe_adapt.data.tables import SourceOption, load_table, texts_of
 from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.streams.base import Scenario, TaskStream
@@ -58,7 +59,7 @@ class TextStream(TaskStream):
         train_per_class: Train on so many texts of each class; None takes all.
         test_per_class: Test on so many texts of each class; None takes all.
         text_column: Column of the text.
-        label_column: Column of the label: texts, or numbers from 0.
+        label_column: Column of the label: texts or whole numbers (`moe_adapt.data.labels`).
         max_length: Most tokens per text; what is longer is cut.
         seed: Decides which texts are held out, chosen or spread.
 
@@ -90,8 +91,8 @@ class TextStream(TaskStream):
         def opened(source: Any, split: str) -> Opened:
             table = load_table(source, split)
             texts = texts_of(table, text_column, source)
-            names = infer_class_names(table, label_column, source)
-            return Opened(texts, encode_labels(table, label_column, names, source), names)
+            labels, names = number_labels(labels_of(table, label_column, source))
+            return Opened(texts, labels, names)
 
         rows, testing = read_splits(
             train, test, opened, classes, test_fraction, train_per_class, test_per_class, seed

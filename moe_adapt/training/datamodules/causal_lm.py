@@ -70,6 +70,8 @@ def right_choice(answer: Any, choices: list[str], number: int) -> int:
     """
     if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
+    if isinstance(answer, str) and answer.isascii() and answer.isdigit():
+        answer = int(answer)  # a cell of a CSV file is a text
     if isinstance(answer, int) and 0 <= answer < len(choices):
         return answer
     expected = f"an index from 0 to {len(choices) - 1}, or one of {choices!r}"

@@ -6,6 +6,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from moe_adapt.data.labels import column_of
+from moe_adapt.data.table import Table
 from moe_adapt.data.tables import TableSource, describe, require_columns
 from moe_adapt.errors import UserError, did_you_mean
 
@@ -26,7 +28,7 @@ class DomainColumn:
         self.column = column
         self.names: list[str] = []
 
-    def read(self, table: Dataset, source: TableSource) -> list[int | None]:
+    def read(self, table: Table | Dataset, source: TableSource) -> list[int | None]:
         """Return the number of each row's domain; None for every row if there is no column.
 
         Raises:
@@ -35,7 +37,7 @@ class DomainColumn:
         if self.column is None:
             return [None] * len(table)
         require_columns(table, [self.column], source)
-        values = [str(value) for value in table[self.column]]
+        values = column_of(table[self.column], f"{describe(source)} (column {self.column!r})").texts
         if not self.names:
             self.names = sorted(set(values))
         numbers = {name: number for number, name in enumerate(self.names)}

@@ -48,23 +48,25 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
 
     Args:
         rows: All rows.
-        fraction: The share in (0, 1); at least one row is taken.
+        fraction: The share in (0, 1); at least one row is taken, and every class keeps one.
         seed: Fixes the choice.
 
     Raises:
         UserError: If no row would be left.
     """
-    count = max(1, round(fraction * len(rows)))
-    if count >= len(rows):
+    spare = len(rows) - len(np.unique(rows.strata))
+    count = min(max(1, round(fraction * len(rows))), spare)
+    if count < 1:
         raise UserError(
-            f"{len(rows)} training rows are too few to hold out {count} for validation: "
-            "give validation rows, or set validation_fraction to 0."
+            f"{len(rows)} training rows are too few to hold out one for validation, for no class "
+            "would have a "
+            "row left: give validation rows, or set validation_fraction to 0."
         )
-    held_out = stratified_rows(rows.strata, count, seed)
+    held_out = stratified_rows(rows.strata, count, seed, keep=1)
     return rows.subset(np.setdiff1d(np.arange(len(rows)), held_out)), rows.subset(held_out)
 
 
-def stratified_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+def stratified_rows(labels: np.ndarray, count: int, seed: int, keep: int = 0) -> np.ndarray:
     """Choose `count` rows so that every class keeps its share, up to rounding.
 
     The classes' shares are rounded by largest remainder, ties by chance.
@@ -73,6 +75,7 @@ def stratified_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
         labels: Class number of every row, [rows].
         count: How many rows to choose; all if there are fewer.
         seed: Fixes the choice.
+        keep: How many rows of every class must not be chosen.
 
     Returns:
         Row numbers in ascending order, [min(count, rows)].
@@ -84,10 +87,12 @@ def stratified_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)
     sizes = np.bincount(labels)
+    most = np.maximum(sizes - keep, 0)
     shares = sizes * (count / len(labels))
-    quotas = np.floor(shares).astype(int)
-    missing = count - quotas.sum()
+    quotas = np.minimum(np.floor(shares).astype(int), most)
     by_remainder = np.lexsort((rng.random(len(sizes)), quotas - shares))
-    quotas[by_remainder[:missing]] += 1
+    while (missing := count - quotas.sum()) > 0 and (quotas < most).any():
+        open_classes = by_remainder[(quotas < most)[by_remainder]]
+        quotas[open_classes[:missing]] += 1
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:quota] for c, quota in enumerate(quotas)]
     return np.sort(np.concatenate(chosen))

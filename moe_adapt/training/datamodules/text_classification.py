@@ -1,9 +1,10 @@
 """Texts with one label each: a table to padded batches of tokens."""
 
 import torch
-from datasets import ClassLabel
+from datasets import ClassLabel, Dataset
 
-from moe_adapt.data.labels import encode_labels, infer_class_names
+from moe_adapt.data.labels import LabelTable, label_column
+from moe_adapt.data.table import Table
 from moe_adapt.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
 from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.errors import UserError
@@ -27,7 +28,7 @@ class TextClassificationData(SeededDataModule):
         test: The test rows, also used for predictions.
         text_column: Column of the text.
         text_pair_column: Column of a second text, for tasks on pairs of texts.
-        label_column: Column of the label: texts, or numbers from 0.
+        label_column: Column of the label: texts or whole numbers (`moe_adapt.data.labels`).
         domain_column: Column of the domain (task) of a text, whose number in ``domain_ids`` [B] is for
             routers that are trained by label.
         class_names: Names of the classes in the order of their numbers; None takes them from the training
@@ -76,7 +77,9 @@ class TextClassificationData(SeededDataModule):
         self.domains = DomainColumn(domain_column)
         self.column_names = column_names
         self.max_length = max_length
-        self.class_names: list[str] = list(class_names or [])
+        self.class_names: list[str] = list(map(str, class_names or []))
+        self._labels: LabelTable | None = None
+        self._tables: dict[str, Table | Dataset] = {}
         self.tokenizer = load_tokenizer(tokenizer, max_length)
 
     @property
@@ -84,17 +87,41 @@ class TextClassificationData(SeededDataModule):
         """Number of classes; known after `setup`."""
         return len(self.class_names)
 
-    def read(self, source: TableSource, split: str) -> Rows:
-        """Return rows of (texts, class number); the training rows come first and name the classes."""
-        table = load_table(source, split, self.column_names)
-        require_columns(table, [*self.text_columns, self.label_column], source)
-        if not self.class_names:
-            if split != "train" and not isinstance(table.features[self.label_column], ClassLabel):
+    def setup(self, stage: str | None = None) -> None:
+        """Read the rows; the labels of all splits make one table before any of them is numbered.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict`` (which takes the test rows).
+
+        Raises:
+            UserError: If there are no rows for that stage, or a source is not as it should be.
+        """
+        given = {split: source for split, source in self.sources.items() if source is not None}
+        if self._labels is None and given:
+            self._tables = {split: self._table(source, split) for split, source in given.items()}
+            columns = [
+                label_column(table, self.label_column, given[split]) for split, table in self._tables.items()
+            ]
+            first = next(iter(self._tables.values()))
+            declared = isinstance(first.features.get(self.label_column), ClassLabel)
+            if not (self.class_names or declared or "train" in given):
                 raise UserError(
                     "the classes are unknown without training rows: set `class_names` or `train`."
                 )
-            self.class_names = infer_class_names(table, self.label_column, source)
-        labels = encode_labels(table, self.label_column, self.class_names, source)
+            self._labels = LabelTable(columns, self.class_names)
+            self.class_names = self._labels.names
+        super().setup(stage)
+
+    def _table(self, source: TableSource, split: str) -> Table | Dataset:
+        table = load_table(source, split, self.column_names)
+        require_columns(table, [*self.text_columns, self.label_column], source)
+        return table
+
+    def read(self, source: TableSource, split: str) -> Rows:
+        """Return rows of (texts, class number)."""
+        assert self._labels is not None
+        table = self._tables.pop(split)
+        labels = self._labels.encode(label_column(table, self.label_column, source))
         domains = self.domains.read(table, source)
         texts = list(zip(*(texts_of(table, column, source) for column in self.text_columns), strict=True))
         lengths = [sum(map(len, row)) for row in texts]

@@ -105,7 +105,12 @@ def test_pack_loses_nothing_but_a_lone_token():
     assert [b.input_ids for b in pack([[5, 6], [7, 8, 9]], 3, end=2)] == [[5, 6, 2], [7, 8, 9]]
 
 
-@pytest.mark.parametrize("answer", [3, -1, "maybe", "1", None, 0.0])
+def test_answers_in_a_csv_file_are_numbers_unless_they_are_choices():
+    assert right_choice("1", ["no", "yes"], 0) == 1
+    assert right_choice("1", ["1", "0"], 0) == 0
+
+
+@pytest.mark.parametrize("answer", [3, -1, "maybe", "2", "-1", None, 0.0])
 def test_wrong_answers_name_the_row(answer):
     with pytest.raises(UserError, match=r"row 5 has the answer .*: expected an index from 0 to 1, or one of"):
         right_choice(answer, ["no", "yes"], 5)

@@ -31,6 +31,15 @@ def test_hold_out_parts_the_rows():
     assert [held.items[i] == f"row {held.lengths[i]}" for i in range(4)] == [True] * 4
 
 
-def test_too_few_rows_to_hold_out():
-    with pytest.raises(UserError, match="1 training rows are too few to hold out 1"):
-        hold_out(Rows([0], np.zeros(1, dtype=int)), 0.1, seed=0)
+@pytest.mark.parametrize("strata", [[0], [0, 1, 2]])
+def test_too_few_rows_to_hold_out(strata):
+    with pytest.raises(UserError, match="training rows are too few to hold out one"):
+        hold_out(Rows(strata, np.array(strata)), 0.1, seed=0)
+
+
+@pytest.mark.parametrize("strata", [[0, 1, 1], [0] * 30 + [1] + [2] * 2, [0, 1, 2, 3, 4, 4]])
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_no_class_loses_its_last_row(strata, fraction):
+    rest, held = hold_out(Rows(list(range(len(strata))), np.array(strata)), fraction, seed=1)
+    assert set(rest.strata) == set(strata)
+    assert sorted([*rest.items, *held.items]) == list(range(len(strata)))

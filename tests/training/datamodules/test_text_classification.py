@@ -68,7 +68,10 @@ def test_group_by_length_saves_padding(tokenizer):
 
 def test_pairs(tokenizer):
     data = fitted(
-        tokenizer, train=[{"a": "p", "b": "q", "label": 0}] * 10, text_column="a", text_pair_column="b"
+        tokenizer,
+        train=[{"a": "p", "b": "q", "label": i % 2} for i in range(10)],
+        text_column="a",
+        text_pair_column="b",
     )
     row = next(iter(data.train_dataloader()))["input_ids"][0]
     assert data.tokenizer.decode(row) == "<s>p</s>q"
