@@ -1,8 +1,8 @@
 """Modules that moved: an import under the old name gives the same module, with a DeprecationWarning.
 
 Run folders, adapters' cards and users' code name modules of earlier releases, such as
-``moe_adapt.training.data.TextClassificationData``. A finder maps each old name to the module that it became, so
-that there is one copy of every class under either name.
+``moe_adapt.training.data.TextClassificationData``. A finder maps each old name to the module that it became,
+so that there is one copy of every class under either name.
 """
 
 import importlib
@@ -46,6 +46,8 @@ MOVED = {
     "tuner.pool": "tuner.edit",
     "tuner.pool_operation": "tuner.edit_operation",
     "hub.low_rank": "hub.mixture",
+    "hub.learner_parts": "learners.parts",
+    "learners.publishing": "hub.publishable",
     "training.data": "training.datamodules",
     "training.manifest": "manifest",
     "updates": "optim",
