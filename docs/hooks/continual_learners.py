@@ -14,7 +14,7 @@ from docstrings import (
     option_names,
     options_table,
 )
-from page import LANGUAGE_MODEL, MethodPage, configuration, evidence, linked_papers, shell
+from page import LANGUAGE_MODEL, MethodPage, configuration, evidence, linked_papers, module_file, shell
 
 from moe_adapt.checks import ToyEncoder
 from moe_adapt.learners import LEARNERS, Learner
@@ -24,7 +24,7 @@ from moe_adapt.runs.config_names import first_line, packaged_configs
 __all__ = ["HEADS", "LEAD", "continual_learners"]
 
 HEADS = ("configurations", "keeps samples", "paper")
-LEAD = "A `learner` of `moe-adapt stream`; [how streams run](../streams.md)."
+LEAD = "A `learner` of `moe-adapt stream`; [how streams run](streams.md)."
 #: Options that say how many samples a learner keeps.
 KEEPING = {"capacity", "per_task"}
 
@@ -89,6 +89,7 @@ def continual_learners() -> Iterator[MethodPage]:
         facts = (
             ", ".join(f"`{config}`" for config in configs),
             "yes" if KEEPING & set(option_names(cls)) else "no",
-            linked_papers(" ".join(described)),
+            linked_papers(" ".join([LEARNERS.reference(registered), *described])),
         )
-        yield MethodPage("learner", cls.__name__, summary, facts, (*parts, *evidence("learner", names)))
+        parts += evidence("learner", names)
+        yield MethodPage("learner", cls.__name__, summary, facts, tuple(parts), module_file(cls))

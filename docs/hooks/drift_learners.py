@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from committed import drift_results
 from docstrings import first_sentence, module_text, options_table
-from page import MethodPage, evidence, linked_papers, shell
+from page import MethodPage, evidence, linked_papers, module_file, shell
 
 from moe_adapt.drift.comparison.baselines import BASELINES
 from moe_adapt.drift.comparison.methods import METHODS
@@ -14,7 +14,7 @@ from moe_adapt.drift.streams import synthetic_stream
 __all__ = ["HEADS", "LEAD", "drift_learners"]
 
 HEADS = ("paper",)
-LEAD = "A `method` in a recipe of `moe-adapt drift`, beside River's own learners; [how](../drift.md)."
+LEAD = "A `method` in a recipe of `moe-adapt drift`, beside River's own learners; [how](drift.md)."
 
 USE = """```yaml
 # {name}_recipe.yaml
@@ -58,4 +58,6 @@ def drift_learners() -> Iterator[MethodPage]:
             *(["## Committed results", *results] if results else []),
         )
         summary = first_sentence(inspect.getdoc(cls) or "").rstrip(".")
-        yield MethodPage("drift", cls.__name__, summary, (linked_papers(module_text(cls)),), parts)
+        yield MethodPage(
+            "drift", cls.__name__, summary, (linked_papers(module_text(cls)),), parts, module_file(cls)
+        )

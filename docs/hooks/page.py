@@ -9,7 +9,16 @@ from docstrings import link_papers, module_text, options_table, papers
 
 from moe_adapt.runs.config_names import packaged_configs
 
-__all__ = ["LANGUAGE_MODEL", "MethodPage", "configuration", "evidence", "linked_papers", "part", "shell"]
+__all__ = [
+    "LANGUAGE_MODEL",
+    "MethodPage",
+    "configuration",
+    "evidence",
+    "linked_papers",
+    "module_file",
+    "part",
+    "shell",
+]
 
 LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -27,6 +36,7 @@ class MethodPage:
         summary: What it is, in one line.
         facts: Cells of its row in the table of methods, after name and summary.
         parts: What follows title and summary, in Markdown.
+        source: Its file in the repository: the configuration, or the module of its class.
     """
 
     kind: str
@@ -34,6 +44,7 @@ class MethodPage:
     summary: str
     facts: tuple[str, ...]
     parts: tuple[str, ...]
+    source: str
 
     @property
     def path(self) -> str:
@@ -55,6 +66,11 @@ def shell(*lines: str) -> str:
 def configuration(name: str) -> str:
     """Return a packaged configuration in a code block."""
     return f"```yaml\n{packaged_configs()[name].read_text(encoding='utf-8').rstrip()}\n```"
+
+
+def module_file(cls: type) -> str:
+    """Return the file of a class, relative to the repository."""
+    return cls.__module__.replace(".", "/") + ".py"
 
 
 def linked_papers(text: str) -> str:

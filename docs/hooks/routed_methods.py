@@ -13,7 +13,7 @@ __all__ = ["HEADS", "LEAD", "routed_methods"]
 
 HEADS = ("experts × rank", "scorer", "selector", "auxiliary losses", "paper")
 LEAD = """A preset of `RoutedLoraConfig(method=...)` and a configuration `routed_lora/NAME`. Their parts, one
-by one, and how to combine them: [Parts of a router](../routing.md)."""
+by one, and how to combine them: [Parts of a router](routing.md)."""
 
 PYTHON = """Text and image classifiers take another `task/` ([configurations](../../configuration.md)). In
 Python ([how to train it](../../python_api.md)):
@@ -71,4 +71,4 @@ def routed_methods() -> Iterator[MethodPage]:
         use = ["## Use it", command, PYTHON.format(name=name), configuration(config)]
         parts = [*use, "## How it works", PIPELINE, *_parts(preset), *evidence("routed", {name})]
         facts = (*_facts(preset), linked_papers(summary))
-        yield MethodPage("routed", name, summary, facts, tuple(parts))
+        yield MethodPage("routed", name, summary, facts, tuple(parts), f"configs/{config}.yaml")

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterator
 
 from docstrings import class_text, first_sentence, module_text, options_table
-from page import LANGUAGE_MODEL, MethodPage, evidence, linked_papers, shell
+from page import LANGUAGE_MODEL, MethodPage, evidence, linked_papers, module_file, shell
 
 from moe_adapt.optim import ROUTER_UPDATES
 
@@ -12,7 +12,7 @@ __all__ = ["HEADS", "LEAD", "update_rules"]
 
 HEADS = ("paper",)
 LEAD = """What of an update of the routers is let through: the option `router_update` of
-[SAME](learner/SAME.md). [The idea, with a picture](../concepts/updates.md)."""
+[SAME](#continual-learners). [The idea, with a picture](concepts/updates.md)."""
 
 USE = """```yaml
 learner:
@@ -46,4 +46,6 @@ def update_rules() -> Iterator[MethodPage]:
             *evidence("rule", {name}),
         )
         summary = first_sentence(inspect.getdoc(cls) or "").rstrip(".")
-        yield MethodPage("rule", name, summary, (linked_papers(module_text(cls)),), parts)
+        yield MethodPage(
+            "rule", name, summary, (linked_papers(ROUTER_UPDATES.reference(name)),), parts, module_file(cls)
+        )

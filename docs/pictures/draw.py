@@ -1,7 +1,4 @@
-"""The pictures of the concept pages. The site draws them when it is built.
-
-The one that the README shows is committed, too: python docs/pictures/draw.py writes it anew.
-"""
+"""The pictures of the README and of the concept pages: python docs/pictures/draw.py writes them anew."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,5 +30,4 @@ def drawn() -> dict[str, str]:
 
 if __name__ == "__main__":
     for name, svg in drawn().items():
-        if name.startswith("overview"):
-            (IMAGES / name).write_text(svg, encoding="utf-8")
+        (IMAGES / name).write_text(svg, encoding="utf-8")
