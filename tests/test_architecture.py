@@ -26,7 +26,7 @@ MODULES = sorted(
 
 GROUND = {"errors", "files", "manifest", "processes", "reading", "registry", "signatures"}
 ROUTING = {"kernels", "experts", "routing", *GROUND}
-TUNER = {"__init__", "evaluation", "presets", "tuner", *ROUTING}
+TUNER = {"__init__", "evaluation", "tuner", *ROUTING}
 HUB = {"backbones", "data", "optim", "streams", "hub", *TUNER}
 TRAINING = {"learners", *HUB}
 RUNS = {"training", "drift", *TRAINING}
@@ -42,12 +42,11 @@ MAY_IMPORT = {
     "manifest": set(),
     "processes": set(),
     "signatures": set(),
-    "presets": set(),
     "evaluation": GROUND,
     "optim": GROUND,
     "experts": {"kernels", *GROUND},
     "routing": {"kernels", "experts", *GROUND},
-    "tuner": {"evaluation", "presets", *ROUTING},
+    "tuner": {"evaluation", *ROUTING},
     "data": GROUND,
     "backbones": {"data", *TUNER},
     "streams": {"data", *GROUND},
@@ -68,7 +67,6 @@ LIGHT = {
     "errors",
     "kernels",
     "manifest",
-    "presets",
     "files",
     "processes",
     "reading",

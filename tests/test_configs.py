@@ -12,12 +12,15 @@ import pytest
 import yaml
 
 from moe_adapt.cli import main
-from moe_adapt.presets import PRESETS
 from moe_adapt.runs.config_names import config_root, first_line, packaged_configs, resolve_config
 from moe_adapt.tuner import RoutedLoraConfig
+from moe_adapt.tuner.methods import METHODS, stream_learner
 
 #: Those of `moe-adapt fit`; recipes of `moe-adapt drift` are read in tests/drift/comparison.
 CONFIGS = {name: path for name, path in packaged_configs().items() if not name.startswith("drift/")}
+#: Layers that only the learner of a stream can use.
+LAYERS = {name: stream_learner(path.read_text()) for name, path in CONFIGS.items()}
+OFFERED = [name for name in CONFIGS if LAYERS[name] is None]
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -46,7 +49,7 @@ def parse(capsys: pytest.CaptureFixture, names: list[str], *words: str) -> dict:
     return yaml.safe_load(captured.out)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", OFFERED)
 def test_parses_against_the_real_signatures(name, capsys):
     names = with_companions(name)
     order = sorted(names, key=lambda key: not key.startswith(("task/", "stream/")))
@@ -76,10 +79,20 @@ def test_says_what_it_is(name):
     assert 10 < len(line) <= 110
 
 
-@pytest.mark.parametrize("method", PRESETS)
-def test_method_config_is_its_preset(method, capsys):
+@pytest.mark.parametrize("method", [method for method in METHODS if f"routed_lora/{method}" in OFFERED])
+def test_fit_takes_a_method_as_it_is(method, capsys):
     printed = parse(capsys, ["task/causal_lm", f"routed_lora/{method}"])
     assert tuner_of(printed) == RoutedLoraConfig(method=method)
+
+
+def test_layers_of_stream_learners_are_not_offered_to_fit(capsys):
+    layers = {name: learner for name, learner in LAYERS.items() if learner is not None}
+    assert set(layers) == {"routed_lora/dymoe", "routed_lora/inc_moelora", "routed_lora/lora_sum"}
+    for name, learner in layers.items():
+        assert main(["fit", "--config", "task/causal_lm", "--config", name]) == 2
+        assert f"run `moe-adapt stream --config {learner}`" in capsys.readouterr().err
+        tuner = yaml.safe_load(CONFIGS[learner].read_text())["learner"]["init_args"]["tuner"]
+        assert tuner["init_args"]["method"] == name.removeprefix("routed_lora/")
 
 
 def test_later_method_replaces_the_earlier_one(capsys):

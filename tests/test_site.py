@@ -11,7 +11,6 @@ import pytest
 from moe_adapt.cli import main
 from moe_adapt.learners import LEARNERS, FineTuning
 from moe_adapt.optim import ROUTER_UPDATES
-from moe_adapt.presets import PRESETS
 from tests.markdown import Block
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -36,7 +35,7 @@ def test_every_method_has_a_page(pages):
     from moe_adapt.drift.comparison.baselines import BASELINES
     from moe_adapt.drift.comparison.methods import METHODS
 
-    expected = {f"methods/routed/{name}.md" for name in PRESETS}
+    expected = {f"methods/routed/{name}.md" for name in METHODS}
     expected |= {f"methods/learner/{LEARNERS.get(name).__name__}.md" for name in LEARNERS}
     expected |= {f"methods/rule/{name}.md" for name in ROUTER_UPDATES}
     assert expected <= pages.keys()

@@ -6,8 +6,8 @@ from typing import Any
 from page import LANGUAGE_MODEL, MethodPage, configuration, evidence, linked_papers, part, shell
 
 from moe_adapt import routing
-from moe_adapt.presets import PRESETS
 from moe_adapt.runs.config_names import first_line, packaged_configs
+from moe_adapt.tuner.methods import METHODS
 
 __all__ = ["HEADS", "LEAD", "routed_methods"]
 
@@ -61,7 +61,7 @@ def _facts(preset: dict[str, Any]) -> Iterator[str]:
 
 def routed_methods() -> Iterator[MethodPage]:
     """Yield a page per preset."""
-    for name, preset in PRESETS.items():
+    for name, preset in METHODS.items():
         config = f"routed_lora/{name}"
         summary = first_line(packaged_configs()[config])
         command = shell(

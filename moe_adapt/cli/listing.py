@@ -55,9 +55,9 @@ def _entries(section: str) -> dict[str, str]:
     if section == "configs":
         return {name: first_line(path) for name, path in packaged_configs().items()}
     if section == "methods":
-        from moe_adapt.presets import PRESETS
+        from moe_adapt.tuner.methods import METHODS
 
-        return {name: _preset(preset) for name, preset in PRESETS.items()}
+        return {name: _preset(preset) for name, preset in METHODS.items()}
     if section == "learners":
         learners = registry_of("learners")
         return {learners.get(name).__name__: first for name, first in _documented(learners).items()}

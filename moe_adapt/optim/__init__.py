@@ -1,4 +1,4 @@
-"""Transforms of parameter updates, applied after the optimizer, and the statistics that they need."""
+"""Parameter groups, schedules, and transforms of parameter updates, applied after the optimizer."""
 
 from moe_adapt.optim.base import ROUTER_UPDATES, RouterUpdate, UpdateHook, UpdateTransform
 from moe_adapt.optim.freezing import ExpertUsage, FreezeExperts

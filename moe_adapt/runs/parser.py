@@ -19,6 +19,7 @@ from moe_adapt.learners import Learner
 from moe_adapt.runs.config_names import resolve_config
 from moe_adapt.runs.messages import explain
 from moe_adapt.streams import TaskStream
+from moe_adapt.tuner.methods import stream_learner
 
 __all__ = ["ConfigByName", "RoutedParser"]
 
@@ -30,9 +31,15 @@ class ConfigByName(ActionConfigFile):
         self, parser: Any, cfg: ArgparseNamespace, values: Any, option_string: str | None = None
     ) -> None:
         """Merge the configuration into what was parsed so far."""
-        path = str(resolve_config(str(values)))
+        path = resolve_config(str(values))
+        learner = stream_learner(path.read_text(encoding="utf-8", errors="replace"))
+        if learner is not None:
+            raise UserError(
+                f"{values} describes the layer of a stream's learner, which adds its experts task by task: "
+                f"run `moe-adapt stream --config {learner}`."
+            )
         try:
-            super().__call__(parser, cfg, path, option_string)
+            super().__call__(parser, cfg, str(path), option_string)
         except UserError as mistake:
             raise UserError(f"in {values}: {mistake}") from mistake
 

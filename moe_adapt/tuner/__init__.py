@@ -1,6 +1,5 @@
 """The PEFT tuner; importing this package registers the adapter type ``ROUTED_LORA``."""
 
-from moe_adapt.presets import PRESETS
 from moe_adapt.tuner.aux_losses import anchor_routing
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.edit import (
@@ -11,13 +10,14 @@ from moe_adapt.tuner.edit import (
     prune_experts,
 )
 from moe_adapt.tuner.layer import RoutedLoraLayer
+from moe_adapt.tuner.methods import METHODS
 from moe_adapt.tuner.mixed_lora import MixedLoraBatches
 from moe_adapt.tuner.model import RoutedLoraModel
 from moe_adapt.tuner.peft_plugin import register_method
 from moe_adapt.tuner.summary import AdapterSummary
 
 __all__ = [
-    "PRESETS",
+    "METHODS",
     "AdapterSummary",
     "MixedLoraBatches",
     "RoutedLoraConfig",

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from peft import PeftConfig, PeftType
 
 from moe_adapt.errors import UserError, did_you_mean
-from moe_adapt.presets import PRESETS
 from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS, ExpertLoss
+from moe_adapt.tuner.methods import METHODS
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE
 from moe_adapt.tuner.targets import option_list
 
@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 class RoutedLoraConfig(PeftConfig):
     """Mixture of LoRA experts with a learned router at every adapted layer.
 
-    Everything left at None takes the value of the method preset (`moe_adapt.presets`).
+    Everything left at None takes the value of the method preset (`moe_adapt.tuner.methods`).
 
     Args:
         method: Preset: lora, soft, top_k, top_p, dynmole, mola, ld_mole, adamoe, cosine, k_means, lora_mixer,
@@ -88,13 +88,13 @@ class RoutedLoraConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType(PEFT_TYPE)
-        if self.method not in PRESETS:
+        if self.method not in METHODS:
             raise UserError(
-                f"unknown method {self.method!r}.{did_you_mean(self.method, PRESETS)} "
-                f"Known: {', '.join(PRESETS)}."
+                f"unknown method {self.method!r}.{did_you_mean(self.method, METHODS)} "
+                f"Known: {', '.join(METHODS)}."
             )
         self._check_experts_from()
-        for name, value in PRESETS[self.method].items():
+        for name, value in METHODS[self.method].items():
             if getattr(self, name) is None:
                 setattr(self, name, copy.deepcopy(value))
         for name in ("target_modules", "exclude_modules"):

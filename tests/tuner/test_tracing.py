@@ -6,7 +6,7 @@ import torch
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.trace.compare import compare_traces
 from moe_adapt.evaluation.trace.metrics import trace_metrics
-from moe_adapt.presets import PRESETS
+from moe_adapt.tuner.methods import METHODS
 from moe_adapt.tuner.tracing import TraceRecorder, router_geometry, sample_hash
 from tests.tuner.tiny import adapted, batch
 
@@ -76,7 +76,7 @@ def test_null_experts_are_no_experts():
     assert all(row.stability == row.top1 == 1 for row in compared.values())
 
 
-@pytest.mark.parametrize("method", sorted(PRESETS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_batches_and_padding_change_nothing(method):
     model = adapted(method)
     whole = {name: tensor for name, tensor in batch().items() if name != "labels"}

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from moe_adapt.errors import UserError
-from moe_adapt.presets import PRESETS
+from moe_adapt.tuner.methods import METHODS
 from tests.tuner.tiny import adapted, batch, llama
 
 WITHOUT_ROUTER = (
@@ -43,7 +43,7 @@ def trained(method, checkpointing=None, fresh=False, steps=3):
     return model, before, model.state_dict()
 
 
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
 def test_three_steps_are_the_same_under_checkpointing(method):
     model, before, plain = trained(method)
     experts = model.base_model.parameter_groups()["experts"]
@@ -65,7 +65,7 @@ def test_k_means_starts_and_learns_once_per_step_under_checkpointing(use_reentra
         torch.testing.assert_close(state[name], value, rtol=1e-6, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
 def test_reloads_under_another_name(method, tmp_path):
     model = adapted(method).eval()
     expected = model(**batch()).logits
