@@ -1,4 +1,4 @@
-"""What is committed about a method elsewhere: rows of result tables, and entries in REPRODUCIBILITY.md.
+"""What is committed about a method elsewhere: rows of result tables, and entries in docs/reproducibility.
 
 Tables are read as they were rendered. Which row is whose is known from the benchmarks' own files: they map
 the label of a row to the preset or the learner that it ran.
@@ -115,7 +115,7 @@ def _subjects(lead: str) -> set[str]:
 
 
 def notes(kind: str, names: set[str]) -> tuple[list[list[str]], list[str]]:
-    """Return what REPRODUCIBILITY.md says of a method: rows of its table of methods, and paragraphs.
+    """Return what docs/reproducibility says of a method: rows of its tables of methods, and paragraphs.
 
     A row belongs to the methods that its first cell names, a paragraph or list item to those in its bold
     lead. Of a row come source (in some tables), what it was verified against, departures.
@@ -124,7 +124,8 @@ def notes(kind: str, names: set[str]) -> tuple[list[list[str]], list[str]]:
         kind: ``routed``, ``learner``, ``rule`` or ``drift``; rules are called so in the first cell.
         names: Names of the method: preset, registered name, class.
     """
-    text = (REPOSITORY / "REPRODUCIBILITY.md").read_text(encoding="utf-8")
+    pages = sorted((REPOSITORY / "docs" / "reproducibility").glob("*.md"))
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     wanted = {_key(name) for name in names}
     rows = []
     for line in re.findall(r"^\| .*\|$", text, flags=re.MULTILINE):
