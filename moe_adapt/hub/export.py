@@ -10,7 +10,7 @@ export. Nothing is sent anywhere.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from moe_adapt.errors import UserError
+from moe_adapt.experts.conv import ConvGeometry
 from moe_adapt.hub.calibration import constant_gates, mean_gates
 from moe_adapt.hub.card import About, hub_id, make_card
 from moe_adapt.hub.folder import folder_size, new_folder, write_json
@@ -115,13 +116,16 @@ def export_experts(
     banks = {layer.site: layer.bank(adapter) for layer in _layers(peft_model, adapter)}
     count = max(bank.num_experts for bank in banks.values())
     head, settings = _head(peft_model, adapter), _settings(peft_model, adapter)
+    geometries = {layer.site: _geometry(layer) for layer in _layers(peft_model, adapter)}
     with new_folder(Path(to), overwrite) as work:
         written: list[Tensor] = []
         for expert in range(count):
             folder = work / "experts" / str(expert)
             folder.mkdir(parents=True)
             sites = {
-                site: single_expert(bank, expert) for site, bank in banks.items() if expert < bank.num_experts
+                site: replace(single_expert(bank, expert), geometry=geometries[site])
+                for site, bank in banks.items()
+                if expert < bank.num_experts
             }
             write_stock_lora(folder, sites, head, **settings)
             written += read_tensors(folder).values()
@@ -203,8 +207,25 @@ def _merge(
     merged, errors = {}, {}
     for layer in _layers(model, adapter):
         lora = concatenate(layer.bank(adapter), gates[layer.site])
+        lora = replace(lora, geometry=_geometry(layer))
         merged[layer.site], errors[layer.site] = truncate(lora, lora.rank if max_rank is None else max_rank)
     return merged, errors
+
+
+def _geometry(layer: Any) -> ConvGeometry | None:
+    """Return what a convolution reads; None for a linear layer.
+
+    Raises:
+        UserError: If PEFT's LoRA would read other values.
+    """
+    geometry = getattr(layer, "geometry", None)
+    if geometry is not None and not geometry.readable:
+        raise UserError(
+            f"{layer.site} is a convolution with dilation {geometry.dilation} and {geometry.mode!r} "
+            "padding, which PEFT's LoRA does not copy from the base; export the routed adapter, or leave the layer out "
+            "with exclude_modules."
+        )
+    return geometry
 
 
 def _layers(model: PeftModel, adapter: str) -> list[Any]:

@@ -8,11 +8,10 @@ $$\mathrm{KL}(p_{routed} \| p_{merged}).$$
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_adapt.data.prompts import IGNORED
@@ -65,13 +64,11 @@ class _Merged(nn.Module):
     def __init__(self, base: nn.Module, lora: LowRank, device: torch.device) -> None:
         super().__init__()
         self.base = base
-        self.a, self.b = lora.a.to(device), lora.b.to(device)
-        self.scale = lora.scale
+        self.lora = replace(lora, a=lora.a.to(device), b=lora.b.to(device))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result = self.base(x, *args, **kwargs)
-        change = F.linear(F.linear(x.to(self.a.dtype), self.a), self.b) * self.scale
-        return (result + change).to(result.dtype)
+        return (result + self.lora(x.to(self.lora.a.dtype))).to(result.dtype)
 
 
 @contextmanager

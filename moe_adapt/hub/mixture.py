@@ -9,12 +9,14 @@ lose the sign of a negative gate. A smaller rank takes the largest singular valu
 (`moe_adapt.experts.low_rank`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from moe_adapt.errors import UserError
 from moe_adapt.experts import ExpertBank, low_rank
+from moe_adapt.experts.conv import ConvGeometry
 
 __all__ = ["LowRank", "concatenate", "single_expert", "truncate"]
 
@@ -27,11 +29,13 @@ class LowRank:
         a: Down-projection, [R, d].
         b: Up-projection, [o, R].
         scale: The LoRA scale `s`.
+        geometry: What a convolution reads at each position; None for a linear layer.
     """
 
     a: Tensor
     b: Tensor
     scale: float
+    geometry: ConvGeometry | None = None
 
     @property
     def rank(self) -> int:
@@ -41,6 +45,19 @@ class LowRank:
     def delta_weight(self) -> Tensor:
         """Return the change of weight, [o, d]."""
         return (self.b @ self.a) * self.scale
+
+    def stock_factors(self) -> tuple[Tensor, Tensor]:
+        """Return `A` and `B` as PEFT stores them; of a convolution [R, C, k_h, k_w] and [o, R, 1, 1]."""
+        if self.geometry is None:
+            return self.a, self.b
+        shape = (self.geometry.channels, *self.geometry.kernel)
+        return self.a.reshape(-1, *shape), self.b[:, :, None, None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return what the LoRA adds to the layer's output for an input `x`."""
+        if self.geometry is None:
+            return F.linear(F.linear(x, self.a), self.b) * self.scale
+        return F.conv2d(self.geometry.down(x, self.a), self.b[:, :, None, None]) * self.scale
 
 
 def single_expert(bank: ExpertBank, expert: int) -> LowRank:
@@ -93,4 +110,4 @@ def truncate(lora: LowRank, rank: int) -> tuple[LowRank, float]:
     if lora.rank <= rank:
         return lora, 0.0
     a, b, error = low_rank.truncate(lora.a, lora.b, rank)
-    return LowRank(a, b, lora.scale), error
+    return replace(lora, a=a, b=b), error

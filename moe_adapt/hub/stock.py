@@ -53,8 +53,8 @@ def write_stock_lora(
     config.save_pretrained(str(folder))
     tensors = dict(head or {})
     for path, lora in sites.items():
-        tensors[f"{_ROOT}{path}.lora_A.weight"] = lora.a.contiguous()
-        tensors[f"{_ROOT}{path}.lora_B.weight"] = lora.b.contiguous()
+        for factor, tensor in zip("AB", lora.stock_factors(), strict=True):
+            tensors[f"{_ROOT}{path}.lora_{factor}.weight"] = tensor.contiguous()
     save_file(
         {name: tensors[name].detach().cpu().clone() for name in sorted(tensors)},
         folder / WEIGHTS_FILE,
@@ -92,7 +92,8 @@ def check_stock_lora(folder: Path, sites: Mapping[str, LowRank]) -> None:
         layer: Any = model.get_submodule(_ROOT + path)
         pair = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         scale = layer.scaling["default"]
-        same = torch.equal(pair[0].cpu(), lora.a) and torch.equal(pair[1].cpu(), lora.b)
+        factors = lora.stock_factors()
+        same = all(torch.equal(live.cpu(), own) for live, own in zip(pair, factors, strict=True))
         if not same or abs(scale - lora.scale) > 1e-6 * abs(lora.scale):
             wrong.append(path)
     if wrong:
@@ -106,9 +107,15 @@ def _hollow_base(sites: Mapping[str, LowRank], head: Mapping[str, Tensor]) -> nn
     """Return modules at the right paths; the weights of the layers take no memory."""
     root = nn.Module()
     for path, lora in sites.items():
-        inputs, outputs = lora.a.shape[1], lora.b.shape[0]
-        layer = nn.Linear(inputs, outputs, bias=False, device="meta")
-        layer.weight = nn.Parameter(torch.zeros((), dtype=lora.a.dtype).expand(outputs, inputs))
+        down, up = lora.stock_factors()
+        outputs, inputs = len(up), down.shape[1]
+        layer: Any
+        if lora.geometry is None:
+            layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+        else:
+            layer = nn.Conv2d(inputs, outputs, lora.geometry.kernel, bias=False, device="meta")
+        weight = torch.zeros((), dtype=down.dtype).expand(outputs, *down.shape[1:])
+        layer.weight = nn.Parameter(weight)
         parent, _, name = path.rpartition(".")
         setattr(_descend(root, parent), name, layer)
     for name, tensor in head.items():

@@ -97,6 +97,9 @@ class LogitModifier(nn.Module, ABC):
     One that tells groups of experts apart has a buffer `expert_groups`, int [E]: the group (task) of each.
     """
 
+    #: Whether the values of `x` matter, beside their number: if not, a convolution writes no patches out.
+    reads_input: bool = True
+
     @abstractmethod
     def forward(self, logits: Logits, x: Tensor, ctx: "RouteContext") -> Logits:
         """Return the changed logits; `x` [N, d] are the tokens."""

@@ -30,8 +30,9 @@ class RoutedLoraConfig(PeftConfig):
             condenser, condenser_bias, hydralora, arrow, or a control: uniform_dense, random_fixed, hash,
             router_frozen, smoe_dropout.
         target_modules: Layers that get experts: list of name endings, regular expression, ffn, attention,
-            all-linear, or moe for gate and experts of a base that is a mixture itself. None takes the
-            preset's group or PEFT's LoRA defaults for the architecture.
+            all-linear, all-conv for every 2-D convolution without groups, or moe for gate and experts of a
+            base that is a mixture itself. None takes the preset's group or PEFT's LoRA defaults for the
+            architecture.
         exclude_modules: Layers left out: list of name endings or regular expression.
         num_experts: Experts per layer: a number; a list spread over the depth of the model; or a mapping from
             regular expressions on the layer's path to numbers, with the optional key default. Higher: more
@@ -52,6 +53,8 @@ class RoutedLoraConfig(PeftConfig):
             names of experts to them. Layers, ranks and scales are theirs.
         compute_dtype: Dtype of the experts' matrix products: adapter (that of the expert weights, as PEFT's
             LoRA) or base (that of the layer's input; faster on half-precision bases).
+        granularity: What one decision of a convolution's router covers: each position of its output, or the
+            image. Linear layers decide per token.
         modules_to_save: Modules trained and saved whole beside the experts, such as a classification head.
         layers_to_transform: Indices of the blocks to adapt; None adapts all.
         layers_pattern: Name of the block list that layers_to_transform counts, such as layers.
@@ -78,6 +81,7 @@ class RoutedLoraConfig(PeftConfig):
     shared_a: bool | None = None
     experts_from: list[str] | dict[str, str] | None = None
     compute_dtype: Literal["adapter", "base"] = "adapter"
+    granularity: Literal["position", "image"] = "position"
     modules_to_save: list[str] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
@@ -145,6 +149,8 @@ class RoutedLoraConfig(PeftConfig):
             )
         if self.compute_dtype not in ("adapter", "base"):
             raise UserError(f"compute_dtype is 'adapter' or 'base', got {self.compute_dtype!r}.")
+        if self.granularity not in ("position", "image"):
+            raise UserError(f"granularity is 'position' or 'image', got {self.granularity!r}.")
 
     def needs_start(self) -> bool:
         """Return whether a loss compares experts with their start."""

@@ -264,17 +264,23 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         if self.merged:
             return result
         if names is not None:
-            return add_mixed_experts(self, x, result, names)
-        dtype, shape = result.dtype, result.shape
+            return self._with_named_experts(names, x, result)
         active = [name for name in self.active_adapters if name in self.specs]
-        if not active:
-            return result
+        return self._with_experts(active, x, result) if active else result
+
+    def _with_experts(self, active: Sequence[str], x: Tensor, result: Tensor) -> Tensor:
+        """Return the base output plus the mixtures of adapters, in its dtype and shape."""
+        dtype, shape = result.dtype, result.shape
         leading = x.shape[:-1]
         tokens = x.reshape(-1, self.in_features)
         result = result.reshape(-1, self.out_features)
         for adapter in active:
             result = self._add_experts(adapter, tokens, leading, result)
         return result.to(dtype).view(shape)
+
+    def _with_named_experts(self, names: Sequence[str], x: Tensor, result: Tensor) -> Tensor:
+        """Return the base output plus the mixture of each sample's own adapter."""
+        return add_mixed_experts(self, x, result, names)
 
     def _add_experts(self, adapter: str, tokens: Tensor, leading: torch.Size, result: Tensor) -> Tensor:
         context = self.session.current(self.training)

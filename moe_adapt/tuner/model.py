@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.routing import RoutingStats, routing_stats
+from moe_adapt.experts.conv import is_supported_convolution
 from moe_adapt.routing import RouteContext
 from moe_adapt.routing.context import RoutingSession
 from moe_adapt.tuner.aux_losses import sum_aux_losses
 from moe_adapt.tuner.config import RoutedLoraConfig
+from moe_adapt.tuner.conv_site import RoutedConvLayer
 from moe_adapt.tuner.flat_state import ROUTER_PREFIX
+from moe_adapt.tuner.frozen_base import UncalledSites, hold_statistics
 from moe_adapt.tuner.layer import RoutedLoraLayer, adapted_layers
 from moe_adapt.tuner.loading import check_loaded_keys, is_adapter_key
 from moe_adapt.tuner.mixed_batch import naming_adapters
@@ -29,9 +32,9 @@ from moe_adapt.tuner.moe_base import (
     is_moe_gate,
     num_moe_experts,
 )
-from moe_adapt.tuner.peft_plugin import PREFIX, BaseTuner, BaseTunerLayer, is_supported_layer, layer_shape
+from moe_adapt.tuner.peft_plugin import PREFIX, BaseTuner, BaseTunerLayer, is_supported_layer
 from moe_adapt.tuner.site import SiteSpec
-from moe_adapt.tuner.stock_lora import StockSite, collect_sites, read_lora
+from moe_adapt.tuner.stock_lora import StockSite, stock_experts
 from moe_adapt.tuner.summary import AdapterSummary
 from moe_adapt.tuner.targets import resolve_targets, site_depth, site_value
 
@@ -48,6 +51,7 @@ class ModelHooks:
     def __init__(self, model: nn.Module) -> None:
         self.session = RoutingSession()
         self.add_aux_to_loss = False
+        self.uncalled = UncalledSites()
         self._names = [name for name in inspect.signature(model.forward).parameters if name != "self"]
         self._handles = [
             model.register_forward_pre_hook(self.before_forward, with_kwargs=True),
@@ -76,6 +80,7 @@ class ModelHooks:
         loss = getattr(output, "loss", None)
         if self.add_aux_to_loss and model.training and isinstance(loss, Tensor):
             output.loss = loss + sum_aux_losses(model, self.session)[0]
+        self.uncalled.watch(model, output)
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -119,6 +124,13 @@ class RoutedLoraModel(BaseTuner):
                 layer.moe_adapt_A_frozen[adapter_name].copy_(experts.a)
                 layer.moe_adapt_B_frozen[adapter_name].copy_(experts.b)
         self._stock_experts = {}
+        hold_statistics(model)
+
+    def train(self, mode: bool = True) -> "RoutedLoraModel":
+        """Set training mode; batch statistics of the frozen base never change."""
+        super().train(mode)
+        hold_statistics(self.model)
+        return self
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         assert isinstance(peft_config, RoutedLoraConfig)
@@ -157,12 +169,15 @@ class RoutedLoraModel(BaseTuner):
             moe.update_layer(adapter_name, spec, peft_config, trainable)
             setattr(parent, target_name, moe)
             return
-        if not is_supported_layer(layer):
+        if not is_supported_layer(layer) and not is_supported_convolution(layer):
+            groups = f" with {layer.groups} groups" if isinstance(layer, nn.Conv2d) else ""
             raise UserError(
-                f"the layer {current_key!r} is a {type(layer).__name__}; routed LoRA adapts nn.Linear, "
-                "GPT-2's Conv1D and bitsandbytes linears: leave it out of target_modules."
+                f"the layer {current_key!r} is a {type(layer).__name__}{groups}; routed LoRA adapts "
+                "nn.Linear, GPT-2's Conv1D, bitsandbytes linears and 2-D convolutions without groups: leave "
+                "it out of target_modules."
             )
-        wrapped = RoutedLoraLayer(target, current_key, self.hooks.session).train(target.training)
+        site = RoutedConvLayer if isinstance(layer, nn.Conv2d) else RoutedLoraLayer
+        wrapped = site(target, current_key, self.hooks.session).train(target.training)
         wrapped.update_layer(adapter_name, spec, peft_config, trainable)
         setattr(parent, target_name, wrapped)
 
@@ -342,7 +357,12 @@ class RoutedLoraModel(BaseTuner):
         layers = [module for module in self.model.modules() if isinstance(module, kinds)]
         specs = [layer.specs[adapter] for layer in layers if adapter in layer.specs]
         groups = self.parameter_groups()
-        base_linears = [name for name, module in self.model.named_modules() if is_supported_layer(module)]
+        convolutions = any(isinstance(layer, RoutedConvLayer) for layer in layers)
+        base_linears = [
+            name
+            for name, module in self.model.named_modules()
+            if is_supported_layer(module) or (convolutions and is_supported_convolution(module))
+        ]
         return AdapterSummary(
             adapter=adapter,
             method=self._config(adapter).method,
@@ -356,27 +376,6 @@ class RoutedLoraModel(BaseTuner):
             trainable={name: _count(parameters) for name, parameters in groups.items()},
             total=sum(parameter.numel() for parameter in self.parameters()),
         )
-
-
-def stock_experts(config: RoutedLoraConfig, model: nn.Module) -> dict[str, StockSite]:
-    """Read the adapters of `config.experts_from` and write their layers into the configuration."""
-    named = config.experts_from
-    pairs = named.items() if isinstance(named, dict) else [(None, source) for source in named or []]
-    shapes = {
-        name.removesuffix(".base_layer"): layer_shape(module)
-        for name, module in model.named_modules()
-        if is_supported_layer(module)
-    }
-    sites = collect_sites(
-        [read_lora(source, uid) for uid, source in pairs], shapes, getattr(model, "name_or_path", None)
-    )
-    config.target_modules = "|".join(re.escape(site) for site in sites)
-    config.sites = {}
-    for site, experts in sites.items():
-        count, rank, _ = experts.a.shape
-        alpha = experts.scale * rank ** (0.5 if config.use_rslora else 1)
-        config.sites[site] = SiteSpec(count, rank, alpha, frozen=count, uids=experts.uids).to_dict()
-    return sites
 
 
 def _count(parameters: Iterable[tuple[str, nn.Parameter]]) -> int:

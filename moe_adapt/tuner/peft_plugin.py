@@ -5,6 +5,7 @@ member to the enum's tables and then registers the classes the ordinary way; a s
 that a PEFT or Python release that changes the tables fails here with one clear sentence and nowhere else.
 """
 
+import math
 import platform
 from collections.abc import Sequence
 from typing import cast
@@ -138,7 +139,9 @@ def is_supported_layer(layer: nn.Module) -> bool:
 
 
 def layer_shape(layer: nn.Module) -> tuple[int, int]:
-    """Return in-features and out-features of a supported layer."""
+    """Return in-features and out-features of a supported layer; a convolution maps patches to channels."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.in_channels * math.prod(layer.kernel_size), layer.out_channels
     if isinstance(layer, Conv1D):
         return layer.weight.shape[0], layer.nf
     return layer.in_features, layer.out_features  # type: ignore[return-value]

@@ -26,12 +26,16 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.experts import pad_rank
+from moe_adapt.experts.conv import is_supported_convolution
+from moe_adapt.tuner.config import RoutedLoraConfig
+from moe_adapt.tuner.peft_plugin import is_supported_layer, layer_shape
+from moe_adapt.tuner.site import SiteSpec
 
-__all__ = ["StockLora", "StockSite", "collect_sites", "read_lora"]
+__all__ = ["StockLora", "StockSite", "collect_sites", "read_lora", "stock_experts"]
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<site>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
@@ -131,7 +135,7 @@ def read_lora(source: str, uid: str | None = None) -> StockLora:
     if not factors or halves:
         what = f"only one factor at {halves[0]!r}" if halves else "no LoRA factor"
         raise UserError(f"the adapter {source!r} holds {what}; download or export it again.")
-    pairs = {site: (pair["A"], pair["B"]) for site, pair in factors.items()}
+    pairs = {site: (pair["A"].flatten(1), pair["B"].flatten(1)) for site, pair in factors.items()}
     return StockLora(
         uid=uid or source.split("@")[0].rstrip("/").rsplit("/", 1)[-1],
         source=source,
@@ -248,3 +252,24 @@ def _stack(adapters: Sequence[StockLora], site: str) -> StockSite:
         b=torch.stack([b for _, b in padded], dim=1),
         scale=scale,
     )
+
+
+def stock_experts(config: RoutedLoraConfig, model: nn.Module) -> dict[str, StockSite]:
+    """Read the adapters of `config.experts_from` and write their layers into the configuration."""
+    named = config.experts_from
+    pairs = named.items() if isinstance(named, dict) else [(None, source) for source in named or []]
+    shapes = {
+        name.removesuffix(".base_layer"): layer_shape(module)
+        for name, module in model.named_modules()
+        if is_supported_layer(module) or is_supported_convolution(module)
+    }
+    sites = collect_sites(
+        [read_lora(source, uid) for uid, source in pairs], shapes, getattr(model, "name_or_path", None)
+    )
+    config.target_modules = "|".join(re.escape(site) for site in sites)
+    config.sites = {}
+    for site, experts in sites.items():
+        count, rank, _ = experts.a.shape
+        alpha = experts.scale * rank ** (0.5 if config.use_rslora else 1)
+        config.sites[site] = SiteSpec(count, rank, alpha, frozen=count, uids=experts.uids).to_dict()
+    return sites

@@ -1,8 +1,9 @@
 """Which layers of a base model get experts, and how many: target names and per-site values.
 
 Targets are given as in PEFT (a list of name endings, a regular expression, `"all-linear"`) or as a group,
-`"ffn"` or `"attention"`, that covers the naming schemes of the common architectures. A name that matches
-nothing is an error that lists near names: a mistyped layer must not be skipped in silence.
+`"ffn"` or `"attention"`, that covers the naming schemes of the common architectures, or as `"all-conv"`,
+every 2-D convolution without groups. A name that matches nothing is an error that lists near names: a
+mistyped layer must not be skipped in silence.
 """
 
 import re
@@ -12,20 +13,22 @@ from typing import Any, TypeVar
 from torch import nn
 
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.experts.conv import is_supported_convolution
 from moe_adapt.tuner.peft_plugin import default_target_modules, is_supported_layer
 
-__all__ = ["TARGET_GROUPS", "resolve_targets", "site_depth", "site_value"]
+__all__ = ["TARGET_GROUPS", "resolve_targets", "site_depth", "site_value", "weights_read_past"]
 
 T = TypeVar("T", int, float)
 
 _FFN = (
     r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|c_fc|mlp\.c_proj|intermediate\.dense|"
     r"(?<!attention\.)output\.dense|wi|wi_0|wi_1|wo|lin1|lin2|dense_h_to_4h|dense_4h_to_h|w1|w2|w3|"
-    r"weights_in|weights_out"
+    r"weights_in|weights_out|mlp\.ln[12]\.linear|conv_pwl?|pw_exp\.conv|pw_proj\.conv"
 )
 _ATTENTION = (
     r"q_proj|k_proj|v_proj|o_proj|out_proj|qkv_proj|query|key|value|attention\.output\.dense|qkv|attn\.proj|"
-    r"c_attn|attn\.c_proj|q_lin|k_lin|v_lin|out_lin|query_key_value|SelfAttention\.[qkvo]"
+    r"c_attn|attn\.c_proj|q_lin|k_lin|v_lin|out_lin|query_key_value|SelfAttention\.[qkvo]|"
+    r"attn(_downsample)?\.(q|kv|qkv|proj)(\.ln)?\.linear"
 )
 
 #: Regular expressions (full match on the path of a layer) behind the names of target groups.
@@ -46,10 +49,31 @@ def _linear_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if is_supported_layer(module)]
 
 
-def _listing(names: Sequence[str]) -> str:
-    endings = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in names})
+def _convolution_names(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if is_supported_convolution(module)]
+
+
+def _listing(model: nn.Module) -> str:
+    convolutions = len(_convolution_names(model))
+    endings = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in _linear_names(model)})
     shown = ", ".join(endings[:20]) + (", ..." if len(endings) > 20 else "")
-    return f"Its linear layers end in: {shown}." if endings else "It has no linear layers."
+    text = f"Its linear layers end in: {shown}." if endings else "It has no linear layers."
+    return text + (f" 'all-conv' adapts its {convolutions} convolutions." if convolutions else "")
+
+
+def weights_read_past(model: nn.Module) -> set[str]:
+    """Return projections whose weight the model reads past the module, so that an adapter does nothing.
+
+    timm's attention of BEiT, EVA and Swin V2 does so to put its separate biases of queries and values
+    together.
+    """
+    return {
+        f"{name}.qkv".removeprefix(".")
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "q_bias", None), nn.Parameter)
+        and isinstance(getattr(module, "qkv", None), nn.Linear)
+        and not getattr(module, "qkv_bias_separate", False)
+    }
 
 
 def _head_names(model: nn.Module, modules_to_save: Sequence[str]) -> set[str]:
@@ -85,22 +109,32 @@ def resolve_targets(
         if targets is None:
             raise UserError(
                 f"target_modules is not given and {model_type or type(model).__name__!r} has no default; "
-                f"name the layers, or say 'ffn', 'attention' or 'all-linear'. {_listing(linears)}"
+                f"name the layers, or say 'ffn', 'attention', 'all-linear' or 'all-conv'. {_listing(model)}"
             )
-    if targets == "all-linear":
+    unread = weights_read_past(model)
+    if targets in ("all-linear", "all-conv"):
         heads = _head_names(model, modules_to_save)
-        targets = [
-            name for name in linears if not any(name == head or f".{head}." in f".{name}." for head in heads)
+        names = linears if targets == "all-linear" else _convolution_names(model)
+        kept = [
+            name
+            for name in names
+            if name not in unread and not any(name == head or f".{head}." in f".{name}." for head in heads)
         ]
-        if not targets:
-            raise UserError(f"target_modules='all-linear' finds nothing to adapt. {_listing(linears)}")
+        if not kept:
+            raise UserError(f"target_modules={targets!r} finds nothing to adapt. {_listing(model)}")
+        targets = kept
     elif isinstance(targets, str):
         expression = TARGET_GROUPS.get(targets, targets)
         if not any(re.fullmatch(expression, name) for name in every):
             raise UserError(
-                f"target_modules={targets!r} matches no layer of {type(model).__name__}. {_listing(linears)}"
+                f"target_modules={targets!r} matches no layer of {type(model).__name__}. {_listing(model)}"
             )
-        targets = expression
+        known = targets in TARGET_GROUPS and any(re.fullmatch(expression, name) for name in unread)
+        targets = (
+            [name for name in every if re.fullmatch(expression, name) and name not in unread]
+            if known
+            else expression
+        )
     else:
         targets = list(targets)
         for target in targets:
@@ -108,7 +142,7 @@ def resolve_targets(
                 endings = {name.rsplit(".", 1)[-1] for name in linears}
                 raise UserError(
                     f"the target module {target!r} is not in {type(model).__name__}."
-                    f"{did_you_mean(target, endings)} {_listing(linears)}"
+                    f"{did_you_mean(target, endings)} {_listing(model)}"
                 )
     _refuse_bypassed(targets, every, model_type)
     return targets

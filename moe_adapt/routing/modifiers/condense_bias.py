@@ -80,6 +80,8 @@ class CondenseBias(LogitModifier):
     used: Tensor
     chosen: Tensor
 
+    reads_input = False
+
     def __init__(
         self,
         num_experts: int,

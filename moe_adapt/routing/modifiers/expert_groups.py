@@ -25,6 +25,8 @@ class ExpertGroups(LogitModifier):
 
     expert_groups: Tensor
 
+    reads_input = False
+
     def __init__(self, num_experts: int) -> None:
         super().__init__()
         self.register_buffer("expert_groups", torch.zeros(num_experts, dtype=torch.int64))

@@ -28,6 +28,7 @@ class GaussianNoise(LogitModifier):
     """
 
     reference = "Shazeer et al. 2017, arXiv 1701.06538"
+    reads_input = False
 
     def __init__(self, std: float = 1.0, select_only: bool = True) -> None:
         super().__init__()

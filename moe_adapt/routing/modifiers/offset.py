@@ -26,6 +26,8 @@ class Offset(LogitModifier):
 
     offset: Tensor
 
+    reads_input = False
+
     def __init__(self, num_experts: int) -> None:
         super().__init__()
         self.register_buffer("offset", torch.zeros(num_experts))

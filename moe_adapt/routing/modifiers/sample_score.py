@@ -37,6 +37,8 @@ class SampleScore(LogitModifier):
 
     columns: Tensor
 
+    reads_input = False
+
     def __init__(self, num_experts: int, scale: float = 1.0) -> None:
         super().__init__()
         self.scale = scale

@@ -21,6 +21,7 @@ class Temperature(LogitModifier):
     """
 
     reference = "no paper: the temperature of a softmax"
+    reads_input = False
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()

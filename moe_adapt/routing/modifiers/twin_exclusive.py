@@ -27,6 +27,8 @@ class TwinExclusive(LogitModifier):
 
     twins: Tensor
 
+    reads_input = False
+
     def __init__(self, num_experts: int) -> None:
         super().__init__()
         self.register_buffer("twins", torch.arange(num_experts))

@@ -120,7 +120,9 @@ class AdaptedModule(L.LightningModule):
         config.task_type = self.task_type
         config.modules_to_save = sorted({*(config.modules_to_save or []), *backbone.head}) or None
         backbone.model.name_or_path = self.name  # type: ignore[assignment]
-        return peft.get_peft_model(backbone.model, config)
+        model = peft.get_peft_model(backbone.model, config)
+        model.base_model.hooks.uncalled.told = True  # `on_train_batch_end` refuses what it would warn about
+        return model
 
     @property
     def tuner(self) -> RoutedLoraModel | None:
