@@ -24,7 +24,7 @@ MODULES = sorted(
     if not found.name.startswith("moe_adapt.configs")
 )
 
-GROUND = {"errors", "files", "manifest", "processes", "reading", "registry", "signatures"}
+GROUND = {"errors", "extras", "files", "manifest", "processes", "reading", "registry", "signatures"}
 ROUTING = {"kernels", "experts", "routing", *GROUND}
 TUNER = {"__init__", "evaluation", "tuner", *ROUTING}
 HUB = {"backbones", "data", "optim", "streams", "hub", *TUNER}
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "reading": {"errors"},
     "kernels": {"errors"},
     "__init__": {"errors", "renamed"},
+    "extras": {"errors"},
     "registry": {"errors"},
     "manifest": set(),
     "processes": set(),
@@ -65,6 +66,7 @@ MAY_CLIMB = {"__init__.py": {"tuner"}}
 LIGHT = {
     "__init__",
     "errors",
+    "extras",
     "kernels",
     "manifest",
     "files",

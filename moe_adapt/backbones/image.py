@@ -4,16 +4,17 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
-from timm.models import load_state_dict
 from torch import Tensor, nn
 from transformers import AutoModel
 
 from moe_adapt.backbones.holder import Encoder
 from moe_adapt.backbones.pretrained import DTYPES, Precision, check_loaded, load_pretrained
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.extras import LazyModule
 
 __all__ = ["ImageEncoder", "Library", "classifier_paths", "timm_model"]
+
+timm = LazyModule("timm")
 
 #: Where the backbone comes from.
 Library = Literal["timm", "transformers"]
@@ -97,7 +98,7 @@ def _load_weights(model: nn.Module, path: Path, head: list[str]) -> None:
     """Load all but the head from `path`, converted by timm's own filter for the model's family."""
     if not path.is_file():
         raise UserError(f"there are no weights at {path}; expected a .safetensors or .pth file.")
-    state = load_state_dict(str(path))
+    state = timm.models.load_state_dict(str(path))
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         state = convert(state, model)

@@ -13,18 +13,11 @@ from torch import nn
 
 from moe_adapt.cli.arguments import CommandParser
 from moe_adapt.errors import UserError
+from moe_adapt.extras import EXTRAS
 from moe_adapt.kernels.dispatch import explain
 from moe_adapt.kernels.problem import Problem
 
 __all__ = ["doctor"]
-
-#: Extra -> the modules that it brings, as they are imported.
-EXTRAS = {
-    "plots": ("matplotlib", "tensorboard"),
-    "drift": ("river", "scipy"),
-    "avalanche": ("avalanche",),
-    "sweep": ("ray",),
-}
 
 
 def doctor(argv: Sequence[str]) -> None:

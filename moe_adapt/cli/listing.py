@@ -3,15 +3,16 @@
 ``moe-adapt list NAME`` shows one of them with its paper and options (`moe_adapt.cli.described`).
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from moe_adapt.cli.arguments import CommandParser
-from moe_adapt.cli.described import described, registry_of
-from moe_adapt.registry import Registry
+from moe_adapt.cli.catalogue import catalogue
+from moe_adapt.cli.described import REGISTRIES, described
 from moe_adapt.runs.config_names import first_line, packaged_configs
 
 __all__ = ["SECTIONS", "show"]
@@ -55,20 +56,16 @@ def _entries(section: str) -> dict[str, str]:
     if section == "configs":
         return {name: first_line(path) for name, path in packaged_configs().items()}
     if section == "methods":
-        from moe_adapt.tuner.methods import METHODS
-
-        return {name: _preset(preset) for name, preset in METHODS.items()}
-    if section == "learners":
-        learners = registry_of("learners")
-        return {learners.get(name).__name__: first for name, first in _documented(learners).items()}
-    return _documented(registry_of(section))
-
-
-def _documented(registry: Registry) -> dict[str, str]:
-    return {name: (inspect.getdoc(registry.get(name)) or "").split("\n")[0] for name in registry}
+        return {
+            name.removeprefix("routed_lora/"): _preset(yaml.safe_load(path.read_text(encoding="utf-8")))
+            for name, path in packaged_configs().items()
+            if name.startswith("routed_lora/")
+        }
+    return catalogue(REGISTRIES[section], by_class=section == "learners")
 
 
-def _preset(preset: Mapping[str, object]) -> str:
+def _preset(configuration: Mapping[str, Any]) -> str:
+    preset = configuration["model"]["init_args"]["tuner"]
     losses = preset["aux_losses"]
     assert isinstance(losses, list)
     parts = [

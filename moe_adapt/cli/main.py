@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from moe_adapt import __version__
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.extras import advice
 
 __all__ = ["COMMANDS", "Command", "Interrupted", "main"]
 
@@ -98,6 +98,8 @@ def _dispatch(words: list[str]) -> None:
         print(help_text())
         return
     if words[0] == "--version":
+        from moe_adapt import __version__
+
         print(__version__)
         return
     name, *rest = words
@@ -105,7 +107,13 @@ def _dispatch(words: list[str]) -> None:
         raise UserError(
             f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}."
         )
-    COMMANDS[name].load()(rest)
+    try:
+        COMMANDS[name].load()(rest)
+    except ModuleNotFoundError as missing:
+        told = advice(missing.name or "", f"moe-adapt {name}")
+        if told is None:
+            raise
+        raise told from missing
 
 
 def help_text() -> str:

@@ -14,13 +14,12 @@ from zipfile import BadZipFile
 import datasets
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from moe_adapt.data.labels import encode_labels, infer_class_names
 from moe_adapt.data.libraries import LIBRARIES, library_dataset
 from moe_adapt.data.tables import TableSource, describe, is_saved_table, load_table, require_columns
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.extras import LazyModule
 
 __all__ = [
     "ArrayImages",
@@ -33,6 +32,9 @@ __all__ = [
     "choose_classes",
     "open_images",
 ]
+
+Image = LazyModule("PIL.Image")
+functional = LazyModule("torchvision.transforms.v2.functional")
 
 _EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -92,8 +94,8 @@ def decode(data: bytes | Path, name: str) -> torch.Tensor:
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return pil_to_tensor(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            return functional.pil_to_tensor(image.convert("RGB"))
+    except (Image.UnidentifiedImageError, OSError, SyntaxError) as error:
         raise UserError(f"{name} cannot be read as an image: remove or replace it.") from error
 
 
@@ -118,7 +120,7 @@ class DatasetImages(ImageSource):
         """Return one image, uint8 [3,H,W]."""
         image = self.dataset[row][0]
         if isinstance(image, Image.Image):
-            return pil_to_tensor(image.convert("RGB"))
+            return functional.pil_to_tensor(image.convert("RGB"))
         pixels = torch.as_tensor(np.asarray(image))
         if pixels.dtype != torch.uint8 or pixels.ndim not in (2, 3):
             raise UserError(

@@ -4,12 +4,13 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import torchvision
-from timm.data import create_dataset
-
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.extras import LazyModule
 
 __all__ = ["LIBRARIES", "library_dataset"]
+
+timm_data = LazyModule("timm.data")
+torchvision = LazyModule("torchvision")
 
 #: What stands before the colon.
 LIBRARIES = ("timm", "torchvision")
@@ -32,7 +33,7 @@ def library_dataset(source: str, split: str) -> Any:
     root = str(Path(folder or ".").expanduser())
     try:
         if library == "timm":
-            return create_dataset(name, root=root, split=split)
+            return timm_data.create_dataset(name, root=root, split=split)
         if not hasattr(torchvision.datasets, name):
             hint = did_you_mean(name, torchvision.datasets.__all__)
             raise UserError(f"torchvision has no data set {name!r}.{hint}")

@@ -5,11 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from moe_adapt.errors import UserError
+from moe_adapt.extras import LazyModule
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "image_transforms", "seeded_transform"]
+
+v2 = LazyModule("torchvision.transforms.v2")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

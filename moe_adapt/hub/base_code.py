@@ -3,12 +3,16 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from moe_adapt.backbones.text import resolve_pooling
+from moe_adapt.extras import LazyModule
 
-__all__ = ["BaseCode"]
+__all__ = ["BaseCode", "is_timm_model"]
+
+timm = LazyModule("timm")
 
 #: What `moe_adapt.training.modules.PooledClassifier` does, for readers who do not install the package.
 _POOLED = """\
@@ -34,6 +38,11 @@ if getattr(encoder, "pooler", None) is not None:
 base = PooledClassifier(encoder, num_classes={num_classes})"""
 
 _AUTO = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
+
+
+def is_timm_model(name: str) -> bool:
+    """Return whether timm, if it is installed, has a model of this name."""
+    return find_spec("timm") is not None and timm.is_model(name)
 
 
 @dataclass(frozen=True)

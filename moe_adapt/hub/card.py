@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import Tensor
 
 from moe_adapt.hub import card_text as text
-from moe_adapt.hub.base_code import BaseCode
+from moe_adapt.hub.base_code import BaseCode, is_timm_model
 
 __all__ = ["About", "card_metadata", "hub_id", "make_card"]
 
@@ -72,7 +71,7 @@ def hub_id(name: str | None) -> str | None:
     """
     if not name or not re.fullmatch(r"[\w.-]*\w[\w.-]*(/[\w.-]*\w[\w.-]*)?", name):
         return None
-    return None if Path(name).exists() or timm.is_model(name) else name
+    return None if Path(name).exists() or is_timm_model(name) else name
 
 
 def make_card(

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import Tensor
 
-from moe_adapt.hub.base_code import BaseCode
+from moe_adapt.hub.base_code import BaseCode, is_timm_model
 from moe_adapt.tuner.peft_plugin import PREFIX
 
 __all__ = [
@@ -99,7 +98,7 @@ def describe_base(name: str | None, identifier: str | None) -> str:
     """
     if identifier:
         return f"[{identifier}](https://huggingface.co/{identifier})"
-    if name and timm.is_model(name):
+    if name and is_timm_model(name):
         return f"timm's `{name}`"
     if name:
         return f"a base model in a local folder named `{Path(name).name}`"

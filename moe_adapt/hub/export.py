@@ -221,9 +221,9 @@ def _geometry(layer: Any) -> ConvGeometry | None:
     geometry = getattr(layer, "geometry", None)
     if geometry is not None and not geometry.readable:
         raise UserError(
-            f"{layer.site} is a convolution with dilation {geometry.dilation} and {geometry.mode!r} "
-            "padding, which PEFT's LoRA does not copy from the base; export the routed adapter, or leave the layer out "
-            "with exclude_modules."
+            f"{layer.site} is a convolution with dilation {geometry.dilation} and {geometry.mode!r} padding, "
+            "which PEFT's LoRA does not copy from the base; export the routed adapter, or leave the layer "
+            "out with exclude_modules."
         )
     return geometry
 

@@ -19,9 +19,15 @@ Predictions never depend on the task or on what else is in the batch.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-import lightning as L
+from moe_adapt.extras import advice
+
+try:
+    import lightning as L
+    from lightning.pytorch.cli import OptimizerCallable
+except ModuleNotFoundError as missing:
+    raise advice(missing.name or "", "moe_adapt.learners") or missing from missing
+
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from moe_adapt.backbones import Encoder, Pretrained

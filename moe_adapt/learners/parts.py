@@ -12,13 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import timm
 from torch import Tensor
 
 import moe_adapt.backbones
 from moe_adapt.backbones import Pretrained
 from moe_adapt.errors import UserError
 from moe_adapt.hub.arguments import describe, rebuild, settings_of
+from moe_adapt.hub.base_code import is_timm_model
 from moe_adapt.hub.card import hub_id
 from moe_adapt.hub.fingerprint import digest
 from moe_adapt.registry import Registry
@@ -126,7 +126,7 @@ def _history(items: Iterable[Mapping[str, Any]]) -> list[TaskRecord]:
 def _described(backbone: Pretrained) -> dict[str, Any]:
     known = inspect.signature(type(backbone)).parameters
     ours = getattr(moe_adapt.backbones, type(backbone).__name__, None) is type(backbone)
-    public = ours and (hub_id(backbone.name) is not None or timm.is_model(backbone.name))
+    public = ours and (hub_id(backbone.name) is not None or is_timm_model(backbone.name))
     options = {key: value for key, value in backbone.settings().items() if key in known}
     return {
         "class": type(backbone).__name__,

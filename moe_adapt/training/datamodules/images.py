@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.transforms import v2
 
 from moe_adapt.data.image_sources import ImageArrays, ImageSource, choose_classes, open_images
 from moe_adapt.data.tables import SourceOption, TableSource
 from moe_adapt.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_transforms, seeded_transform
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.extras import LazyModule
 from moe_adapt.training.datamodules.base import Batch, SeededDataModule
 from moe_adapt.training.datamodules.rows import Rows
 
 __all__ = ["ImageClassificationData", "ImageRows"]
+
+v2 = LazyModule("torchvision.transforms.v2")
 
 _SPLIT_FOLDERS = {"train": ["train"], "validation": ["val", "validation", "valid"], "test": ["test"]}
 
