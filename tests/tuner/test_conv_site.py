@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from moe_adapt.errors import UserError
-from moe_adapt.presets import PRESETS
 from moe_adapt.tuner import RoutedLoraConfig, duplicate_experts, merge_experts
 from moe_adapt.tuner.conv_site import RoutedConvLayer
+from moe_adapt.tuner.methods import METHODS
 from tests.tuner.tiny import randomize
+
+#: Methods that route by token ids.
+NEED_TEXT = {"hash", "random_fixed"}
 
 
 class Net(nn.Module):
@@ -71,7 +74,7 @@ def test_one_expert_is_pefts_lora_bit_for_bit(images):
 
 @pytest.mark.parametrize(
     "method,granularity",
-    [(method, "position") for method in sorted(set(PRESETS) - {"hash", "random_fixed"})]
+    [(method, "position") for method in sorted(set(METHODS) - NEED_TEXT)]
     + [(method, "image") for method in ("top_k", "k_means", "condenser_bias")],
 )
 def test_every_method_trains_saves_and_reloads(method, granularity, images, tmp_path):
