@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dinov2Model
 
-from moe_adapt.demo.packages import MINILM, package_folder
+from moe_adapt.data.packages import MINILM, package_folder
 from moe_adapt.errors import UserError
 
 __all__ = ["dinov2_to_timm", "feature_difference", "minilm", "smollm2", "vit_s14"]

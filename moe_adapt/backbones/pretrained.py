@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.utils import cached_file, logging
 
+from moe_adapt.data.hub_access import check_reachable
+from moe_adapt.data.packages import local_model
 from moe_adapt.errors import UserError
 
 __all__ = [
@@ -64,10 +66,12 @@ def load_pretrained(
     Raises:
         UserError: If the model cannot be found, or its files lack weights other than those of the head.
     """
+    where = local_model(name)
+    check_reachable(where)
     try:
         with _quiet():
             model, info = auto.from_pretrained(
-                name, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **options
+                where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the backbone {name!r}: {str(error).splitlines()[0]}") from error
@@ -111,7 +115,7 @@ def optional_file(name: str, file: str) -> Path | None:
     """
     try:
         path = cached_file(
-            name,
+            local_model(name),
             file,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,

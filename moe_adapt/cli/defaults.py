@@ -15,6 +15,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.training.callbacks import (
     AdapterReport,
     BestCheckpoint,
+    HeadStart,
     LastCheckpoint,
     ManifestCallback,
     OutputFolderGuard,
@@ -42,10 +43,11 @@ EPOCHS = 3
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:
-    """Add the options of the default callbacks: ``best_checkpoint``, ``last_checkpoint``, ``routing``."""
+    """Add the options of the default callbacks: ``best_checkpoint``, ``head_start`` and others."""
     parser.add_class_arguments(BestCheckpoint, "best_checkpoint", skip={"dirpath"})
     parser.add_class_arguments(LastCheckpoint, "last_checkpoint", skip={"dirpath"})
     parser.add_class_arguments(RoutingMonitor, "routing")
+    parser.add_class_arguments(HeadStart, "head_start")
 
 
 def limit_epochs(trainer: Namespace) -> None:
@@ -69,7 +71,7 @@ def callbacks(options: Namespace, command: str) -> list[Callback]:
     found: list[Callback] = []
     if command == "fit":
         found = [OutputFolderGuard(options.overwrite), AdapterReport(), ManifestCallback()]
-    found.append(options.routing)  # the next three do nothing but in fit, but own entries in its checkpoints
+    found += [options.routing, options.head_start]  # like the next two they own entries in the checkpoints
     if trainer.enable_checkpointing is not False:
         found += [options.last_checkpoint, options.best_checkpoint]
     if command == "predict":

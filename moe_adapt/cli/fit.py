@@ -30,6 +30,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 import moe_adapt.training.datamodules
 import moe_adapt.training.modules  # noqa: F401  the classes, for their bare names
 from moe_adapt.cli import defaults
+from moe_adapt.cli.baseline import Baseline, check_baseline, train_baseline
+from moe_adapt.cli.ending import end_fit, end_test
 from moe_adapt.cli.main import Interrupted
 from moe_adapt.cli.run_config import CheckClasses, SaveRunConfig
 from moe_adapt.errors import UserError
@@ -103,6 +105,12 @@ class RoutedCLI(LightningCLI):
             help="Go on from the run's last checkpoint, or from the one given (fit only).",
         )
         parser.add_argument("--overwrite", action="store_true", help="Replace the run that is in the folder.")
+        parser.add_argument(
+            "--baseline",
+            type=Baseline | None,
+            help="Train plain LoRA at the same layers beside it: `equal` with as many trainable parameters, "
+            "`lora` of rank 8 (fit only).",
+        )
         parser.add_argument(
             "--start_from",
             type=str | None,
@@ -188,6 +196,10 @@ class RoutedCLI(LightningCLI):
         from moe_adapt.runs.warm_start import warm_start
 
         fresh = warm_start(self.model, source)
+        if not fresh:
+            self.config_init[
+                str(self.subcommand)
+            ].head_start.kind = "random"  # it has a head that was trained
         rank_zero_info(f"Starts from {source}" + (f", but for {', '.join(fresh)}." if fresh else "."))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -214,7 +226,12 @@ class RoutedCLI(LightningCLI):
         self.trainer.ckpt_path = (
             ckpt_path  # not an argument of `fit`: callbacks may ask for it from the start
         )
+        check_baseline(self.options.baseline, self.model)
         self._run(self.trainer.fit, kwargs)
+        others: dict[str, float] = {}
+        if self.options.baseline is not None and self.trainer.is_global_zero:
+            others = train_baseline(self.options.baseline, self.model, self.folder, fit)
+        end_fit(self.trainer, self.model, self.datamodule, self.folder, others)
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate on the validation data."""
@@ -222,16 +239,17 @@ class RoutedCLI(LightningCLI):
 
     def test(self, **kwargs: Any) -> None:
         """Evaluate on the test data."""
-        self._run(self.trainer.test, kwargs)
+        (metrics,) = self._run(self.trainer.test, kwargs | {"verbose": False}) or [{}]
+        end_test(self.trainer, self.model, metrics, "test rows")
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write the predictions into the run's folder."""
         self._run(self.trainer.predict, {**kwargs, "return_predictions": False})
 
-    def _run(self, command: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    def _run(self, command: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Run the trainer's command; Lightning turns Ctrl-C into a plain exit, we add how to go on."""
         try:
-            command(**arguments)
+            return command(**arguments)
         except SystemExit as end:
             if not self.trainer.interrupted:
                 raise

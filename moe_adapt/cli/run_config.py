@@ -26,7 +26,7 @@ class SaveRunConfig(SaveConfigCallback):
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
-            for key in ("out", "resume", "overwrite", "ckpt_path", "config"):
+            for key in ("out", "resume", "overwrite", "baseline", "ckpt_path", "config"):
                 config.pop(key, None)
             content = self.parser.dump(config, skip_unset=False, skip_validation=True)
             (folder / CONFIG_FILE).write_text(content, encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from moe_adapt.data.hub_access import check_reachable
+from moe_adapt.data.packages import local_model
 from moe_adapt.errors import UserError
 
 __all__ = ["load_tokenizer"]
@@ -11,7 +13,7 @@ def load_tokenizer(name: str, max_length: int) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder or a name on the Hub.
 
     Args:
-        name: Folder or name.
+        name: Folder, name, or alias of an installed model (``minilm``).
         max_length: Most tokens per sequence that the data will have.
 
     Raises:
@@ -19,8 +21,10 @@ def load_tokenizer(name: str, max_length: int) -> PreTrainedTokenizerBase:
     """
     if max_length < 2:
         raise UserError(f"max_length must be at least 2, got {max_length}.")
+    where = local_model(name)
+    check_reachable(where)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError) as error:
         raise UserError(
             f"no tokenizer could be loaded from {name!r}: give a folder that holds tokenizer.json, "

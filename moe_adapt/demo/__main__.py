@@ -57,9 +57,9 @@ def run(options: argparse.Namespace) -> None:
     console.print("[bold]moe-adapt demo[/bold]: all-MiniLM-L6-v2 on BBC news, no network needed")
     quiet()
 
+    from moe_adapt.data.packages import MINILM, MINILM_ID, package_folder
     from moe_adapt.demo.bbc import load_bbc_news
     from moe_adapt.demo.comparison import METHODS, Settings, run_method, write_data
-    from moe_adapt.demo.packages import MINILM, MINILM_ID, package_folder
     from moe_adapt.demo.progress import StepProgress
     from moe_adapt.demo.reload import reload_difference
     from moe_adapt.demo.report import conclusion, results_table, write_results

@@ -9,7 +9,7 @@ import hashlib
 import random
 from pathlib import Path
 
-from moe_adapt.demo.packages import BBC_NEWS, package_folder
+from moe_adapt.data.packages import BBC_NEWS, package_folder
 from moe_adapt.errors import UserError
 
 __all__ = ["Row", "few_shot_split", "load_bbc_news", "read_articles"]

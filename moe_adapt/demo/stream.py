@@ -1,8 +1,8 @@
 """The stream of the demonstration: BBC news class by class, on the embedded MiniLM, without a network."""
 
 from moe_adapt.backbones import TextEncoder
+from moe_adapt.data.packages import BBC_NEWS, MINILM, package_folder
 from moe_adapt.demo.bbc import load_bbc_news
-from moe_adapt.demo.packages import BBC_NEWS, MINILM, package_folder
 from moe_adapt.streams import TextStream
 
 __all__ = ["BbcStream", "MiniLm"]

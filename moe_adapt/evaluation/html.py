@@ -1,21 +1,49 @@
-"""Parts of a report that is one HTML file and needs no other."""
+"""Parts of a report that is one HTML file and needs no other: one style for all reports.
+
+Readable on a telephone and in the dark; wide tables scroll under a first column that stays. Pictures are SVG
+in the text's own colour (`moe_adapt.evaluation.svg`), or PNG files that the style inverts in the dark.
+"""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["image", "page", "table"]
+__all__ = ["facts", "image", "page", "table", "verdict"]
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; white-space: nowrap; }
-img { max-width: 100%; background: white; }
-.wide { overflow-x: auto; }
+STYLE = """
+:root { color-scheme: light dark; --page: #fff; --text: #1c2127; --faint: #65707c; --line: #d8dde3;
+  --band: #f4f6f8; --accent: #2563a8; --warm: #b4560a; }
+@media (prefers-color-scheme: dark) { :root { --page: #15181c; --text: #e4e8ec; --faint: #98a2ad;
+  --line: #343b43; --band: #1d2228; --accent: #7db2ef; --warm: #f0a35e; }
+  img.plot { filter: invert(1) hue-rotate(180deg); } }
+* { box-sizing: border-box; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem;
+  background: var(--page); color: var(--text); overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+a { color: var(--accent); }
+.verdict { font-size: 1.1rem; border-left: 4px solid var(--accent); background: var(--band);
+  padding: .7rem 1rem; margin: 0 0 1.4rem; }
+.note { color: var(--faint); font-size: .9rem; }
+.wide { overflow-x: auto; margin: .6rem 0; -webkit-overflow-scrolling: touch; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
+th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--line);
+  overflow-wrap: normal; }
+th { font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
+  max-width: 14rem; overflow-wrap: anywhere; }
+.facts th:first-child, .facts td:first-child { color: var(--faint); }
+.facts td, .texts td { text-align: left; }
+td.best { font-weight: 700; }
+pre, code { font: .87rem/1.45 ui-monospace, monospace; }
+pre { overflow-x: auto; background: var(--band); padding: .7rem 1rem; }
+img { max-width: 100%; height: auto; }
+svg { max-width: 100%; height: auto; display: block; }
+svg text { fill: var(--text); font: 11px system-ui, sans-serif; }
+svg .axis { stroke: var(--line); }
+details { margin: .6rem 0; }
 """
 
 
@@ -26,12 +54,13 @@ def page(title: str, parts: Iterable[str]) -> str:
         title: Its heading.
         parts: HTML below it.
     """
-    head = f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
     return "\n".join(
         [
             "<!doctype html>",
-            head,
-            f"<style>{_STYLE}</style></head><body>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>",
+            f"<style>{STYLE}</style></head><body>",
             f"<h1>{escape(title)}</h1>",
             *parts,
             "</body></html>\n",
@@ -39,17 +68,60 @@ def page(title: str, parts: Iterable[str]) -> str:
     )
 
 
+def verdict(sentence: str) -> str:
+    """Return the sentence that a report begins with."""
+    return f'<p class="verdict">{escape(sentence)}</p>'
+
+
 def image(path: Path, alt: str) -> str:
     """Return a PNG file as part of the page."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+    return f'<img class="plot" alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Return a table; numbers with a fraction have three digits, None is a dash."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "\n".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{head}</tr>\n{body}\n</table></div>'
+def facts(pairs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> str:
+    """Return names and values as a table of two columns."""
+    items = pairs.items() if isinstance(pairs, Mapping) else pairs
+    rows = "\n".join(f"<tr><td>{escape(str(k))}</td><td>{_cell(v)}</td></tr>" for k, v in items)
+    return f'<div class="wide"><table class="facts">{rows}</table></div>'
+
+
+def table(
+    heads: Iterable[str],
+    rows: Iterable[Iterable[Any]],
+    best: Mapping[int, Literal["max", "min"]] | None = None,
+    texts: bool = False,
+) -> str:
+    """Return a table; numbers with a fraction have three digits, None is a dash.
+
+    Args:
+        heads: Headings of the columns.
+        rows: The rows.
+        best: Columns whose best value is bold, by number: the highest (``max``) or lowest (``min``).
+        texts: Whether the cells are texts, which are set to the left.
+    """
+    lines = [list(row) for row in rows]
+    bold = {(row, column) for column, which in (best or {}).items() for row in _best(lines, column, which)}
+    head = "".join(f"<th>{escape(str(name))}</th>" for name in heads)
+    body = "\n".join(
+        "<tr>"
+        + "".join(
+            f"<td{' class=best' if (number, column) in bold else ''}>{_cell(value)}</td>"
+            for column, value in enumerate(line)
+        )
+        + "</tr>"
+        for number, line in enumerate(lines)
+    )
+    kind = ' class="texts"' if texts else ""
+    return f'<div class="wide"><table{kind}><tr>{head}</tr>\n{body}\n</table></div>'
+
+
+def _best(rows: list[list[Any]], column: int, which: str) -> list[int]:
+    known = {n: row[column] for n, row in enumerate(rows) if isinstance(row[column], (int, float))}
+    if len(known) < 2:
+        return []
+    top = max(known.values()) if which == "max" else min(known.values())
+    return [number for number, value in known.items() if value == top]
 
 
 def _cell(value: Any) -> str:

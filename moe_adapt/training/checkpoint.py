@@ -60,11 +60,22 @@ class Origin:
     seed: int
 
 
-def fill(checkpoint: Checkpoint, module: nn.Module, origin: Origin) -> None:
-    """Reduce `checkpoint`, which Lightning is about to write, to `module`'s adapter, and add its `origin`."""
+def fill(
+    checkpoint: Checkpoint, module: nn.Module, origin: Origin, answering: Mapping[str, Any] | None = None
+) -> None:
+    """Reduce `checkpoint`, which Lightning is about to write, to `module`'s adapter, and say what it is.
+
+    Args:
+        checkpoint: The checkpoint.
+        module: The module.
+        origin: Where it comes from.
+        answering: How new rows are put to the model (`moe_adapt.hub.answering`).
+    """
     names = adapter_state(module).keys()
     checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in names}
     checkpoint[KEY] = {"format_version": FORMAT_VERSION, **asdict(origin), "rng": rng_state()}
+    if answering:
+        checkpoint[KEY]["answering"] = dict(answering)
 
 
 def verify(checkpoint: Checkpoint, module: nn.Module, origin: Origin, resuming: bool) -> None:

@@ -5,10 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
+from moe_adapt.data.packages import BBC_NEWS, MINILM, package_folder
 from moe_adapt.demo.__main__ import claim, main
 from moe_adapt.demo.bbc import few_shot_split, load_bbc_news, read_articles
 from moe_adapt.demo.comparison import Outcome, Settings
-from moe_adapt.demo.packages import BBC_NEWS, MINILM, package_folder
 from moe_adapt.demo.report import conclusion, results_table, summarise
 from moe_adapt.errors import UserError
 

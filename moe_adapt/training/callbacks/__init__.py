@@ -2,6 +2,7 @@
 
 from moe_adapt.training.callbacks.adapter_report import AdapterReport
 from moe_adapt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from moe_adapt.training.callbacks.head_start import HeadStart
 from moe_adapt.training.callbacks.manifest import ManifestCallback
 from moe_adapt.training.callbacks.output_folder import OutputFolderGuard, claim_folder
 from moe_adapt.training.callbacks.progress import PlainProgress, progress_bar
@@ -10,6 +11,7 @@ from moe_adapt.training.callbacks.routing_monitor import RoutingMonitor
 __all__ = [
     "AdapterReport",
     "BestCheckpoint",
+    "HeadStart",
     "LastCheckpoint",
     "ManifestCallback",
     "OutputFolderGuard",

@@ -81,6 +81,18 @@ class BestCheckpoint(_RunCheckpoint):
             self.mode, self.kth_value = mode, torch.tensor(float("inf") if mode == "min" else float("-inf"))
         super().setup(trainer, pl_module, stage)
 
+    def begin_with(self, trainer: L.Trainer, score: float) -> None:
+        """Take the state before the first step as the first candidate; an equal later one replaces it.
+
+        Args:
+            trainer: The trainer.
+            score: Value of the monitored metric.
+        """
+        away = torch.tensor(float("-inf") if self.mode == "max" else float("inf"))
+        known = torch.nextafter(torch.tensor(score), away)
+        candidates = {str(self.monitor): known, "epoch": torch.tensor(0), "step": torch.tensor(0)}
+        self._save_topk_checkpoint(trainer, candidates)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save if there was a validation."""
         if self.monitor in trainer.callback_metrics:

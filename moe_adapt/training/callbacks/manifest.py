@@ -18,7 +18,8 @@ class ManifestCallback(L.Callback):
     Keys: those of `moe_adapt.manifest.collect`, ``seed``, ``device``, ``precision``, ``status``
         (running,
     finished, interrupted or failed), ``resumed_from``, ``started``, ``ended``, ``wall_seconds``,
-    ``peak_memory_mb``, ``trainable_parameters``, ``total_parameters``, ``steps``, ``epochs`` and ``metrics``.
+    ``peak_memory_mb``, ``trainable_parameters``, ``total_parameters``, ``steps``, ``epochs`` and ``metrics``;
+    and what other callbacks' method ``facts`` returns, such as ``head_start`` with the baselines.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,8 @@ class ManifestCallback(L.Callback):
             "epochs": trainer.current_epoch,
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         }
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            self.record |= callback.facts() if hasattr(callback, "facts") else {}
         self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:

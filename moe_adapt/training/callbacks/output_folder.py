@@ -20,6 +20,8 @@ RUN_FILES = (
     "routing.json",
     "routing.png",
     "checkpoints",
+    "report.html",
+    "baselines",
     "events.out.tfevents.*",
 )
 

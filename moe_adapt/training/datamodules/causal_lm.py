@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from moe_adapt.data.packages import public_name
 from moe_adapt.data.prompts import (
     IGNORED,
     Example,
@@ -185,10 +186,23 @@ class CausalLMData(SeededDataModule):
         self.train_on_prompt = train_on_prompt
         self.max_length = max_length
         self.tokenizer = load_tokenizer(tokenizer, max_length)
+        self.tokenizer_name = public_name(tokenizer)
         if self.tokenizer.eos_token_id is None:
             raise UserError(
                 f"the tokenizer {tokenizer!r} has no end-of-text token: a causal model needs one."
             )
+
+    def answering(self) -> dict[str, Any]:
+        """Return templates, chat format, length and tokenizer."""
+        return {
+            "task": "text-generation",
+            "prompt": self.prompt,
+            "response": self.response,
+            "chat": self.chat,
+            "system": self.system,
+            "max_length": self.max_length,
+            "tokenizer": self.tokenizer_name,
+        }
 
     def read(self, source: TableSource, split: str) -> Rows:
         """Return the table's rows as they are, after checking columns and templates."""

@@ -6,6 +6,7 @@ see the same pixels as an uninterrupted run in one process.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,6 +118,12 @@ class ImageClassificationData(SeededDataModule):
         self.classes = classes
         self.rows_per_class = rows_per_class
         self.class_names: list[str] = []
+        self.preparation = {
+            "image_size": image_size,
+            "crop_fraction": crop_fraction,
+            "mean": list(mean),
+            "std": list(std),
+        }
         self.plain, augmented = image_transforms(image_size, crop_fraction, mean, std, crop_scale)
         self.augmented = augmented if augment else self.plain
 
@@ -124,6 +131,16 @@ class ImageClassificationData(SeededDataModule):
     def num_classes(self) -> int:
         """Number of classes; known after `setup`."""
         return len(self.class_names)
+
+    def answering(self) -> dict[str, Any]:
+        """Return class names and how pixels are prepared."""
+        return {
+            "task": "image-classification",
+            "class_names": list(self.class_names),
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            **self.preparation,
+        }
 
     def read(self, source: TableSource | ImageArrays, split: str) -> Rows:
         """Return the images of the chosen classes."""

@@ -1,9 +1,12 @@
 """Texts with one label each: a table to padded batches of tokens."""
 
+from typing import Any
+
 import torch
 from datasets import ClassLabel, Dataset
 
 from moe_adapt.data.labels import LabelTable, label_column
+from moe_adapt.data.packages import public_name
 from moe_adapt.data.table import Table
 from moe_adapt.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
 from moe_adapt.data.tokenizer import load_tokenizer
@@ -81,11 +84,23 @@ class TextClassificationData(SeededDataModule):
         self._labels: LabelTable | None = None
         self._tables: dict[str, Table | Dataset] = {}
         self.tokenizer = load_tokenizer(tokenizer, max_length)
+        self.tokenizer_name = public_name(tokenizer)
 
     @property
     def num_classes(self) -> int:
         """Number of classes; known after `setup`."""
         return len(self.class_names)
+
+    def answering(self) -> dict[str, Any]:
+        """Return class names, columns, length and tokenizer."""
+        return {
+            "task": "text-classification",
+            "class_names": list(self.class_names),
+            "text_columns": list(self.text_columns),
+            "label_column": self.label_column,
+            "max_length": self.max_length,
+            "tokenizer": self.tokenizer_name,
+        }
 
     def setup(self, stage: str | None = None) -> None:
         """Read the rows; the labels of all splits make one table before any of them is numbered.

@@ -24,6 +24,7 @@ from moe_adapt.backbones.pretrained import (
     keep_in_float32,
     set_train_mode,
 )
+from moe_adapt.data.packages import public_name
 from moe_adapt.errors import UserError
 from moe_adapt.hub.fingerprint import fingerprint
 from moe_adapt.optim.groups import Schedule, check_coverage, parameter_groups, with_schedule
@@ -89,7 +90,7 @@ class AdaptedModule(L.LightningModule):
         self.strict_loading = (
             False  # Lightning cannot know what is base; `on_load_checkpoint` verifies instead
         )
-        self.name = name
+        self.name = public_name(name)
         self.lr = {
             "router": lr if router_lr is None else router_lr,
             "experts": lr,
@@ -106,6 +107,7 @@ class AdaptedModule(L.LightningModule):
         self._base_fingerprint: str | None = None
         self._restored_rng: dict[str, Any] | None = None
         self._sites_checked = tuner is None
+        self._answering: dict[str, Any] = {}
 
         keep_in_float32(backbone)
         if gradient_checkpointing:
@@ -275,8 +277,8 @@ class AdaptedModule(L.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Keep the adapter, the head and what identifies them."""
-        checkpoints.fill(checkpoint, self, self._origin())
+        """Keep the adapter, the head, what identifies them, and how new rows are put to the model."""
+        checkpoints.fill(checkpoint, self, self._origin(), self.answering)
 
     def on_load_checkpoint(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Verify that the checkpoint belongs here.
@@ -289,6 +291,25 @@ class AdaptedModule(L.LightningModule):
         if resuming:
             record = checkpoint[checkpoints.KEY]
             self._seed, self._restored_rng = record["seed"], record["rng"]
+        self._take_answering(checkpoint[checkpoints.KEY].get("answering") or {})
+
+    @property
+    def answering(self) -> dict[str, Any]:
+        """How new rows are put to the model: what its data module says, or its checkpoint said."""
+        data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+        own = getattr(data, "answering", None)
+        return self._answering if own is None else own()
+
+    def _take_answering(self, stored: dict[str, Any]) -> None:
+        self._answering = stored
+        names, now = stored.get("class_names"), self.answering.get("class_names")
+        if names is not None and now is not None and names != now:
+            changed = next((pair for pair in zip(names, now, strict=False) if pair[0] != pair[1]), None)
+            what = "other classes" if changed is None else f"{changed[1]!r} in the place of {changed[0]!r}"
+            raise UserError(
+                f"the checkpoint was trained on {len(names)} classes and the data name {len(now)}, with "
+                f"{what}: set class_names to the names of the run, or correct the rows."
+            )
 
 
 _NOT_SHAPING = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"}

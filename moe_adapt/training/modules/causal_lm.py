@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from moe_adapt.backbones.pretrained import Backbone, Precision, load_pretrained
+from moe_adapt.data.packages import local_model
 from moe_adapt.data.prompts import IGNORED
 from moe_adapt.evaluation.likelihood import pick_choices, token_log_likelihood
 from moe_adapt.training.modules.base import AdaptedModule, Batch
@@ -90,7 +91,7 @@ class CausalLM(AdaptedModule):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer, for generated text."""
-        return AutoTokenizer.from_pretrained(self.name)
+        return AutoTokenizer.from_pretrained(local_model(self.name))
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that shape the model."""

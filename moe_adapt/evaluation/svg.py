@@ -1,0 +1,115 @@
+"""Pictures as SVG text, drawn in the page's own colours so that they follow a dark page."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+__all__ = ["heat_map", "line_chart"]
+
+#: Colours of curves, told apart on light and dark pages and by most colour-blind readers.
+COLOURS = ("#4c8fd6", "#e08a2e", "#3fa277", "#c265b5", "#b8a032", "#8c8c8c")
+
+Point = tuple[float, float]
+
+
+def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> str:
+    """Return curves over one axis, with a legend.
+
+    Args:
+        series: Points (x, y) of each curve by name, in the order of x; curves without points are left out.
+        x_label: What x is.
+        y_label: What y is.
+    """
+    known = {name: list(points) for name, points in series.items() if points}
+    if not known:
+        return ""
+    width, height, left, right, top, bottom = 640, 260, 56, 12, 12, 40
+    xs = [x for points in known.values() for x, _ in points]
+    ys = [y for points in known.values() for _, y in points]
+    x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
+    y_low, y_high = min(ys), max(ys)
+    margin = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
+    y_low, y_high = y_low - margin, y_high + margin
+
+    def place(x: float, y: float) -> str:
+        across = left + (x - x_low) / (x_high - x_low) * (width - left - right)
+        down = height - bottom - (y - y_low) / (y_high - y_low) * (height - top - bottom)
+        return f"{across:.1f},{down:.1f}"
+
+    parts = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = y_low + share * (y_high - y_low)
+        across, down = place(x_low, y).split(",")
+        parts.append(f'<line class="axis" x1="{across}" y1="{down}" x2="{width - right}" y2="{down}"/>')
+        parts.append(f'<text x="{left - 6}" y="{float(down) + 4:.1f}" text-anchor="end">{y:.3g}</text>')
+    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        x = x_low + share * (x_high - x_low)
+        across = place(x, y_low).split(",")[0]
+        parts.append(f'<text x="{across}" y="{height - bottom + 16}" text-anchor="{anchor}">{x:.4g}</text>')
+    for colour, points in zip(_cycle(len(known)), known.values(), strict=True):
+        path = " ".join(place(x, y) for x, y in points)
+        if len(points) == 1:
+            across, down = path.split(",")
+            parts.append(f'<circle cx="{across}" cy="{down}" r="3" fill="{colour}"/>')
+        else:
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    parts.append(f'<text x="{left}" y="{height - 6}">{escape(x_label)}; {escape(y_label)}</text>')
+    legend = " ".join(
+        f'<span style="white-space:nowrap"><b style="color:{colour}">&#9644;</b> {escape(name)}</span>'
+        for colour, name in zip(_cycle(len(known)), known, strict=True)
+    )
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(y_label)}">{"".join(parts)}'
+        f'</svg><p class="note">{legend}</p>'
+    )
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[number % len(COLOURS)] for number in range(count)]
+
+
+def heat_map(
+    values: Sequence[Sequence[float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    numbers: Sequence[Sequence[str]] | None = None,
+) -> str:
+    """Return a matrix as coloured cells: the stronger, the larger.
+
+    Args:
+        values: Numbers from 0 to 1, [rows][columns].
+        rows: Names of the rows.
+        columns: Names of the columns.
+        numbers: What is written into the cells; None leaves them empty.
+    """
+    cell = 26 if numbers is not None else max(6, min(26, 560 // max(1, len(columns))))
+    label = min(190, 8 + 6 * max((len(name) for name in rows), default=0))
+    foot = min(150, 8 + 6 * max((len(name) for name in columns), default=0))
+    width, height = label + cell * len(columns) + 4, cell * len(rows) + foot
+    parts = []
+    for down, (name, line) in enumerate(zip(rows, values, strict=True)):
+        middle = down * cell + cell / 2 + 4
+        parts.append(f'<text x="{label - 5}" y="{middle:.1f}" text-anchor="end">{_short(name, label)}</text>')
+        for across, value in enumerate(line):
+            x, y = label + across * cell, down * cell
+            shade = max(0.04, min(1.0, value))
+            tip = f"<title>{escape(name)}, {escape(columns[across])}: {value:.3f}</title>"
+            parts.append(
+                f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill="{COLOURS[0]}" '
+                f'fill-opacity="{shade:.3f}">{tip}</rect>'
+            )
+            if numbers is not None and numbers[down][across]:
+                said = escape(numbers[down][across])
+                parts.append(f'<text x="{x + cell / 2}" y="{middle:.1f}" text-anchor="middle">{said}</text>')
+    for across, name in enumerate(columns):
+        x, y = label + across * cell + cell / 2 + 3, cell * len(rows) + 8
+        turned = f'transform="rotate(-90 {x} {y})"'
+        parts.append(f'<text x="{x}" y="{y}" text-anchor="end" {turned}>{_short(name, foot)}</text>')
+    return (
+        f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
+        f'style="max-width:none">{"".join(parts)}</svg></div>'
+    )
+
+
+def _short(name: str, space: int) -> str:
+    most = max(3, (space - 8) // 6)
+    return escape(name if len(name) <= most else name[: most - 1] + "…")
