@@ -33,7 +33,8 @@ th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(
   overflow-wrap: normal; }
 th { font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
-  max-width: 14rem; overflow-wrap: anywhere; }
+  min-width: 7rem; max-width: 16rem; overflow-wrap: break-word; }
+.texts th:first-child, .texts td:first-child { min-width: 11rem; }
 .facts th:first-child, .facts td:first-child { color: var(--faint); }
 .facts td, .texts td { text-align: left; }
 td.best { font-weight: 700; }

@@ -22,7 +22,7 @@ def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str
     known = {name: list(points) for name, points in series.items() if points}
     if not known:
         return ""
-    width, height, left, right, top, bottom = 640, 260, 56, 12, 12, 40
+    width, height, left, right, top, bottom = 480, 230, 56, 12, 12, 40
     xs = [x for points in known.values() for x, _ in points]
     ys = [y for points in known.values() for _, y in points]
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
@@ -58,7 +58,8 @@ def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str
         for colour, name in zip(_cycle(len(known)), known, strict=True)
     )
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(y_label)}">{"".join(parts)}'
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(y_label)}">'
+        f"{''.join(parts)}"
         f'</svg><p class="note">{legend}</p>'
     )
 
@@ -82,8 +83,8 @@ def heat_map(
         numbers: What is written into the cells; None leaves them empty.
     """
     cell = 26 if numbers is not None else max(6, min(26, 560 // max(1, len(columns))))
-    label = min(190, 8 + 6 * max((len(name) for name in rows), default=0))
-    foot = min(150, 8 + 6 * max((len(name) for name in columns), default=0))
+    label = min(200, 8 + 7 * max((len(name) for name in rows), default=0))
+    foot = min(160, 8 + 7 * max((len(name) for name in columns), default=0))
     width, height = label + cell * len(columns) + 4, cell * len(rows) + foot
     parts = []
     for down, (name, line) in enumerate(zip(rows, values, strict=True)):
@@ -111,5 +112,5 @@ def heat_map(
 
 
 def _short(name: str, space: int) -> str:
-    most = max(3, (space - 8) // 6)
+    most = max(3, (space - 8) // 7)
     return escape(name if len(name) <= most else name[: most - 1] + "…")

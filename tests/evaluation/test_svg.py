@@ -1,0 +1,50 @@
+"""Pictures as SVG: well-formed, complete, in the page's colours."""
+
+from xml.etree import ElementTree
+
+from moe_adapt.evaluation.html import facts, page, table, verdict
+from moe_adapt.evaluation.svg import heat_map, line_chart
+
+
+def svg(text: str) -> ElementTree.Element:
+    return ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
+
+
+def test_curves_have_a_line_each_and_stay_inside():
+    drawn = line_chart(
+        {"a < b": [(0, 1.0), (5, 3.0), (10, 2.0)], "one": [(4, 2.5)], "empty": []}, "step", "loss"
+    )
+    root = svg(drawn)
+    (line,) = root.findall("polyline")
+    points = [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
+    assert len(points) == 3 and points[1][1] == min(y for _, y in points)
+    assert all(0 <= x <= 480 and 0 <= y <= 230 for x, y in points)
+    assert len(root.findall("circle")) == 1
+    assert "a &lt; b" in drawn and "empty" not in drawn
+    assert line_chart({}, "x", "y") == ""
+
+
+def test_a_flat_curve_and_a_single_point_are_drawn():
+    assert "NaN" not in line_chart({"flat": [(0, 2.0), (1, 2.0)]}, "x", "y")
+    assert "circle" in line_chart({"point": [(0, 0.0)]}, "x", "y")
+
+
+def test_a_heat_map_has_a_cell_for_each_value():
+    root = svg(heat_map([[0.0, 0.5, 1.0], [0.2, 0.1, 0.0]], ["r1", "r2"], ["a", "b", "c"]))
+    cells = root.findall("rect")
+    assert len(cells) == 6
+    assert float(cells[2].get("fill-opacity")) == 1.0 > float(cells[1].get("fill-opacity"))
+
+
+def test_a_page_says_its_width_and_knows_the_dark():
+    text = page("A & B", [verdict("x < y"), facts({"k": "<v>"})])
+    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
+    assert "A &amp; B" in text and "x &lt; y" in text and "&lt;v&gt;" in text
+
+
+def test_the_best_value_of_a_column_is_bold():
+    text = table(
+        ["", "acc", "loss"], [["a", 0.5, 2.0], ["b", 0.75, 3.0], ["c", None, None]], {1: "max", 2: "min"}
+    )
+    assert text.count("class=best") == 2
+    assert "<td class=best>0.750</td>" in text and "<td class=best>2.000</td>" in text
