@@ -1,8 +1,8 @@
 """What a finished fine-tuning run reached on its held-out rows, beside its baselines.
 
-`examine` looks once more at the rows that were held out, with the checkpoint that will be used: right and wrong
-by class, the rows it is most wrong about, and whether its routers tell the classes apart. Nothing else of the
-run is computed again.
+`examine` looks once more at the rows that were held out, with the checkpoint that will be used: right and
+wrong by class, the rows it is most wrong about, and whether its routers tell the classes apart. Nothing else
+of the run is computed again.
 """
 
 import itertools
@@ -17,8 +17,9 @@ from lightning.fabric.utilities import move_data_to_device
 
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.trace.metrics import trace_metrics
+from moe_adapt.hub.fingerprint import adapter_state
 from moe_adapt.training.callbacks.head_start import BASELINES
-from moe_adapt.training.checkpoint import adapter_state, read_checkpoint
+from moe_adapt.training.checkpoint import read_checkpoint
 from moe_adapt.training.modules.classifier import Classifier
 from moe_adapt.training.tracing import record_batches
 from moe_adapt.tuner.model import adapted_layers

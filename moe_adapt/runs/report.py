@@ -184,7 +184,7 @@ def _routing(folder: Path, outcome: Outcome) -> list[str]:
             padded = [[*shares, *[0.0] * (experts - len(shares))] for shares in load.values()]
             parts += [
                 heat_map(padded, names, [str(number) for number in range(experts)]),
-                '<p class="note">Share of picks that each expert (column) got in each layer (row) in the last '
+                '<p class="note">Share of picks of each expert (column) in each layer (row) in the last '
                 "epoch.</p>",
             ]
     return parts

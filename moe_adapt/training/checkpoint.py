@@ -12,7 +12,7 @@ or unexpected tensor, another base or another configuration is an error that say
 
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
