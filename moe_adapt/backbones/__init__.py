@@ -3,7 +3,6 @@
 from moe_adapt.backbones.holder import Encoder, Pretrained
 from moe_adapt.backbones.image import ImageEncoder, Library
 from moe_adapt.backbones.instructions import CausalAnswerer, ChoiceEncoder, InstructionModel
-from moe_adapt.backbones.language import LanguageModel
 from moe_adapt.backbones.pretrained import Backbone, Precision
 from moe_adapt.backbones.text import Pooling, TextEncoder
 
@@ -14,7 +13,6 @@ __all__ = [
     "Encoder",
     "ImageEncoder",
     "InstructionModel",
-    "LanguageModel",
     "Library",
     "Pooling",
     "Precision",

@@ -25,7 +25,7 @@ from moe_adapt.runs.folder import CONFIG_FILE, run_folder
 from moe_adapt.runs.parser import ConfigByName, RoutedParser
 from moe_adapt.streams import TaskStream
 from moe_adapt.training.stream import StreamResult, StreamRunner
-from moe_adapt.training.stream.files import claim, write_file
+from moe_adapt.training.stream.files import reserve, write_file
 from moe_adapt.training.stream.progress import stream_progress
 from moe_adapt.training.stream.report import write_report
 from moe_adapt.training.stream.state import FILE
@@ -106,7 +106,7 @@ def stream(argv: Sequence[str]) -> None:
         raise UserError(f"nothing to resume: there is no checkpoint {folder / FILE}; give the run as --out.")
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if first and not options.resume:
-        claim(folder, options.overwrite)
+        reserve(folder, options.overwrite)
     L.seed_everything(options.seed_everything, verbose=False)
     try:
         made = parser.instantiate_classes(options)

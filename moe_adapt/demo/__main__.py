@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     from moe_adapt.hub.card import About
     from moe_adapt.hub.export import export_model
 
-    claim(options.out)
+    reserve(options.out)
     rows = load_bbc_news()
     settings = Settings(
         backbone=str(package_folder(*MINILM)),
@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-def claim(folder: Path) -> None:
+def reserve(folder: Path) -> None:
     """Make room for the demo's files: an earlier demo is replaced, anything else is left alone.
 
     Raises:

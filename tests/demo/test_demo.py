@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 
 from moe_adapt.data.packages import BBC_NEWS, MINILM, package_folder
-from moe_adapt.demo.__main__ import claim, main
+from moe_adapt.demo.__main__ import main, reserve
 from moe_adapt.demo.bbc import few_shot_split, load_bbc_news, read_articles
 from moe_adapt.demo.comparison import Outcome, Settings
 from moe_adapt.demo.report import conclusion, results_table, summarise
@@ -87,12 +87,12 @@ def test_the_conclusion_claims_no_more_than_the_numbers(differences, words):
 def test_only_an_earlier_demo_is_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="something else"):
-        claim(tmp_path)
+        reserve(tmp_path)
     assert (tmp_path / "thesis.tex").exists()
     earlier = tmp_path / "earlier"
     (earlier / "data").mkdir(parents=True)
     (earlier / "seed_0").mkdir()
-    claim(earlier)
+    reserve(earlier)
     assert list(earlier.iterdir()) == []
 
 

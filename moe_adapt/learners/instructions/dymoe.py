@@ -35,7 +35,7 @@ from moe_adapt.backbones.instructions import InstructionModel
 from moe_adapt.errors import UserError
 from moe_adapt.learners.base import LEARNERS
 from moe_adapt.learners.instructions.growing import ADAPTER, GrowingPool
-from moe_adapt.learners.instructions.observing import Sight, watch_layers
+from moe_adapt.learners.instructions.observing import LayerInput, watch_layers
 from moe_adapt.routing.token_types import group_scores, token_types
 from moe_adapt.streams import Batch, Task
 from moe_adapt.tuner import RoutedLoraConfig
@@ -136,8 +136,8 @@ class DyMoE(GrowingPool):
     def _start_from_tokens(self, task: Task, centring: bool) -> None:
         seen: dict[str, list[Tensor]] = {}
 
-        def watch(sight: Sight) -> None:
-            seen.setdefault(sight.layer.site, []).append(sight.rows.float())
+        def watch(layer_input: LayerInput) -> None:
+            seen.setdefault(layer_input.layer.site, []).append(layer_input.rows.float())
 
         handles = watch_layers(self.layers(), watch)
         count = min(self.init_samples, len(task.train))

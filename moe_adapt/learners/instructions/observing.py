@@ -14,10 +14,10 @@ from moe_adapt.routing import RoutingRecord
 from moe_adapt.routing.context import in_backward
 from moe_adapt.tuner.layer import RoutedLoraLayer
 
-__all__ = ["Sight", "watch_layers"]
+__all__ = ["LayerInput", "watch_layers"]
 
 
-class Sight(NamedTuple):
+class LayerInput(NamedTuple):
     """What a layer saw in one forward.
 
     Attributes:
@@ -40,7 +40,7 @@ class Sight(NamedTuple):
 
 
 def watch_layers(
-    layers: Iterable[RoutedLoraLayer], watcher: Callable[[Sight], None], adapter: str = "default"
+    layers: Iterable[RoutedLoraLayer], watcher: Callable[[LayerInput], None], adapter: str = "default"
 ) -> list[RemovableHandle]:
     """Call `watcher` after every forward of every layer.
 
@@ -57,6 +57,6 @@ def watch_layers(
         x = args[0]
         rows, mask = x.detach().reshape(-1, layer.in_features), context.flat_mask(x.shape[:-1])
         kept = rows if mask is None else rows[mask]
-        watcher(Sight(layer, kept, mask, context.records.get((adapter, layer.site, 0))))
+        watcher(LayerInput(layer, kept, mask, context.records.get((adapter, layer.site, 0))))
 
     return [layer.register_forward_hook(hook) for layer in layers]

@@ -20,7 +20,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.learners.base import LEARNERS, TaskRun
 from moe_adapt.learners.instructions.base import SequentialInstructions
 from moe_adapt.learners.instructions.memory import SampleMemory
-from moe_adapt.learners.instructions.observing import Sight, watch_layers
+from moe_adapt.learners.instructions.observing import LayerInput, watch_layers
 from moe_adapt.routing.losses.routing_anchor import anchor_divergence
 from moe_adapt.streams import Batch, Task
 from moe_adapt.tuner import RoutedLoraConfig
@@ -121,8 +121,8 @@ class RoutingAnchor(SequentialInstructions):
         """Keep inputs of every layer, and how they are routed now."""
         seen: dict[str, list[Tensor]] = {}
 
-        def watch(sight: Sight) -> None:
-            seen.setdefault(sight.layer.site, []).append(sight.rows.float())
+        def watch(layer_input: LayerInput) -> None:
+            seen.setdefault(layer_input.layer.site, []).append(layer_input.rows.float())
 
         handles = watch_layers(self.layers(), watch)
         for batch in run.batches(task.train):

@@ -31,7 +31,7 @@ from moe_adapt.backbones.instructions import InstructionModel
 from moe_adapt.errors import UserError
 from moe_adapt.learners.base import LEARNERS, TaskRun
 from moe_adapt.learners.instructions.base import InstructionLearner
-from moe_adapt.learners.instructions.observing import Sight, watch_layers
+from moe_adapt.learners.instructions.observing import LayerInput, watch_layers
 from moe_adapt.learners.instructions.site_state import ADAPTER, Precondition, SiteState
 from moe_adapt.optim import ROUTER_UPDATES, GuardUpdate, PlainUpdate, UpdateHook, UpdateTransform
 from moe_adapt.optim.preconditioner import degradation, product_update
@@ -126,12 +126,12 @@ class SAME(InstructionLearner):
 
     # Statistics.
 
-    def _observe(self, sight: Sight) -> None:
+    def _observe(self, layer_input: LayerInput) -> None:
         if self._collected is not None:
-            self._collected.setdefault(sight.layer.site, []).append(sight.rows.float().cpu())
-        if not (self.training and sight.layer.training and torch.is_grad_enabled()):
+            self._collected.setdefault(layer_input.layer.site, []).append(layer_input.rows.float().cpu())
+        if not (self.training and layer_input.layer.training and torch.is_grad_enabled()):
             return
-        self.state_of(sight.layer).observe(sight.rows, sight.gates())
+        self.state_of(layer_input.layer).observe(layer_input.rows, layer_input.gates())
 
     # The course of a task.
 

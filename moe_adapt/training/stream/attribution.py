@@ -33,7 +33,7 @@ from moe_adapt.evaluation.trace.file import load_trace, save_trace
 from moe_adapt.evaluation.trace.record import RoutingTrace
 from moe_adapt.learners import Learner
 from moe_adapt.learners.instructions import InstructionLearner, PrototypeLoRA
-from moe_adapt.learners.instructions.observing import Sight, watch_layers
+from moe_adapt.learners.instructions.observing import LayerInput, watch_layers
 from moe_adapt.streams import Batch, TaskStream
 from moe_adapt.training.stream.files import write_file
 from moe_adapt.tuner.loading import is_adapter_key
@@ -139,8 +139,8 @@ class Attribution:
     def _snapshot(self, index: int) -> _Snapshot:
         inputs: dict[str, list[Tensor]] = {}
 
-        def watch(sight: Sight) -> None:
-            inputs.setdefault(sight.layer.site, []).append(sight.rows.float().clone())
+        def watch(layer_input: LayerInput) -> None:
+            inputs.setdefault(layer_input.layer.site, []).append(layer_input.rows.float().clone())
 
         handles = watch_layers(self.learner.layers(), watch)
         try:

@@ -37,7 +37,7 @@ def cached_stream(
     folder: Path | None,
     batch_size: int,
     num_workers: int = 0,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[TaskStream, dict[str, Any]]:
     """Return `stream` with the features of the learner's encoder in place of the inputs, and what it cost.
 
@@ -47,7 +47,7 @@ def cached_stream(
         folder: Where features are kept; None keeps none.
         batch_size: Samples per forward.
         num_workers: Worker processes of the loader.
-        told: Called with the number of encoded samples and their total.
+        progress: Called with the number of encoded samples and their total.
 
     Raises:
         UserError: If the learner trains or adapts its encoder.
@@ -68,7 +68,7 @@ def cached_stream(
             parts = [torch.from_numpy(file[split]) for split in ("train", "test")]
         forwards = 0
     else:
-        parts = list(encode_stream(encoder, stream, learner.device, batch_size, num_workers, told))
+        parts = list(encode_stream(encoder, stream, learner.device, batch_size, num_workers, progress))
         forwards = sum(map(len, parts))
         if path is not None:
             train, test = (part.numpy() for part in parts)
@@ -96,7 +96,7 @@ def encode_stream(
     device: torch.device,
     batch_size: int,
     num_workers: int = 0,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Tensor, Tensor]:
     """Return the features of all training and all test rows, each [N, d] float32 on the CPU.
 
@@ -106,7 +106,7 @@ def encode_stream(
         device: Where the encoder is.
         batch_size: Samples per forward.
         num_workers: Worker processes of the loader.
-        told: Called with the number of encoded samples and their total.
+        progress: Called with the number of encoded samples and their total.
     """
     encoder.eval()
     splits = [(getattr(data, "plain", data), len(data)) for data in (stream.train, stream.test)]
@@ -117,7 +117,7 @@ def encode_stream(
         for batch in loader(examples, batch_size, stream.collate, num_workers):
             parts.append(encoder(move(batch, device)).float().cpu())
             done += len(parts[-1])
-            told(done, total)
+            progress(done, total)
         found.append(torch.cat(parts).clone())
     return found[0], found[1]
 

@@ -24,12 +24,12 @@ from moe_adapt.errors import UserError
 from moe_adapt.training.stream.evaluate import Evaluation
 from moe_adapt.training.stream.result import StreamResult
 
-__all__ = ["claim", "jsonable", "write_file", "write_predictions", "write_result"]
+__all__ = ["jsonable", "reserve", "write_file", "write_predictions", "write_result"]
 
 FILES = ("last.ckpt", "result.json", "tasks.csv", "predictions", "report.html", "adapter")
 
 
-def claim(folder: Path, overwrite: bool) -> None:
+def reserve(folder: Path, overwrite: bool) -> None:
     """Make sure that a new run may write into `folder`.
 
     Raises:

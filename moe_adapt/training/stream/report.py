@@ -53,9 +53,9 @@ def write_report(folder: Path, result: StreamResult, bounds: list[Path]) -> Path
     Raises:
         UserError: If a bound cannot be shown beside it.
     """
-    said = result.manifest
-    own = f"{said['learner']['learner']} (this run)"
-    others = [read_bound(bound, said["stream"]["fingerprint"]) for bound in bounds]
+    manifest = result.manifest
+    own = f"{manifest['learner']['learner']} (this run)"
+    others = [read_bound(bound, manifest["stream"]["fingerprint"]) for bound in bounds]
     metrics, costs = result.metrics(), result.costs()
     rows = {own: metrics | costs, **{name: values for name, _, values in others}}
     shown = [name for name in metrics if "standard_error" not in name]
@@ -83,29 +83,29 @@ def write_report(folder: Path, result: StreamResult, bounds: list[Path]) -> Path
         "<h2>Tasks</h2>",
         _tasks(result),
     ]
-    title = f"{said['learner']['learner']} over {said['stream']['tasks']} tasks"
+    title = f"{manifest['learner']['learner']} over {manifest['stream']['tasks']} tasks"
     text = page(title, parts)
     write_file(folder / "report.html", lambda file: file.write(text.encode()))
     return folder / "report.html"
 
 
 def _origin(result: StreamResult) -> str:
-    said = result.manifest
+    manifest = result.manifest
     stream = {
-        key: said["stream"].get(key) for key in ("scenario", "kind", "train", "test", "tasks", "classes")
+        key: manifest["stream"].get(key) for key in ("scenario", "kind", "train", "test", "tasks", "classes")
     }
-    features = said["features"]
+    features = manifest["features"]
     computed = "after every task" if features is None else "once, from samples without augmentation"
     facts = {
         **stream,
-        "seed": said["seed"],
-        "order of the classes": f"seed {said['stream'].get('order_seed')}",
-        "tested": said["eval_at"],
+        "seed": manifest["seed"],
+        "order of the classes": f"seed {manifest['stream'].get('order_seed')}",
+        "tested": manifest["eval_at"],
         "features": computed,
-        "task id at test time": "yes (an oracle)" if said["uses_task_id"] else "no",
-        "command": said["command"],
+        "task id at test time": "yes (an oracle)" if manifest["uses_task_id"] else "no",
+        "command": manifest["command"],
     }
-    settings = json.dumps(said["learner"], indent=1)
+    settings = json.dumps(manifest["learner"], indent=1)
     return (
         table(["", ""], facts.items())
         + f"<details><summary>learner</summary><pre>{escape(settings)}</pre></details>"
@@ -117,28 +117,28 @@ def _attribution(found: dict[str, Any]) -> list[str]:
     heads = [key for key in found["tasks"][0] if key != "task"]
     rows = [[row.get(key) for key in heads] for row in found["tasks"]]
     rows.append(["mean", *(found["mean"].get(key) for key in heads[1:])])
-    said = (
+    sentence = (
         "The pool grew and its old experts and router rows are as they were: what old tasks lost, they lost "
         "to routing that leaks to newer experts."
         if found["growing_pool"]
         else "drop_by_routers and drop_by_experts add up to what each task lost from its end to the end of "
         "the stream; they come from exchanging routers and experts of then and now."
     )
-    return ["<h2>Drift, and what it cost</h2>", f"<p>{said}</p>", table(heads, rows)]
+    return ["<h2>Drift, and what it cost</h2>", f"<p>{sentence}</p>", table(heads, rows)]
 
 
 def _form(result: StreamResult) -> list[str]:
     """Return the section on what of the drops is the form of answers."""
     rows = result.format_artefacts()
     heads = list(rows[0]) if rows else []
-    said = (
+    sentence = (
         "Accuracy right after each task and at the end, of what the model writes (exactly, and up to its "
         "form) and of the choice that it finds most likely. The artefact is the part of a drop that "
         "likelihood does not see: a lost format, not a lost task."
     )
     return [
         "<h2>Form of answers</h2>",
-        f"<p>{said}</p>",
+        f"<p>{sentence}</p>",
         table(heads, [[row[key] for key in heads] for row in rows]),
     ]
 

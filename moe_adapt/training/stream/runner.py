@@ -22,10 +22,10 @@ from moe_adapt.processes import process, processes
 from moe_adapt.streams import TaskStream
 from moe_adapt.training.randomness import seed_generators
 from moe_adapt.training.stream.attribution import Attribution, can_attribute
+from moe_adapt.training.stream.checkpoint_schedule import CheckpointSchedule
 from moe_adapt.training.stream.evaluate import Evaluation, evaluate
 from moe_adapt.training.stream.features import cached_stream
-from moe_adapt.training.stream.files import claim, write_predictions, write_result
-from moe_adapt.training.stream.pace import CheckpointPace
+from moe_adapt.training.stream.files import reserve, write_predictions, write_result
 from moe_adapt.training.stream.processes import launch
 from moe_adapt.training.stream.progress import StreamProgress
 from moe_adapt.training.stream.result import StreamResult
@@ -58,7 +58,8 @@ class StreamRunner:
         eval_at: When to test on everything seen: after ``all`` tasks, ``every=K``, ``geometric`` (1, 2, 4,
             ...) or ``final``.
         checkpoint_at: When to write checkpoint and result: ``auto`` keeps their cost near 1 % of the run, so
-            that cheap tasks share one (`moe_adapt.training.stream.pace`); or a schedule as in `eval_at`.
+            that cheap tasks share one (`moe_adapt.training.stream.checkpoint_schedule`); or a schedule as
+            in `eval_at`.
         eval_batch_size: Samples per forward in tests and in passes without gradients.
         cache_features: Compute the features of all samples once, for learners that leave their encoder alone.
         cache_dir: Where features are kept between runs; None keeps them in `folder`.
@@ -108,7 +109,7 @@ class StreamRunner:
         self.attribution = attribution
         self.verdicts = verdicts
         self._attribution: Attribution | None = None
-        self._pace = CheckpointPace(checkpoint_at, 1)
+        self._checkpoints = CheckpointSchedule(checkpoint_at, 1)
         self._target: Path | None = None
 
     def run(
@@ -127,7 +128,7 @@ class StreamRunner:
                 folder holds another run, or the learner and the runner's options contradict each other.
         """
         steps = scheduled_steps(self.eval_at, len(stream))
-        self._pace = CheckpointPace(self.checkpoint_at, len(stream))
+        self._checkpoints = CheckpointSchedule(self.checkpoint_at, len(stream))
         if self.verdicts:
             check_writes(learner)
         with quiet_lightning():
@@ -137,13 +138,13 @@ class StreamRunner:
             self._target, self.progress = None, StreamProgress()
         sizes = [len(rows) for rows in stream.test_rows]
         result = StreamResult(AccuracyMatrix(sizes), AccuracyMatrix(sizes))
-        result.manifest = self._said(learner, stream)
+        result.manifest = self._manifest_of(learner, stream)
         if resume:
             if self.folder is None:
                 raise UserError("nothing to resume: the runner has no folder.")
             read_state(self.folder, learner, result)
         elif self._target is not None:
-            claim(self._target, overwrite)
+            reserve(self._target, overwrite)
         learner.to(device)
         self._attribution = self._attribution_of(learner, stream)
         self.progress.begin(len(stream), len(result.tasks))
@@ -169,7 +170,7 @@ class StreamRunner:
         folder = None if self.folder is None else self.folder / "attribution"
         return Attribution(learner, stream, folder=folder)  # type: ignore[arg-type]
 
-    def _said(self, learner: Learner, stream: TaskStream) -> dict[str, Any]:
+    def _manifest_of(self, learner: Learner, stream: TaskStream) -> dict[str, Any]:
         several = {"processes": processes()} if processes() > 1 else {}
         return {
             **manifest.collect(),
@@ -247,8 +248,8 @@ class StreamRunner:
             result.manifest["ended"] = manifest.now()
             result.manifest["peak_memory_mb"] = round(manifest.peak_memory_mb(), 1)
         row["seconds"]["overhead"] = time.perf_counter() - start - working
-        if self._target is not None and self._pace.due(index):
-            with self._pace.writing():
+        if self._target is not None and self._checkpoints.due(index):
+            with self._checkpoints.writing():
                 write_state(self._target, learner, result)
                 write_result(self._target, result)
             row["seconds"]["overhead"] = time.perf_counter() - start - working

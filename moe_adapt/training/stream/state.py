@@ -25,7 +25,7 @@ FORMAT = "moe_adapt.stream/1"
 
 #: Parts of the result that are JSON types; as one text, because pickling 300 tasks value by value takes
 #: longer than the tensors do.
-TOLD = ("manifest", "tasks", "classes", "routing", "attribution", "verdicts")
+KEPT = ("manifest", "tasks", "classes", "routing", "attribution", "verdicts")
 
 
 def write_state(folder: Path, learner: Learner, result: StreamResult) -> None:
@@ -40,7 +40,7 @@ def write_state(folder: Path, learner: Learner, result: StreamResult) -> None:
         "state_dict": learner.learner_state(),
         "correct": torch.from_numpy(result.matrix.correct),
         "correct_within": torch.from_numpy(result.within.correct),
-        "told": json.dumps({name: getattr(result, name) for name in TOLD}),
+        "told": json.dumps({name: getattr(result, name) for name in KEPT}),
     }
     try:
         AtomicCheckpointIO().save_checkpoint(checkpoint, folder / FILE)
@@ -59,8 +59,8 @@ def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
     """
     checkpoint = _checkpoint(folder)
     compared = ("seed", "learner", "stream", "eval_at")
-    told = json.loads(checkpoint["told"])
-    old, new = told["manifest"], json.loads(json.dumps(result.manifest))
+    kept = json.loads(checkpoint["told"])
+    old, new = kept["manifest"], json.loads(json.dumps(result.manifest))
     changed = [d for key in compared for d in differences(old[key], new[key], key)]
     if changed:
         raise UserError(
@@ -71,8 +71,8 @@ def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
     _restore(learner, checkpoint)
     result.matrix = AccuracyMatrix(result.matrix.total, checkpoint["correct"].numpy())
     result.within = AccuracyMatrix(result.within.total, checkpoint["correct_within"].numpy())
-    result.tasks, result.classes, result.routing = told["tasks"], told["classes"], told["routing"]
-    result.attribution, result.verdicts = told["attribution"], told["verdicts"]
+    result.tasks, result.classes, result.routing = kept["tasks"], kept["classes"], kept["routing"]
+    result.attribution, result.verdicts = kept["attribution"], kept["verdicts"]
     result.manifest["resumed_after_task"] = len(result.tasks) - 1
 
 

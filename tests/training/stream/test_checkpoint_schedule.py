@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from moe_adapt.training.stream.pace import CheckpointPace
+from moe_adapt.training.stream.checkpoint_schedule import CheckpointSchedule
 
 
 class Clock:
@@ -14,12 +14,12 @@ class Clock:
 @pytest.mark.parametrize(("task", "write"), [(0.1, 0.5), (10.0, 0.05), (0.02, 0.02)])
 def test_writes_take_their_share_of_the_time_and_no_more(monkeypatch, task, write):
     clock = Clock(monkeypatch)
-    pace, written, waits = CheckpointPace("auto", 3000, share=0.01), 0.0, [0.0]
+    schedule, written, waits = CheckpointSchedule("auto", 3000, share=0.01), 0.0, [0.0]
     for index in range(3000):
         clock.now += task
         waits[-1] += task
-        if pace.due(index):
-            with pace.writing():
+        if schedule.due(index):
+            with schedule.writing():
                 clock.now += write
             written += write
             waits.append(0.0)
@@ -31,5 +31,5 @@ def test_writes_take_their_share_of_the_time_and_no_more(monkeypatch, task, writ
 
 
 def test_schedules():
-    assert [i for i in range(10) if CheckpointPace("every=4", 10).due(i)] == [3, 7, 9]
-    assert [i for i in range(3) if CheckpointPace("all", 3).due(i)] == [0, 1, 2]
+    assert [i for i in range(10) if CheckpointSchedule("every=4", 10).due(i)] == [3, 7, 9]
+    assert [i for i in range(3) if CheckpointSchedule("all", 3).due(i)] == [0, 1, 2]

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 
 from moe_adapt.training.stream.schedule import scheduled_steps
 
-__all__ = ["CheckpointPace"]
+__all__ = ["CheckpointSchedule"]
 
 
-class CheckpointPace:
+class CheckpointSchedule:
     """Says after which tasks there is a checkpoint; the last task of a stream always has one.
 
     Args:
