@@ -13,3 +13,20 @@ def tests(session: nox.Session, peft: str) -> None:
     paths = session.posargs or ["tests/tuner", "tests/hub", "tests/routing", "tests/test_examples.py"]
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     session.run("python", "-m", "pytest", *paths, env=environment)
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """Run other people's trainers, compilers and quantised bases on routed adapters, the slow cases too."""
+    session.install("--editable", ".[dev,clients,quantized]")
+    paths = session.posargs or [
+        "tests/tuner/test_trainer.py",
+        "tests/tuner/test_trl.py",
+        "tests/tuner/test_sentence_transformers.py",
+        "tests/tuner/test_accelerate.py",
+        "tests/tuner/test_compile.py",
+        "tests/tuner/test_quantized.py",
+        "tests/tuner/test_bitsandbytes.py",
+    ]
+    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    session.run("python", "-m", "pytest", "-m", "slow or not slow", *paths, env=environment)

@@ -1,4 +1,4 @@
-"""`transformers.Trainer` on a routed adapter: one line brings the routers' auxiliary loss into `output.loss`.
+"""`transformers.Trainer` on a routed adapter: one callback brings auxiliary losses and router state.
 
 python examples/hf_trainer.py --backbone HuggingFaceTB/SmolLM2-135M-Instruct --text some_text.txt
 """
@@ -11,7 +11,7 @@ import peft
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from moe_adapt.tuner import RoutedLoraConfig
+from moe_adapt.tuner import RoutedLoraConfig, RoutingCallback
 
 
 class Blocks(torch.utils.data.Dataset):
@@ -32,7 +32,6 @@ def train(backbone: str, text: str, out: Path, steps: int = 20, length: int = 32
     """Fine-tune on a text and save the adapter in `out`."""
     config = RoutedLoraConfig(method="top_k", num_experts=4, r=4, target_modules="ffn", task_type="CAUSAL_LM")
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(backbone), config)
-    model.base_model.add_aux_to_loss = True
     arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=steps,
@@ -44,7 +43,7 @@ def train(backbone: str, text: str, out: Path, steps: int = 20, length: int = 32
         disable_tqdm=True,
     )
     blocks = Blocks(AutoTokenizer.from_pretrained(backbone), text, length)
-    trainer = Trainer(model=model, args=arguments, train_dataset=blocks)
+    trainer = Trainer(model=model, args=arguments, train_dataset=blocks, callbacks=[RoutingCallback()])
     trainer.train()
     model.save_pretrained(str(out))
     return trainer

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from moe_adapt.errors import UserError
-from moe_adapt.routing.context import RoutingSession
+from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner import RoutedLoraConfig
 from moe_adapt.tuner.layer import RoutedLoraLayer, SiteSpec
 from moe_adapt.tuner.peft_plugin import PREFIX

@@ -1,29 +1,47 @@
 """The context of one model forward: what routers may look at besides their input, and what they leave behind.
 
-A hook before the model's forward opens a context (`RoutingSession.open`), so a plain ``model(**batch)``
-works. The context survives until the next forward, because gradient checkpointing runs layers again during
-the backward pass. Such a second run is recognised (it happens inside a backward pass) and leaves no record,
-no count, no new random draw.
+The context survives until the next forward, because gradient checkpointing runs layers again during the
+backward pass. Such a second run is recognised (it happens inside a backward pass) and leaves no record, no
+count, no new random draw.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
 from moe_adapt.routing.records import Point, RoutingRecord
+from moe_adapt.routing.stacks import Stack
 
-__all__ = ["RouteContext", "RoutingSession", "in_backward"]
+__all__ = ["Delivery", "RouteContext", "in_backward"]
 
 SiteKey = tuple[str, str, int]
 
 
 def in_backward() -> bool:
     """Return whether a backward pass runs in this thread, so that a forward now is a recomputation."""
-    return torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class Delivery:
+    """How much of their auxiliary losses forwards add to one backward pass, if no loss carries them.
+
+    Several forwards before a backward, as for the two sides of a pair of sentences, count with their mean.
+
+    Args:
+        scale: What a single forward's auxiliary loss is multiplied by.
+    """
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self.forwards = 0
+        self.spent = False
+
+    @property
+    def share(self) -> float:
+        """Factor of the auxiliary loss of each forward."""
+        return self.scale / max(self.forwards, 1)
 
 
 class RouteContext:
@@ -38,6 +56,7 @@ class RouteContext:
         domain_ids: Domain (task) of each sample, int [B], -1 for none; None if the model got none.
         sums: Where `accumulate` adds up, by adapter, site and name.
         sample_scores: Score of every expert for each sample, [B, E]; None if there are none.
+        stack: Inputs of the model; None makes them of `token_mask` and `input_ids`.
     """
 
     def __init__(
@@ -50,12 +69,14 @@ class RouteContext:
         domain_ids: Tensor | None = None,
         sums: dict[tuple[str, str, str], Tensor] | None = None,
         sample_scores: Tensor | None = None,
+        stack: Stack | None = None,
     ) -> None:
-        self.token_mask = token_mask if token_mask is None else token_mask.bool()
-        self.input_ids = input_ids
+        #: Inputs of the stack that runs now, the model's own first.
+        self.stacks = [Stack(token_mask, input_ids) if stack is None else stack]
         self.training = training
         self.recording = recording
-        self.progress = progress
+        self.followed = False
+        self._progress = progress
         self.domain_ids = domain_ids
         self.sample_scores = sample_scores
         self.sums = {} if sums is None else sums
@@ -65,13 +86,38 @@ class RouteContext:
         self.records: dict[SiteKey, RoutingRecord] = {}
         self.aux_gradients: dict[tuple[SiteKey, Point], Tensor] = {}
         self.aux_scale: Tensor | None = None
+        self.delivery: Delivery | None = None
         self.aux_computed = False
+        self.backward_seen = False
+        #: What takes the marks of this forward off parameters.
+        self.unmark: list[Callable[[], None]] = []
+        self._here = self.stacks[0]
+        self._stack_of: dict[str, Stack] = {}
         self._visits: dict[tuple[str, str], int] = {}
         self._recomputations: dict[tuple[str, str], int] = {}
         self._recorded_without_grad: set[SiteKey] = set()
         self._recomputed: set[SiteKey] = set()
         self._kept: dict[Hashable, Tensor] = {}
-        self._masks: dict[tuple[int, ...], Tensor | None] = {}
+
+    @property
+    def progress(self) -> float:
+        """Share of the task's optimizer steps that are done; routers that ask for it need it kept."""
+        self.followed = True
+        return self._progress
+
+    @property
+    def elapsed(self) -> float:
+        """The same for losses, which do without it."""
+        return self._progress
+
+    def arrive(self, site: str, x: Tensor) -> Tensor | None:
+        """Announce the input of a site, [..., d]; return its token mask [N], or None if all tokens count."""
+        if in_backward():
+            self._here = self._stack_of.get(site, self.stacks[0])
+        else:
+            self._here = self.stacks[-1].holding(x)
+            self._stack_of[site] = self._here
+        return self._here.flat_mask(x.shape[:-1])
 
     def enter_site(self, adapter: str, site: str) -> SiteKey:
         """Announce that the router of a site runs now; return the key of this visit.
@@ -183,102 +229,32 @@ class RouteContext:
             )
 
     def flat_mask(self, leading_shape: Sequence[int]) -> Tensor | None:
-        """Return the token mask [N] for an input [*leading_shape, d], or None without padding.
+        """Return the mask [N] of the site that arrived last, for an input [*leading_shape, d].
 
-        A mask longer than the sequence (key-value cache) is cut to its last columns. An input whose shape
-        does not fit the mask (pooled vectors, image patches) has no padding.
+        None says that all tokens count: without padding, or for an input whose shape does not fit the mask
+        (pooled vectors, image patches).
         """
-        shape = tuple(leading_shape)
-        if shape not in self._masks:
-            self._masks[shape] = None if self.token_mask is None else _fit(self.token_mask, shape)
-        return self._masks[shape]
+        return self._here.flat_mask(leading_shape)
 
     def flat_input_ids(self, leading_shape: Sequence[int]) -> Tensor:
-        """Return the token ids [N] for an input [*leading_shape, d].
+        """Return the token ids [N] of the site that arrived last, for an input [*leading_shape, d].
 
         Raises:
-            UserError: If the model got no `input_ids`, or the input is not one vector per token id.
+            UserError: If its stack got no `input_ids`, or the input is not one vector per token id.
             RuntimeError: If the run is the recomputation of an earlier forward.
         """
         self._check_own_forward()
-        if not isinstance(self.input_ids, Tensor):
+        known = self._here.ids
+        if not isinstance(known, Tensor):
             raise UserError(
-                f"the router of {self.site[1]!r} needs token ids, but the model was called without "
-                "input_ids; pass them, or take a scorer that looks at the input, such as 'linear'."
+                f"the router of {self.site[1]!r} needs token ids, but this part of the model was called "
+                "without input_ids; pass them, or take a scorer that looks at the input, such as 'linear'."
             )
-        ids = _fit(self.input_ids, tuple(leading_shape))
+        ids = self._here.flat_ids(leading_shape)
         if ids is None:
             raise UserError(
                 f"the router of {self.site[1]!r} needs the id of every token, but its input of shape "
-                f"{[*leading_shape]} does not fit input_ids of shape {[*self.input_ids.shape]}; "
+                f"{[*leading_shape]} does not fit input_ids of shape {[*known.shape]}; "
                 "leave the layer out with exclude_modules."
             )
         return ids
-
-
-def _fit(table: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """Return the entries [N] of a table [B, S] for an input [*shape, d], or None if it does not fit."""
-    if table.ndim != 2:
-        return None
-    if len(shape) == 2 and shape[0] == table.shape[0] and shape[1] <= table.shape[1]:
-        return table[:, table.shape[1] - shape[1] :].reshape(-1)
-    if len(shape) == 1 and shape[0] == table.numel():
-        return table.reshape(-1)
-    return None
-
-
-class RoutingSession:
-    """Opens a `RouteContext` per model forward; shared by a model and its adapted layers.
-
-    Attributes:
-        context: The context of the latest forward.
-        tracing: Whether to record in evaluation mode too.
-        progress: Share of the task's optimizer steps that are done, for schedules in routers and losses.
-        sample_scores: Score of every expert for each sample of the next batches, [B, E], for `SampleScore`.
-    """
-
-    def __init__(self) -> None:
-        self.context: RouteContext | None = None
-        self.tracing = False
-        self.progress = 1.0
-        self.sample_scores: Tensor | None = None
-        self.sums: dict[tuple[str, str, str], Tensor] = {}
-
-    def open(self, model: torch.nn.Module, inputs: dict[str, Any]) -> None:
-        """Start a forward of `model` with the named `inputs`, `domain_ids` [B] among them if known."""
-        if in_backward():
-            return
-        mask = inputs.get("attention_mask")
-        self.context = RouteContext(
-            token_mask=mask if isinstance(mask, Tensor) else None,
-            input_ids=inputs.get("input_ids"),
-            training=model.training,
-            recording=model.training or self.tracing,
-            progress=self.progress,
-            domain_ids=inputs.get("domain_ids"),
-            sums=self.sums,
-            sample_scores=self.sample_scores,
-        )
-
-    def current(self, training: bool) -> RouteContext:
-        """Return the open context, or an empty one for a layer that is called by itself."""
-        return self.context if self.context is not None else RouteContext(training=training)
-
-    @contextmanager
-    def record(self):
-        """Record decisions in evaluation mode while the block runs."""
-        before, self.tracing = self.tracing, True
-        try:
-            yield
-        finally:
-            self.tracing = before
-
-    def __deepcopy__(self, memo: dict) -> "RoutingSession":
-        copy = RoutingSession()
-        memo[id(self)] = copy
-        copy.tracing, copy.progress = self.tracing, self.progress
-        return copy
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = {"tracing": self.tracing, "progress": self.progress}
-        return {"context": None, **kept, "sums": {}, "sample_scores": None}

@@ -1,6 +1,7 @@
 """The PEFT tuner; importing this package registers the adapter type ``ROUTED_LORA``."""
 
 from moe_adapt.tuner.aux_losses import anchor_routing
+from moe_adapt.tuner.callback import RoutingCallback
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.edit import (
     add_experts,
@@ -9,6 +10,7 @@ from moe_adapt.tuner.edit import (
     merge_experts,
     prune_experts,
 )
+from moe_adapt.tuner.hooks import ModelHooks
 from moe_adapt.tuner.layer import RoutedLoraLayer
 from moe_adapt.tuner.methods import METHODS
 from moe_adapt.tuner.mixed_lora import MixedLoraBatches
@@ -20,9 +22,11 @@ __all__ = [
     "METHODS",
     "AdapterSummary",
     "MixedLoraBatches",
+    "ModelHooks",
     "RoutedLoraConfig",
     "RoutedLoraLayer",
     "RoutedLoraModel",
+    "RoutingCallback",
     "add_experts",
     "anchor_routing",
     "duplicate_experts",

@@ -5,11 +5,12 @@ from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.routing import AUX_LOSSES, AuxLoss, ExpertLoss, RouteContext, SiteExperts, group_records
-from moe_adapt.routing.carrier import carry
-from moe_adapt.routing.context import RoutingSession
+from moe_adapt.routing.carrier import carry, inject_parameter
+from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner.layer import adapted_layers
+from moe_adapt.tuner.loading import is_adapter_key
 
-__all__ = ["anchor_routing", "sum_aux_losses"]
+__all__ = ["active_losses", "anchor_routing", "deliver_aux_losses", "sum_aux_losses"]
 
 
 @torch.no_grad()
@@ -36,7 +37,8 @@ def anchor_routing(model: nn.Module, adapter: str = "default") -> None:
         )
 
 
-def _aux_losses(model: nn.Module, adapter: str) -> list[tuple[str, AuxLoss]]:
+def active_losses(model: nn.Module, adapter: str) -> list[tuple[str, AuxLoss]]:
+    """Return the auxiliary losses of an adapter that have a weight, with their names."""
     specs = model.peft_config[adapter].aux_losses  # type: ignore[index, union-attr]
     named = [(spec if isinstance(spec, str) else spec["name"], AUX_LOSSES.build(spec)) for spec in specs]
     return [(name, loss) for name, loss in named if loss.weight != 0]
@@ -49,7 +51,7 @@ def _on_decisions(
     keys = [key for key, record in context.records.items() if key[0] == adapter and not record.by_label]
     if not losses or not keys:
         return None
-    grouped = group_records((context.records[key] for key in keys), context.progress)
+    grouped = group_records((context.records[key] for key in keys), context.elapsed)
     groups = [group for group, _ in grouped]
     for group in groups:
         if group.mask is not None and not bool(group.mask.any()):
@@ -74,6 +76,32 @@ def _sites(model: nn.Module, adapter: str) -> list[SiteExperts]:
     return [layer.site_experts(adapter) for layer in adapted_layers(model) if adapter in layer.specs]
 
 
+def _on_experts(
+    losses: list[tuple[str, ExpertLoss]], model: nn.Module, context: RouteContext, adapter: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the sum of losses on parameters and its parts, differentiable.
+
+    If the value may go unused (`RouteContext.delivery`), it is carried as that of losses on decisions is, and
+    its gradient waits at the parameters.
+    """
+    sites = _sites(model, adapter)
+    device = next(model.parameters()).device
+    terms = {name: loss.weight * loss(sites, context.elapsed).to(device) for name, loss in losses}
+    value = torch.stack(list(terms.values())).sum()
+    if context.delivery is None or not value.requires_grad:
+        return value, terms
+    parameters = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and is_adapter_key(name) and name.endswith(f".{adapter}")
+    ]
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            context.unmark.append(inject_parameter(parameter, context, gradient))
+    return carry(value, context), terms
+
+
 def sum_aux_losses(model: nn.Module, session: RoutingSession) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted sum of the auxiliary losses of the last forward, and its parts by name.
 
@@ -90,17 +118,33 @@ def sum_aux_losses(model: nn.Module, session: RoutingSession) -> tuple[Tensor, d
     total = torch.zeros((), device=device)
     parts: dict[str, Tensor] = {}
     for adapter in sorted({key[0] for key in context.records}):
-        losses = _aux_losses(model, adapter)
+        losses = active_losses(model, adapter)
         with torch.enable_grad(), torch.autocast(device_type=device.type, enabled=False):
             on_experts = [(name, loss) for name, loss in losses if isinstance(loss, ExpertLoss)]
             found = _on_decisions([pair for pair in losses if pair not in on_experts], context, adapter)
             terms: dict[str, Tensor] = {}
             if found is not None:
                 total, terms = total + found[0], found[1]
-            sites = _sites(model, adapter) if on_experts else []
-            for name, loss in on_experts:
-                terms[name] = loss.weight * loss(sites, context.progress).to(device)
-                total = total + terms[name]
+            if on_experts:
+                value, more = _on_experts(on_experts, model, context, adapter)
+                total, terms = total + value, {**terms, **more}
         for name, term in terms.items():
             parts[name] = parts.get(name, 0) + term.detach()
     return total, parts
+
+
+def deliver_aux_losses(model: nn.Module, session: RoutingSession) -> tuple[Tensor, dict[str, Tensor]] | None:
+    """Let the auxiliary losses of the forward that ends now reach routers and experts, whatever loss is used.
+
+    Returns:
+        The weighted sum, to be put at the disposal of the caller, and its parts by name; None if this forward
+        adds nothing: without gradients, or with the adapter disabled.
+
+    Raises:
+        RuntimeError: If the loss was taken already.
+    """
+    context = session.context
+    if context is None or not context.training or not context.records or not torch.is_grad_enabled():
+        return None
+    context.delivery = session.delivery()
+    return sum_aux_losses(model, session)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe_adapt.errors import UserError
 from moe_adapt.experts import ExpertBank
 from moe_adapt.experts.conv import ConvGeometry, add_conv_experts
-from moe_adapt.routing.context import RoutingSession
+from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.layer import RoutedLoraLayer
 from moe_adapt.tuner.site import SiteSpec
@@ -103,6 +103,7 @@ class RoutedConvLayer(RoutedLoraLayer):
             scores = logits.mean(dim=(-2, -1)) if per_image else logits.permute(0, 2, 3, 1).flatten(0, 2)
             tokens = scores.new_zeros(()).expand(len(scores), self.in_features)
         context = self.session.current(self.training)
+        context.arrive(self.site, x)
         decision = self.routers[adapter](self, tokens, context, bank, adapter, self.site, None, scores=scores)
         shape = (1, 1) if per_image else size
         return decision.gates.view(len(x), *shape, -1).permute(0, 3, 1, 2)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.experts import ExpertBank
-from moe_adapt.routing import Router, SiteExperts
-from moe_adapt.routing.context import RoutingSession
+from moe_adapt.routing import RouteContext, Router, SiteExperts
+from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import FlatRouter
 from moe_adapt.tuner.merging import MergesConstantGates
@@ -271,22 +271,24 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
     def _with_experts(self, active: Sequence[str], x: Tensor, result: Tensor) -> Tensor:
         """Return the base output plus the mixtures of adapters, in its dtype and shape."""
         dtype, shape = result.dtype, result.shape
-        leading = x.shape[:-1]
+        context = self.session.current(self.training)
+        mask = context.arrive(self.site, x)
         tokens = x.reshape(-1, self.in_features)
         result = result.reshape(-1, self.out_features)
         for adapter in active:
-            result = self._add_experts(adapter, tokens, leading, result)
+            result = self._add_experts(adapter, tokens, context, mask, result)
         return result.to(dtype).view(shape)
 
     def _with_named_experts(self, names: Sequence[str], x: Tensor, result: Tensor) -> Tensor:
         """Return the base output plus the mixture of each sample's own adapter."""
         return add_mixed_experts(self, x, result, names)
 
-    def _add_experts(self, adapter: str, tokens: Tensor, leading: torch.Size, result: Tensor) -> Tensor:
-        context = self.session.current(self.training)
+    def _add_experts(
+        self, adapter: str, tokens: Tensor, context: RouteContext, mask: Tensor | None, result: Tensor
+    ) -> Tensor:
         bank = self.bank(adapter, dtype=tokens.dtype if self.base_compute[adapter] else None)
         router, dropout = self.routers[adapter], self.moe_adapt_dropout[adapter]
-        place = (adapter, self.site, context.flat_mask(leading))
+        place = (adapter, self.site, mask)
         rows = router.rows(self)
         slots = router.skeleton.selector.slots(bank.num_experts)
         stacks = bank.stacks(tokens, slots)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from moe_adapt.experts import ExpertBank
-from moe_adapt.routing.context import RoutingSession
+from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner.flat_state import FlatRouter
 from moe_adapt.tuner.peft_plugin import AdapterLayer, check_adapters_to_merge, is_quantized
 from moe_adapt.tuner.site import SiteSpec

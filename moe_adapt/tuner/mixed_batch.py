@@ -115,7 +115,7 @@ def add_mixed_experts(layer: Any, x: Tensor, result: Tensor, names: Sequence[str
         return result
     tokens = x.reshape(-1, layer.in_features)
     context = layer.session.current(layer.training)
-    mask = context.flat_mask(x.shape[:-1])
+    mask = context.arrive(layer.site, x)
     dtype = tokens.dtype if all(layer.base_compute[name] for name in known) else None
     blocks, gates = [], []
     for place, name in enumerate(known):

@@ -1,7 +1,6 @@
 """The PEFT tuner: puts `RoutedLoraLayer`s into a base model and answers for the adapter as a whole."""
 
 import copy
-import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +15,13 @@ from moe_adapt.errors import UserError
 from moe_adapt.evaluation.routing import RoutingStats, routing_stats
 from moe_adapt.experts.conv import is_supported_convolution
 from moe_adapt.routing import RouteContext
-from moe_adapt.routing.context import RoutingSession
-from moe_adapt.tuner.aux_losses import sum_aux_losses
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.conv_site import RoutedConvLayer
 from moe_adapt.tuner.flat_state import ROUTER_PREFIX
-from moe_adapt.tuner.frozen_base import UncalledSites, hold_statistics
+from moe_adapt.tuner.frozen_base import hold_statistics
+from moe_adapt.tuner.hooks import ModelHooks
 from moe_adapt.tuner.layer import RoutedLoraLayer, adapted_layers
-from moe_adapt.tuner.loading import check_loaded_keys, is_adapter_key
+from moe_adapt.tuner.loading import is_adapter_key
 from moe_adapt.tuner.mixed_batch import naming_adapters
 from moe_adapt.tuner.moe_base import (
     RoutedMoeExperts,
@@ -39,53 +37,6 @@ from moe_adapt.tuner.summary import AdapterSummary
 from moe_adapt.tuner.targets import resolve_targets, site_depth, site_value
 
 __all__ = ["ModelHooks", "RoutedLoraModel", "adapted_layers"]
-
-
-class ModelHooks:
-    """The hooks of a model with routed adapters, one set for all its adapters.
-
-    Args:
-        model: The base model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.session = RoutingSession()
-        self.add_aux_to_loss = False
-        self.uncalled = UncalledSites()
-        self._names = [name for name in inspect.signature(model.forward).parameters if name != "self"]
-        self._handles = [
-            model.register_forward_pre_hook(self.before_forward, with_kwargs=True),
-            model.register_forward_hook(self.after_forward),
-            model.register_load_state_dict_post_hook(check_loaded_keys),
-        ]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "ModelHooks":
-        """Return the hooks of a model, installing them the first time."""
-        for hook in model._forward_pre_hooks.values():
-            owner = getattr(hook, "__self__", None)
-            if isinstance(owner, cls):
-                return owner
-        return cls(model)
-
-    def before_forward(
-        self, model: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[tuple, dict[str, Any]]:
-        """Open the route context; take `domain_ids`, which are for routers only, out of the inputs."""
-        self.session.open(model, dict(zip(self._names, args, strict=False)) | kwargs)
-        return args, {name: value for name, value in kwargs.items() if name != "domain_ids"}
-
-    def after_forward(self, model: nn.Module, args: tuple, output: Any) -> None:
-        """Add the auxiliary loss to `output.loss` in training mode, if asked to."""
-        loss = getattr(output, "loss", None)
-        if self.add_aux_to_loss and model.training and isinstance(loss, Tensor):
-            output.loss = loss + sum_aux_losses(model, self.session)[0]
-        self.uncalled.watch(model, output)
-
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
 
 
 class RoutedLoraModel(BaseTuner):
@@ -124,6 +75,7 @@ class RoutedLoraModel(BaseTuner):
                 layer.moe_adapt_A_frozen[adapter_name].copy_(experts.a)
                 layer.moe_adapt_B_frozen[adapter_name].copy_(experts.b)
         self._stock_experts = {}
+        self.hooks.watch_stacks()
         hold_statistics(model)
 
     def train(self, mode: bool = True) -> "RoutedLoraModel":
@@ -225,7 +177,10 @@ class RoutedLoraModel(BaseTuner):
 
     @property
     def add_aux_to_loss(self) -> bool:
-        """Whether the model adds the auxiliary loss to `output.loss` itself, for `transformers.Trainer`."""
+        """Whether every training forward delivers its auxiliary loss itself, whatever loss is differentiated.
+
+        Its value is added to `output.loss` where there is one. `RoutingCallback` sets it.
+        """
         return self.hooks.add_aux_to_loss
 
     @add_aux_to_loss.setter
@@ -246,18 +201,7 @@ class RoutedLoraModel(BaseTuner):
 
     def after_step(self) -> None:
         """Let routers update their buffers, once per optimizer step; see `follow`."""
-        sums = self.hooks.session.sums
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for key in sorted(sums):
-                torch.distributed.all_reduce(sums[key])
-        for layer in self.model.modules():
-            if not isinstance(layer, RoutedLoraLayer | RoutedMoeGate):
-                continue
-            for adapter, router in layer.routers.items():
-                own = {name: value for (a, s, name), value in sums.items() if (a, s) == (adapter, layer.site)}
-                if own:
-                    router.after_step(layer, own)
-        sums.clear()
+        self.hooks.after_step()
 
     def follow(self, optimizer: torch.optim.Optimizer) -> Any:
         """Call `after_step` after every step of an optimizer; return the handle of the hook."""
@@ -272,12 +216,11 @@ class RoutedLoraModel(BaseTuner):
         Raises:
             RuntimeError: If there was no such forward, or it is called twice for one forward.
         """
-        total, self._aux_parts = sum_aux_losses(self.model, self.hooks.session)
-        return total
+        return self.hooks.aux_loss()
 
     def aux_losses(self) -> dict[str, Tensor]:
-        """Return the weighted parts of the last `aux_loss()` by name, detached."""
-        return dict(getattr(self, "_aux_parts", {}))
+        """Return the weighted parts of the last auxiliary loss by name, detached."""
+        return dict(self.hooks.parts)
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Return the trainable parameters with their names, as router, experts and other (heads)."""

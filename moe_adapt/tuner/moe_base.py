@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from moe_adapt.errors import UserError
 from moe_adapt.experts import ExpertBank
 from moe_adapt.routing import Router
-from moe_adapt.routing.context import RoutingSession
+from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import FlatRouter
 from moe_adapt.tuner.peft_plugin import AdapterLayer
@@ -125,7 +125,7 @@ class RoutedMoeGate(_MoePart):
         scores, weights, _ = outputs
         context = self.session.current(self.training)
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
-        mask = context.flat_mask(tokens.shape[:-1])
+        mask = context.arrive(self.site, tokens)
         experts = scores.shape[-1]
         empty = ExpertBank(tokens.new_zeros(experts, 1, 1), tokens.new_zeros(1, experts, 1), 1.0)
         precise = scores.to(torch.promote_types(scores.dtype, torch.float32))

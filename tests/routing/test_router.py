@@ -7,6 +7,7 @@ from moe_adapt.checks import check_scorer
 from moe_adapt.errors import UserError
 from moe_adapt.experts import ExpertBank
 from moe_adapt.routing import MODIFIERS, SCORERS, GaussianNoise, Logits, RouteContext, Router, Temperature
+from moe_adapt.routing.stacks import Stack
 
 
 def bank(experts=4, width=8):
@@ -74,7 +75,7 @@ def test_unknown_names_and_options_are_refused_with_near_names():
 
 def test_mask_follows_the_shape_of_the_input():
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
-    context = RouteContext(token_mask=mask)
+    context = RouteContext(stack=Stack(mask, cached=True))
     assert context.flat_mask((2, 3)).tolist() == [False, True, True, True, True, True]
     assert context.flat_mask((2, 1)).tolist() == [True, True]
     assert context.flat_mask((6,)).sum() == 5

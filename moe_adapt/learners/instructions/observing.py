@@ -55,7 +55,7 @@ def watch_layers(
             return
         context = layer.session.current(layer.training)
         x = args[0]
-        rows, mask = x.detach().reshape(-1, layer.in_features), context.flat_mask(x.shape[:-1])
+        rows, mask = x.detach().reshape(-1, layer.in_features), context.arrive(layer.site, x)
         kept = rows if mask is None else rows[mask]
         watcher(LayerInput(layer, kept, mask, context.records.get((adapter, layer.site, 0))))
 

@@ -1,0 +1,107 @@
+"""The session of a model: what opens a `RouteContext` for each of its forwards and outlives them.
+
+A hook before the model's forward calls `RoutingSession.open`, so a plain ``model(**batch)`` works. What
+gradient checkpointing runs again in a backward pass gets the context of the last forward that can be
+differentiated: one without gradients in between, such as that of a reference policy, takes nothing away.
+"""
+
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_adapt.routing.context import Delivery, RouteContext, in_backward
+from moe_adapt.routing.stacks import Stack
+
+__all__ = ["RoutingSession"]
+
+
+class RoutingSession:
+    """Opens a `RouteContext` per model forward; shared by a model and its adapted layers.
+
+    Attributes:
+        context: The context of the latest forward.
+        tracing: Whether to record in evaluation mode too.
+        sample_scores: Score of every expert for each sample of the next batches, [B, E], for `SampleScore`.
+        aux_scale: Factor of auxiliary losses that no loss carries, such as one over accumulation steps.
+    """
+
+    def __init__(self) -> None:
+        self.context: RouteContext | None = None
+        self.tracing = False
+        self.progress_kept = False
+        self._progress = 1.0
+        self.sample_scores: Tensor | None = None
+        self.aux_scale = 1.0
+        self.sums: dict[tuple[str, str, str], Tensor] = {}
+        self._differentiable: RouteContext | None = None
+        self._delivery: Delivery | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the task's optimizer steps that are done, for schedules in routers and losses."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress, self.progress_kept = value, True
+
+    def open(self, model: torch.nn.Module, inputs: dict[str, Any]) -> None:
+        """Start a forward of `model` with the named `inputs`, `domain_ids` [B] among them if known."""
+        if in_backward():
+            return
+        self.context = RouteContext(
+            training=model.training,
+            recording=model.training or self.tracing,
+            progress=self._progress,
+            domain_ids=inputs.get("domain_ids"),
+            sums=self.sums,
+            sample_scores=self.sample_scores,
+            stack=Stack.of_call(inputs),
+        )
+
+    def close(self) -> None:
+        """End a forward: if it can be differentiated, a recomputation belongs to it from now on."""
+        if self.context is None or not self.context.records or not torch.is_grad_enabled():
+            return
+        before = self._differentiable
+        if before is not None and before.delivery is not None and before.delivery.spent:
+            for unmark in before.unmark:
+                unmark()
+        self._differentiable = self.context
+
+    def current(self, training: bool) -> RouteContext:
+        """Return the open context, or an empty one for a layer that is called by itself."""
+        if self._differentiable is not None and in_backward():
+            return self._differentiable
+        return self.context if self.context is not None else RouteContext(training=training)
+
+    def delivery(self) -> Delivery:
+        """Return what the auxiliary loss of this forward shares with others before the same backward."""
+        if self._delivery is None or self._delivery.spent:
+            self._delivery = Delivery(self.aux_scale)
+        self._delivery.forwards += 1
+        return self._delivery
+
+    @contextmanager
+    def record(self):
+        """Record decisions in evaluation mode while the block runs."""
+        before, self.tracing = self.tracing, True
+        try:
+            yield
+        finally:
+            self.tracing = before
+
+    def __deepcopy__(self, memo: dict) -> "RoutingSession":
+        copy = RoutingSession()
+        memo[id(self)] = copy
+        copy.tracing, copy._progress, copy.progress_kept = self.tracing, self._progress, self.progress_kept
+        return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        return RoutingSession().__dict__ | {
+            "tracing": self.tracing,
+            "_progress": self._progress,
+            "progress_kept": self.progress_kept,
+        }
