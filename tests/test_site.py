@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_adapt.cli import main
+from moe_adapt.cli.described import REGISTRIES, registry_of
 from moe_adapt.learners import LEARNERS, FineTuning
 from moe_adapt.optim import ROUTER_UPDATES
 from tests.markdown import Block
@@ -25,6 +26,15 @@ def load(folder, module):
         sys.path.remove(str(DOCS / folder))
 
 
+def resolve(name):
+    """Import a module, or a class or function of one, by its full name."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        module, _, member = name.rpartition(".")
+        return getattr(importlib.import_module(module), member)
+
+
 @pytest.fixture(scope="module")
 def pages():
     pytest.importorskip("river")
@@ -33,14 +43,14 @@ def pages():
 
 def test_every_method_has_a_page(pages):
     from moe_adapt.drift.comparison.baselines import BASELINES
-    from moe_adapt.drift.comparison.methods import METHODS
+    from moe_adapt.drift.comparison.methods import METHODS as DRIFT
 
     expected = {f"methods/routed/{name}.md" for name in METHODS}
     expected |= {f"methods/learner/{LEARNERS.get(name).__name__}.md" for name in LEARNERS}
     expected |= {f"methods/rule/{name}.md" for name in ROUTER_UPDATES}
     assert expected <= pages.keys()
     drift = [path for path in pages if path.startswith("methods/drift/")]
-    assert len(drift) == len(METHODS.keys() - BASELINES.keys()) and "DriftMoEClassifier" in " ".join(drift)
+    assert len(drift) == len(DRIFT.keys() - BASELINES.keys()) and "DriftMoEClassifier" in " ".join(drift)
 
 
 def test_a_page_says_what_the_method_is_and_how_to_use_it(pages):
@@ -102,6 +112,23 @@ def test_pages_of_the_repository_link_to_pages_of_the_site():
             if ":" not in link:
                 page = (DOCS / target).parent.joinpath(link).resolve().relative_to(DOCS).as_posix()
                 assert page in mirror.MIRRORED.values() or (DOCS / page).is_file(), f"{source}: {link}"
+
+
+def test_the_reference_lists_every_registered_part():
+    listed = set(
+        re.findall(r"^::: (\S+)", "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md")), re.M)
+    )
+    for section in REGISTRIES:
+        registry = registry_of(section)
+        for cls in map(registry.get, registry):
+            if cls.__module__.startswith("moe_adapt."):
+                assert {cls.__module__, f"{cls.__module__}.{cls.__name__}"} & listed, cls
+
+
+def test_the_reference_lists_what_exists():
+    for page in (DOCS / "api").glob("*.md"):
+        for name in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE):
+            assert resolve(name) is not None, f"{page.name}: {name}"
 
 
 def test_the_committed_page_of_methods_is_what_the_code_says(pages):
