@@ -12,6 +12,7 @@ from moe_adapt.cli import main
 from moe_adapt.cli.described import REGISTRIES, registry_of
 from moe_adapt.learners import LEARNERS, FineTuning
 from moe_adapt.optim import ROUTER_UPDATES
+from moe_adapt.tuner.methods import METHODS
 from tests.markdown import Block
 
 DOCS = Path(__file__).parents[1] / "docs"
