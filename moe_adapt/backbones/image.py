@@ -11,6 +11,7 @@ from moe_adapt.backbones.holder import Encoder
 from moe_adapt.backbones.pretrained import DTYPES, Precision, check_loaded, load_pretrained
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.extras import LazyModule
+from moe_adapt.reading import foreign
 
 __all__ = ["ImageEncoder", "Library", "classifier_paths", "timm_model"]
 
@@ -47,7 +48,7 @@ class ImageEncoder(Encoder):
             model = load_pretrained(AutoModel, backbone, dtype, **(model_kwargs or {})).model
             if getattr(model, "pooler", None) is not None:
                 model.pooler = None
-            width = model.config.hidden_size
+            width = _width(model)
         else:
             model = timm_model(backbone, 0, checkpoint, pretrained, model_kwargs or {}).to(DTYPES[dtype])
             width = getattr(model, "head_hidden_size", model.num_features)
@@ -63,8 +64,27 @@ class ImageEncoder(Encoder):
         """Return features, float32 [B, d], of ``pixel_values`` [B, 3, H, W]."""
         pixels = batch["pixel_values"].to(DTYPES[self.dtype_name])
         if self.library == "transformers":
-            return self.model(pixel_values=pixels).last_hidden_state[:, 0].float()
+            return _pooled(self.model, self.model(pixel_values=pixels).last_hidden_state).float()
         return self.model(pixels).float()
+
+
+def _pooled(model: Any, state: Tensor) -> Tensor:
+    """Return vectors [B, d] of the last state: of the class token, else the mean over tokens or pixels."""
+    if state.ndim == 4:
+        return state.mean(dim=(2, 3))
+    ends = ("cls_token", "class_embedding")
+    return state[:, 0] if any(n.endswith(ends) for n, _ in model.named_parameters()) else state.mean(dim=1)
+
+
+def _width(model: Any) -> int:
+    config = getattr(model.config, "vision_config", model.config)
+    sizes = [getattr(config, name, None) for name in ("hidden_size", "hidden_sizes", "num_features")]
+    found = next((size for size in sizes if size), None)
+    if found is None:
+        raise UserError(
+            f"{type(model).__name__} does not say how wide its features are; take another backbone."
+        )
+    return found if isinstance(found, int) else found[-1]
 
 
 def timm_model(
@@ -98,7 +118,8 @@ def _load_weights(model: nn.Module, path: Path, head: list[str]) -> None:
     """Load all but the head from `path`, converted by timm's own filter for the model's family."""
     if not path.is_file():
         raise UserError(f"there are no weights at {path}; expected a .safetensors or .pth file.")
-    state = timm.models.load_state_dict(str(path))
+    with foreign(path, "a file of weights"):
+        state = timm.models.load_state_dict(str(path), weights_only=True)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         state = convert(state, model)

@@ -1,18 +1,26 @@
-"""Vectors of texts: the mean over the real tokens' last hidden states, or that of the first token.
+"""Vectors of texts: the mean over the real tokens' last hidden states, or that of one token.
 
-sentence-transformers trains its encoders with the mean and says so in ``1_Pooling/config.json``.
+sentence-transformers trains its encoders with the mean and says so in ``1_Pooling/config.json``. Otherwise it
+is the first token of an encoder, and the mean of a decoder, whose first token sees nothing but itself.
 """
 
-import json
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
-from transformers import AutoModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModel,
+    PreTrainedConfig,
+)
 
 from moe_adapt.backbones.holder import Encoder
 from moe_adapt.backbones.pretrained import Precision, load_pretrained, optional_file
+from moe_adapt.errors import UserError
+from moe_adapt.reading import read_json
 
-__all__ = ["Pooling", "TextEncoder", "mean_over_tokens", "resolve_pooling"]
+__all__ = ["Pooling", "TextEncoder", "is_decoder", "last_token", "mean_over_tokens", "resolve_pooling"]
 
 #: How a text becomes one vector: ``mean`` over its tokens, what the ``model``'s own head reads, or ``auto``.
 Pooling = Literal["auto", "mean", "model"]
@@ -29,8 +37,26 @@ def resolve_pooling(backbone: str, pooling: Pooling) -> Literal["mean", "model"]
     if pooling != "auto":
         return pooling
     path = optional_file(backbone, "1_Pooling/config.json")
-    mean = path is not None and json.loads(path.read_text()).get("pooling_mode_mean_tokens")
+    mean = path is not None and read_json(path).get("pooling_mode_mean_tokens")
     return "mean" if mean else "model"
+
+
+def last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the hidden state [B, d] of the last token of the mask [B, S], wherever the padding is.
+
+    >>> hidden = torch.tensor([[[1.0], [2.0], [3.0]]])
+    >>> last_token(hidden, torch.tensor([[1, 1, 0]])).item(), last_token(hidden, torch.tensor([[0, 1,
+    1]])).item() (2.0, 3.0)
+    """
+    place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = (place * (attention_mask > 0)).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)]
+
+
+def is_decoder(config: PreTrainedConfig) -> bool:
+    """Return whether the models of a configuration read from left to right only."""
+    causal, masked = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING, type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    return bool(getattr(config, "is_decoder", False)) or (causal and not masked)
 
 
 class TextEncoder(Encoder):
@@ -38,17 +64,29 @@ class TextEncoder(Encoder):
 
     Args:
         backbone: Name on the Hub, or folder.
-        pooling: ``mean`` over the real tokens; ``model``: the first token (encoders); ``auto``: mean if
-            the model's folder says so.
+        pooling: ``mean`` over the real tokens; ``model``: the first token of an encoder, the last real one of
+            a decoder; ``auto``: mean if the model's folder says so, and for decoders.
         dtype: Precision of the frozen weights.
+
+    Raises:
+        UserError: If the model cannot be loaded, or has an encoder and a decoder.
     """
 
     def __init__(self, backbone: str, pooling: Pooling = "auto", dtype: Precision = "float32") -> None:
         model: Any = load_pretrained(AutoModel, backbone, dtype).model
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # its output would be computed, adapted, and never used
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise UserError(
+                f"{backbone!r} has an encoder and a decoder, which give no one vector per text: take "
+                "an encoder or a "
+                "decoder."
+            )
         super().__init__(model, backbone, model.config.hidden_size)
+        self.decoder = is_decoder(model.config)
         self.pooling = resolve_pooling(backbone, pooling)
+        if pooling == "auto" and self.decoder:
+            self.pooling = "mean"
         self.dtype_name = dtype
 
     def settings(self) -> dict[str, Any]:
@@ -61,4 +99,6 @@ class TextEncoder(Encoder):
         hidden = self.model(**inputs).last_hidden_state
         if self.pooling == "mean":
             return mean_over_tokens(hidden, batch["attention_mask"]).float()
+        if self.decoder:
+            return last_token(hidden, batch["attention_mask"]).float()
         return hidden[:, 0].float()

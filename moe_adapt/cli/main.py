@@ -86,11 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as mistake:
         if debug:
             raise
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {sentence(mistake)}", file=sys.stderr)
         return 2
     except SystemExit as end:  # --help and --print_config end this way
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     return 0
+
+
+def sentence(mistake: BaseException) -> str:
+    """Return what a mistake says, without the traceback that a loader's worker process puts before it."""
+    return str(mistake).rpartition("moe_adapt.errors.UserError: ")[2].strip()
 
 
 def _dispatch(words: list[str]) -> None:

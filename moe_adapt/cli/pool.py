@@ -155,9 +155,11 @@ def _embed(encoder: str, texts: Sequence[str], batch_size: int = 32) -> "Tensor"
     from transformers import AutoTokenizer
 
     from moe_adapt.backbones import TextEncoder
+    from moe_adapt.data.tokenizer import pad_on_the_right
 
     model = TextEncoder(encoder).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(encoder)
+    pad_on_the_right(tokenizer, encoder)
     longest = min(tokenizer.model_max_length, getattr(model.model.config, "max_position_embeddings", 512))
     parts = []
     for start in range(0, len(texts), batch_size):

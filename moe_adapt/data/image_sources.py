@@ -3,23 +3,23 @@
 Every source has class numbers, class names and `read`, which returns one image as uint8 [3,H,W] in RGB.
 """
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import datasets
 import numpy as np
 import torch
 
-from moe_adapt.data.labels import encode_labels, infer_class_names
+from moe_adapt.data.decoding import decode, to_rgb
+from moe_adapt.data.labels import check_names, class_numbers, label_column, number_labels
 from moe_adapt.data.libraries import LIBRARIES, library_dataset
 from moe_adapt.data.tables import TableSource, describe, is_saved_table, load_table, require_columns
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.extras import LazyModule
+from moe_adapt.reading import foreign
 
 __all__ = [
     "ArrayImages",
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 Image = LazyModule("PIL.Image")
-functional = LazyModule("torchvision.transforms.v2.functional")
 
 _EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -59,23 +58,18 @@ class ImageSource(ABC):
 
     Args:
         labels: Class number of each image, [N].
-        class_names: Names of the classes, [C].
+        class_names: Names of the classes, [C]; None names them by the labels.
+        where: How messages call the source.
 
     Raises:
-        UserError: If there are no images, or a label is outside 0..C-1.
+        UserError: If there are no images, two classes share a name, or a label is not one of 0..C-1.
     """
 
-    def __init__(self, labels: np.ndarray, class_names: Sequence[str], where: str) -> None:
-        self.labels = np.asarray(labels, dtype=np.int64)
-        self.class_names = list(class_names)
-        if len(self.labels) == 0:
+    def __init__(self, labels: np.ndarray, class_names: Sequence[str] | None, where: str) -> None:
+        if len(labels) == 0:
             raise UserError(f"{where} has no images.")
-        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
-        if len(wrong):
-            raise UserError(
-                f"image {wrong[0]} of {where} has the label {self.labels[wrong[0]]}, outside "
-                f"0..{len(self.class_names) - 1} for {len(self.class_names)} classes."
-            )
+        self.labels, self.class_names = class_numbers(labels, class_names, where)
+        check_names(self.class_names, where)
 
     @abstractmethod
     def read(self, row: int) -> torch.Tensor:
@@ -86,24 +80,11 @@ class ImageSource(ABC):
         """
 
 
-def decode(data: bytes | Path, name: str) -> torch.Tensor:
-    """Decode an image to RGB, uint8 [3,H,W].
-
-    Raises:
-        UserError: If it cannot be decoded.
-    """
-    try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return functional.pil_to_tensor(image.convert("RGB"))
-    except (Image.UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{name} cannot be read as an image: remove or replace it.") from error
-
-
 class DatasetImages(ImageSource):
     """A map-style data set of (image, label), such as those of torchvision and timm.
 
     Labels come from ``targets`` or ``labels``; without either every item is read once. Names come from
-    ``classes``.
+    ``classes``; those that are repeated (ImageNet has two cranes) get the number of their class.
 
     Args:
         dataset: The data set, without a transform or with one that keeps images uint8.
@@ -112,7 +93,8 @@ class DatasetImages(ImageSource):
     def __init__(self, dataset: Any) -> None:
         known = getattr(dataset, "targets", getattr(dataset, "labels", None))
         labels = np.asarray([int(dataset[i][1]) for i in range(len(dataset))] if known is None else known)
-        names = [str(name) for name in getattr(dataset, "classes", None) or numbered(labels)]
+        classes = getattr(dataset, "classes", None)
+        names = None if classes is None else _told_apart([_words(name) for name in classes])
         super().__init__(labels, names, f"the data set {type(dataset).__name__}")
         self.dataset = dataset
 
@@ -120,7 +102,7 @@ class DatasetImages(ImageSource):
         """Return one image, uint8 [3,H,W]."""
         image = self.dataset[row][0]
         if isinstance(image, Image.Image):
-            return functional.pil_to_tensor(image.convert("RGB"))
+            return to_rgb(image, f"image {row} of the data set")
         pixels = torch.as_tensor(np.asarray(image))
         if pixels.dtype != torch.uint8 or pixels.ndim not in (2, 3):
             raise UserError(
@@ -132,18 +114,43 @@ class DatasetImages(ImageSource):
 
 
 class FolderImages(ImageSource):
-    """One sub-folder per class, the classes in the order of their names."""
+    """One sub-folder per class, the classes in the order of their names.
+
+    Hidden files and folders (``.ipynb_checkpoints``) and ``__MACOSX`` are left out; an empty folder is no
+    class.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: If there are no images, or the folder of a class has files, but no image among them.
+    """
 
     def __init__(self, folder: Path) -> None:
-        classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        classes: list[str] = []
         self.files: list[Path] = []
         labels: list[int] = []
-        for number, name in enumerate(classes):
-            found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _EXTENSIONS)
-            self.files += found
-            labels += [number] * len(found)
+        for path in sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name)):
+            inside = [
+                file
+                for file in sorted(path.rglob("*"))
+                if file.is_file() and not any(map(_hidden, file.relative_to(path).parts))
+            ]
+            found = [file for file in inside if file.suffix.lower() in _EXTENSIONS]
+            if inside and not found:
+                raise UserError(
+                    f"the class folder {path} has {len(inside)} files, such as {inside[0].name}, but "
+                    "none ends in "
+                    f"{', '.join(sorted(_EXTENSIONS))}: convert them, or move the folder away."
+                )
+            if found:
+                labels += [len(classes)] * len(found)
+                classes.append(path.name)
+                self.files += found
         super().__init__(
-            np.array(labels), classes, f"the folder {folder} (expected one sub-folder per class)"
+            np.array(labels, dtype=np.int64),
+            classes,
+            f"the folder {folder} (expected one sub-folder per class)",
         )
 
     def read(self, row: int) -> torch.Tensor:
@@ -168,8 +175,7 @@ class ArrayImages(ImageSource):
                 f"{where} hold {len(images)} images and {len(arrays.labels)} labels: expected as many."
             )
         self.images = images[..., None] if images.ndim == 3 else images
-        names = arrays.class_names or numbered(arrays.labels)
-        super().__init__(arrays.labels, names, where)
+        super().__init__(arrays.labels, arrays.class_names, where)
 
     def read(self, row: int) -> torch.Tensor:
         """Return one image, uint8 [3,H,W]."""
@@ -188,9 +194,20 @@ class PackedImages(ImageSource):
     """
 
     def __init__(
-        self, data: np.ndarray, offset: np.ndarray, labels: np.ndarray, class_names: Sequence[str], where: str
+        self,
+        data: np.ndarray,
+        offset: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str] | None,
+        where: str,
     ) -> None:
         super().__init__(labels, class_names, where)
+        bounds = [0, *np.asarray(offset).reshape(-1).tolist(), len(data)]
+        if offset.shape != (len(self.labels) + 1,) or bounds != sorted(bounds) or data.ndim != 1:
+            raise UserError(
+                f"{where}: offset {list(offset.shape)} does not cut {list(data.shape)} bytes into "
+                f"{len(self.labels)} images; write the file again."
+            )
         self.data = data
         self.offset = offset
         self.where = where
@@ -213,10 +230,17 @@ class BitImages(ImageSource):
     """
 
     def __init__(
-        self, bits: np.ndarray, shape: np.ndarray, labels: np.ndarray, class_names: Sequence[str], where: str
+        self,
+        bits: np.ndarray,
+        shape: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str] | None,
+        where: str,
     ) -> None:
         super().__init__(labels, class_names, where)
         self.bits = bits
+        if np.shape(shape) != (2,):
+            raise UserError(f"{where}: shape is {shape!r}, expected height and width.")
         self.height, self.width = map(int, shape)
         if bits.shape != (len(self.labels), -(-self.height * self.width // 8)):
             raise UserError(f"{where}: bits of the shape {bits.shape} do not hold images of {tuple(shape)}.")
@@ -230,41 +254,58 @@ class BitImages(ImageSource):
 
 
 class TableImages(ImageSource):
-    """A table with an image column (the ``Image`` feature, file paths, or encoded bytes)."""
+    """A table with an image column (the ``Image`` feature, file paths, encoded bytes or Pillow images)."""
 
-    def __init__(self, source: TableSource, split: str, image_column: str, label_column: str) -> None:
+    def __init__(self, source: TableSource, split: str, image_column: str, label_column_: str) -> None:
         table = load_table(source, split)
-        require_columns(table, [image_column, label_column], source)
-        names = infer_class_names(table, label_column, source)
-        super().__init__(encode_labels(table, label_column, names, source), names, describe(source))
-        self.images = table.cast_column(image_column, datasets.Image(decode=False))
+        require_columns(table, [image_column, label_column_], source)
+        labels, names = number_labels(label_column(table, label_column_, source))
+        super().__init__(labels, names, describe(source))
+        if isinstance(table, datasets.Dataset):
+            table = table.cast_column(image_column, datasets.Image(decode=False))
+        self.images = table
         self.image_column = image_column
 
     def read(self, row: int) -> torch.Tensor:
         """Return one image, uint8 [3,H,W]."""
         image = self.images[row][self.image_column]
-        return decode(image["bytes"] or Path(image["path"]), image["path"] or f"the image of row {row}")
+        name = f"the image of row {row}"
+        if isinstance(image, Image.Image):
+            return to_rgb(image, name)
+        found = image if isinstance(image, dict) else {"bytes" if isinstance(image, bytes) else "path": image}
+        data, path = found.get("bytes"), found.get("path")
+        if not isinstance(data, bytes) and not isinstance(path, str):
+            raise UserError(f"{name} is {str(image)[:60]!r}: expected a path, bytes or an image.")
+        return decode(data if isinstance(data, bytes) else Path(str(path)), path or name)
 
 
-def numbered(labels: np.ndarray) -> list[str]:
-    """Return class names "0".."C-1", C-1 being the largest label."""
-    return [str(number) for number in range(max(map(int, labels), default=-1) + 1)]
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _words(name: Any) -> str:
+    """Return the name of a class; ImageNet's are tuples of synonyms."""
+    return ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    """Return names without repetition.
+
+    >>> _told_apart(["crane", "heron", "crane"])
+    ['crane (0)', 'heron', 'crane (2)']
+    """
+    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 def _open_npz(path: Path) -> ImageSource:
     if not path.is_file():
         raise UserError(f"there is no file {path}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (BadZipFile, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as an .npz file of plain arrays: {error}.") from error
-    names = [str(name) for name in arrays["name"]] if "name" in arrays else None
+    with foreign(path, "an .npz file of plain arrays"), np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+        names = [str(name) for name in arrays["name"]] if "name" in arrays else None
     if {"jpeg", "offset", "label"} <= arrays.keys():
-        names = names or numbered(arrays["label"])
         return PackedImages(arrays["jpeg"], arrays["offset"], arrays["label"], names, str(path))
     if {"bits", "shape", "label"} <= arrays.keys():
-        names = names or numbered(arrays["label"])
         return BitImages(arrays["bits"], arrays["shape"], arrays["label"], names, str(path))
     if {"images", "label"} <= arrays.keys():
         return ArrayImages(ImageArrays(arrays["images"], arrays["label"], names), str(path))

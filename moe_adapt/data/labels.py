@@ -29,6 +29,7 @@ __all__ = [
     "infer_class_names",
     "label_column",
     "number_labels",
+    "split_numbers",
 ]
 
 _WHOLE = re.compile(r"0|-?[1-9][0-9]*")
@@ -202,6 +203,67 @@ def number_labels(column: LabelColumn) -> tuple[np.ndarray, list[str]]:
     names = list(column.names or _ordered(column.texts))
     number = {name: i for i, name in enumerate(names)}
     return np.array([number[text] for text in column.texts], dtype=np.int64), names
+
+
+def class_numbers(labels: Any, class_names: Sequence[str] | None, where: str) -> tuple[np.ndarray, list[str]]:
+    """Return the class numbers [N] that an array holds, and the names of the classes [C].
+
+    Args:
+        labels: Class numbers, [N]; without names also texts, or codes that are not 0..C-1.
+        class_names: Names of the classes; None takes the labels themselves.
+        where: How messages call the source.
+
+    Raises:
+        UserError: If there is not one whole number (or text) per row, or one is outside 0..C-1.
+    """
+    array = _one_per_row(labels, where)
+    if class_names is None:
+        return number_labels(column_of(array.tolist(), where))
+    names = list(map(str, class_names))
+    if array.dtype.kind not in "iu":
+        raise UserError(f"the labels of {where} are of the type {array.dtype}: expected whole numbers.")
+    wrong = np.flatnonzero((array < 0) | (array >= len(names)))
+    if len(wrong):
+        raise UserError(
+            f"row {wrong[0]} of {where} has the label {array[wrong[0]]}, outside 0..{len(names) - 1} for "
+            f"{len(names)} classes."
+        )
+    return array.astype(np.int64), names
+
+
+def split_numbers(
+    splits: Sequence[Any], class_names: Sequence[str] | None, wheres: Sequence[str]
+) -> tuple[list[np.ndarray], list[str]]:
+    """Return the class numbers [N] of each split's array, and the names of the classes [C].
+
+    Args:
+        splits: As `class_numbers` takes them, training rows first.
+        class_names: Names of the classes; None takes the labels of the training rows.
+        wheres: How messages call the splits.
+
+    Raises:
+        UserError: As `class_numbers`, and if a label is none of the training rows'.
+    """
+    if class_names is not None:
+        names = list(map(str, class_names))
+        return [class_numbers(s, names, where)[0] for s, where in zip(splits, wheres, strict=True)], names
+    columns = [
+        column_of(_one_per_row(s, where).tolist(), where) for s, where in zip(splits, wheres, strict=True)
+    ]
+    table = LabelTable(columns)
+    return [table.encode(column) for column in columns], table.names
+
+
+def _one_per_row(labels: Any, where: str) -> np.ndarray:
+    array = np.asarray(labels)
+    if array.ndim != 1:
+        raise UserError(
+            f"the labels of {where} have the shape {list(array.shape)}: expected [N], one class per row."
+        )
+    if array.dtype.kind == "i" and (array < 0).any():
+        row = int(np.argmax(array < 0))
+        raise UserError(f"row {row} of {where} has the label {array[row]}: class numbers are from 0.")
+    return array
 
 
 def infer_class_names(table: Table | Dataset, column: str, source: TableSource) -> list[str]:

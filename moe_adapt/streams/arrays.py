@@ -2,20 +2,22 @@
 
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from moe_adapt.data.image_sources import numbered
+from moe_adapt.data.labels import check_names, split_numbers
 from moe_adapt.errors import UserError
+from moe_adapt.reading import foreign
 from moe_adapt.streams.base import Scenario, TaskStream
 from moe_adapt.streams.rows import said
 from moe_adapt.streams.splits import Labelled, arrange
 
 __all__ = ["ArrayStream", "Vectors"]
+
+_SPLITS = ("train", "test")
 
 
 class Vectors(Dataset):
@@ -73,22 +75,21 @@ class ArrayStream(TaskStream):
         lacking = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in found]
         if lacking:
             raise UserError(f"{where} lacks the arrays {', '.join(lacking)}; it has {', '.join(found)}.")
+        names = [str(name) for name in found["names"]] if "names" in found else None
+        check_names(names or [], where)
+        inputs = [_features(found[f"x_{split}"], f"x_{split} of {where}") for split in _SPLITS]
+        labels, names = split_numbers(
+            [found[f"y_{split}"] for split in _SPLITS], names, [f"y_{split} of {where}" for split in _SPLITS]
+        )
         splits = []
-        for split in ("train", "test"):
-            x, y = np.asarray(found[f"x_{split}"]), np.asarray(found[f"y_{split}"])
-            if x.ndim != 2 or len(x) != len(y):
-                raise UserError(
-                    f"{where}: x_{split} is {x.shape} and y_{split} {y.shape}: expected [N, d] and [N]."
-                )
+        for split, x, y in zip(_SPLITS, inputs, labels, strict=True):
             domains = found.get(f"domain_{split}")
-            features = torch.from_numpy(x.astype(np.float32))
-            splits.append(
-                Labelled(
-                    Vectors(features), y.astype(np.int64), None if domains is None else np.asarray(domains)
+            if len(x) != len(y):
+                raise UserError(
+                    f"{where}: x_{split} has {len(x)} rows and y_{split} {len(y)}: expected [N, d] and [N]."
                 )
-            )
+            splits.append(Labelled(Vectors(x), y, None if domains is None else np.asarray(domains)))
         train, test = splits
-        names = [str(name) for name in found["names"]] if "names" in found else numbered(train.labels)
         super().__init__(
             **arrange(
                 train,
@@ -106,11 +107,22 @@ class ArrayStream(TaskStream):
         )
 
 
+def _features(values: Any, where: str) -> Tensor:
+    x = np.asarray(values)
+    if x.ndim != 2 or x.dtype.kind not in "biuf":
+        raise UserError(f"{where} is {x.dtype} of the shape {list(x.shape)}: expected numbers [N, d].")
+    with np.errstate(over="ignore"):
+        features = x.astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(wrong):
+        raise UserError(
+            f"row {wrong[0]} of {where} has a value that is no finite float32: correct or drop it."
+        )
+    return torch.from_numpy(features)
+
+
 def _read(path: str) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise UserError(f"there is no file {path}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (BadZipFile, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as an .npz file of plain arrays: {error}.") from error
+    with foreign(path, "an .npz file of plain arrays"), np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_adapt.data.labels import column_of, number_labels
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.streams.instruction_sources import read_json_lines
 from moe_adapt.streams.instructions import Instruction, InstructionTask
@@ -70,22 +71,57 @@ def folder_task(
     if "text" not in first:
         made = {split: [_question(row, where) for where, row in found] for split, found in rows.items()}
     else:
-        labels = sorted({str(row.get("label")) for _, row in rows["train"]})[:most_labels]
-        choices = tuple(dict.fromkeys(_words(label) for label in labels))
+        columns = {
+            split: column_of(
+                [_labelled(row, where)["label"] for where, row in found], str(root / f"{split}.jsonl")
+            )
+            for split, found in rows.items()
+        }
+        _, names = number_labels(columns["train"])
+        labels = names[:most_labels]
+        choices = _choices(labels, root)
+        seen = set(names)
+        for text in columns["test"].texts:
+            if text not in seen:
+                raise UserError(
+                    f"{root / 'test.jsonl'} has the label {text!r}, which no training row has."
+                    f"{did_you_mean(text, names)} Correct it, or add training rows."
+                )
         origin |= {"labels": len(choices), "question": question}
-        made = {split: _texts(found, set(labels), choices, question) for split, found in rows.items()}
+        made = {
+            split: _texts(found, columns[split].texts, dict(zip(labels, choices, strict=True)), question)
+            for split, found in rows.items()
+        }
     return InstructionTask(root.name, made["train"], made["test"], origin)
 
 
-def _texts(rows: Rows, labels: set[str], choices: tuple[str, ...], question: str) -> list[Instruction]:
-    found = []
-    for where, row in rows:
-        if not (isinstance(row.get("text"), str) and "label" in row):
-            raise UserError(f"{where}: expected 'text' and 'label', got {', '.join(map(repr, row))}.")
-        if str(row["label"]) in labels:
-            prompt = f"{question}\n{row['text'].strip()}"
-            found.append(Instruction(prompt, _words(str(row["label"])), choices))
-    return found
+def _labelled(row: dict[str, Any], where: str) -> dict[str, Any]:
+    if not (isinstance(row.get("text"), str) and "label" in row):
+        raise UserError(f"{where}: expected 'text' and 'label', got {', '.join(map(repr, row))}.")
+    return row
+
+
+def _choices(labels: list[str], root: Path) -> tuple[str, ...]:
+    """Return the labels in words; two that become the same words are an error."""
+    owner: dict[str, str] = {}
+    for label in labels:
+        other = owner.setdefault(_words(label), label)
+        if other != label:
+            raise UserError(
+                f"the labels {other!r} and {label!r} in {root} are both {_words(label)!r} in words: "
+                "give them names "
+                "that differ in more than case and underscores."
+            )
+    return tuple(owner)
+
+
+def _texts(rows: Rows, labels: list[str], choices: dict[str, str], question: str) -> list[Instruction]:
+    """Return the texts whose label is among the choices, a mapping from labels to their words."""
+    return [
+        Instruction(f"{question}\n{row['text'].strip()}", choices[label], tuple(choices.values()))
+        for (_, row), label in zip(rows, labels, strict=True)
+        if label in choices
+    ]
 
 
 def _question(row: dict[str, Any], where: str) -> Instruction:

@@ -14,13 +14,14 @@ Reference:
     2310.14152.
 """
 
-import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_adapt.data.readers import json_lines, read_text
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.reading import foreign, read_json
 from moe_adapt.streams.instructions import Instruction, InstructionTask, hold_out
 
 __all__ = [
@@ -77,20 +78,7 @@ def read_json_lines(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"there is no file {file}; expected JSON lines.")
-    text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode()
-    found = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{file.name}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is no JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: expected an object, got {line.strip()[:80]!r}.")
-        found.append((where, row))
-    return found
+    return [(f"{file.name}, line {number}", row) for number, row in json_lines(file)]
 
 
 def read_instructions(path: str | Path) -> list[Instruction]:
@@ -169,7 +157,7 @@ def olora_task(folder: str | Path, name: str, test_share: float = 0.2) -> Instru
         raise UserError(
             f"{root} has no task {name!r}: expected {labels_file.name} and {splits['train'].name}."
         )
-    labels = json.loads(labels_file.read_text(encoding="utf-8"))
+    labels = read_json(labels_file, "a list of labels", kind=list)
     rows = {split: _olora_rows(path, name, labels) for split, path in present.items()}
     origin: dict[str, Any] = {"benchmark": "O-LoRA", "task": name, "splits": sorted(present)}
     if len(present) == 2:
@@ -180,14 +168,17 @@ def olora_task(folder: str | Path, name: str, test_share: float = 0.2) -> Instru
 
 
 def _olora_rows(path: Path, name: str, labels: list[str]) -> list[Instruction]:
-    """Return the rows of a file; those whose label is none of the task's (MNLI's ``-``) are left out."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = json.load(file)
+    """Return the rows of a file; those without a label (MNLI's ``-``) or text are left out."""
+    with foreign(path, "a list of objects with 'sentence' and 'label'"):
+        rows = [(row["sentence"].strip(), row["label"]) for row in json.loads(read_text(path))]
+    unknown = sorted({label for _, label in rows if label not in labels and label != "-"})
+    if unknown:
+        raise UserError(f"{path} has the label {unknown[0]!r}, which {name}_labels.json does not list.")
     question = _QUESTIONS.get(name, "What is the label of the text?")
     return [
-        Instruction(f"{question}\n{row['sentence'].strip()}", row["label"], tuple(labels))
-        for row in rows
-        if row["label"] in labels and row["sentence"].strip()
+        Instruction(f"{question}\n{sentence}", label, tuple(labels))
+        for sentence, label in rows
+        if label != "-" and sentence
     ]
 
 

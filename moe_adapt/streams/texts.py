@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from moe_adapt.data.labels import label_column as labels_of
 from moe_adapt.data.labels import number_labels
 from moe_adapt.data.tables import SourceOption, load_table, texts_of
-from moe_adapt.data.tokenizer import load_tokenizer
+from moe_adapt.data.tokenizer import check_not_empty, load_tokenizer
 from moe_adapt.streams.base import Scenario, TaskStream
 from moe_adapt.streams.rows import Opened, RowTable, read_splits, said
 from moe_adapt.streams.splits import Labelled, arrange
@@ -27,6 +27,7 @@ class Tokenized(Dataset):
 
     def __init__(self, table: RowTable, tokenizer: Any, max_length: int) -> None:
         texts = [table.contents[source][row] for source, row in zip(table.source, table.row, strict=True)]
+        check_not_empty(tokenizer, [[text] for text in texts], "the texts of the stream")
         encoded = tokenizer(texts, truncation=True, max_length=max_length)
         self.ids = [torch.tensor(ids) for ids in encoded["input_ids"]]
 

@@ -85,7 +85,7 @@ def test_json_lines(tmp_path):
     with pytest.raises(UserError, match="line 1: expected an object"):
         jsonl_tasks(tmp_path)
     (tmp_path / "two_train.jsonl").write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
+    with pytest.raises(UserError, match="is not JSON"):
         jsonl_tasks(tmp_path)
     with pytest.raises(UserError, match="holds no task"):
         jsonl_tasks(tmp_path / "nowhere")

@@ -8,8 +8,8 @@ from datasets import ClassLabel, Dataset
 from moe_adapt.data.labels import LabelTable, label_column
 from moe_adapt.data.packages import public_name
 from moe_adapt.data.table import Table
-from moe_adapt.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
-from moe_adapt.data.tokenizer import load_tokenizer
+from moe_adapt.data.tables import SourceOption, TableSource, describe, load_table, require_columns, texts_of
+from moe_adapt.data.tokenizer import check_not_empty, load_tokenizer, pad_on_the_right
 from moe_adapt.errors import UserError
 from moe_adapt.training.datamodules.base import Batch, SeededDataModule
 from moe_adapt.training.datamodules.domains import DomainColumn
@@ -85,6 +85,7 @@ class TextClassificationData(SeededDataModule):
         self._tables: dict[str, Table | Dataset] = {}
         self.tokenizer = load_tokenizer(tokenizer, max_length)
         self.tokenizer_name = public_name(tokenizer)
+        pad_on_the_right(self.tokenizer, tokenizer)
 
     @property
     def num_classes(self) -> int:
@@ -139,6 +140,7 @@ class TextClassificationData(SeededDataModule):
         labels = self._labels.encode(label_column(table, self.label_column, source))
         domains = self.domains.read(table, source)
         texts = list(zip(*(texts_of(table, column, source) for column in self.text_columns), strict=True))
+        check_not_empty(self.tokenizer, texts, describe(source))
         lengths = [sum(map(len, row)) for row in texts]
         return Rows(list(zip(texts, labels.tolist(), domains, strict=True)), labels, lengths)
 

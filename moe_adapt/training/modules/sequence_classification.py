@@ -84,6 +84,9 @@ class SequenceClassifier(Classifier):
     def logits(self, batch: Batch) -> Tensor:
         """Return class logits, [B, C]."""
         inputs = {key: value for key, value in batch.items() if key not in ("labels", "domain_ids")}
+        pad = getattr(self.model.config, "pad_token_id", None)
+        if pad is not None:  # by which decoders know their last token; the tokenizer may pad with another
+            inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, pad)
         output = self.model(**inputs, **self.for_routers(batch))
         return output if isinstance(output, Tensor) else output.logits
 

@@ -169,7 +169,7 @@ def test_unreadable_image_is_named(tmp_path, num_workers):
         (
             ImageArrays(np.zeros((2, 4, 4), np.uint8), np.array([0, -1])),
             {},
-            "image 1 .* has the label -1, outside",
+            "row 1 .* has the label -1: class numbers are from 0",
         ),
         (
             ImageArrays(np.zeros((2, 4, 4), np.uint8), np.array([0, 2]), ["a", "b"]),
@@ -203,7 +203,7 @@ def test_empty_folder_and_foreign_arrays(tmp_path):
     with pytest.raises(UserError, match=r"expected one sub-folder per class\) has no images"):
         fitted(str(tmp_path / "empty"))
     (tmp_path / "broken.npz").write_bytes(b"PK and no more")
-    with pytest.raises(UserError, match=r"broken.npz cannot be read as an .npz file"):
+    with pytest.raises(UserError, match=r"broken.npz is damaged or not an .npz file"):
         fitted(str(tmp_path / "broken.npz"))
     np.savez(tmp_path / "x.npz", x=np.zeros(1))
     with pytest.raises(UserError, match="has the arrays x: expected images and label"):
