@@ -44,9 +44,8 @@ def resolve_pooling(backbone: str, pooling: Pooling) -> Literal["mean", "model"]
 def last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """Return the hidden state [B, d] of the last token of the mask [B, S], wherever the padding is.
 
-    >>> hidden = torch.tensor([[[1.0], [2.0], [3.0]]])
-    >>> last_token(hidden, torch.tensor([[1, 1, 0]])).item(), last_token(hidden, torch.tensor([[0, 1,
-    1]])).item() (2.0, 3.0)
+    >>> last_token(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[1, 1, 0]]))
+    tensor([[2.]])
     """
     place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     last = (place * (attention_mask > 0)).argmax(dim=1)
