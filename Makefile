@@ -16,7 +16,7 @@ help:
 	@echo "make demo   fine-tune a small encoder on news articles, end to end (no network after the set-up)"
 	@echo "make test   run the tests; ARGS='-m slow' runs the slow ones, ARGS=tests/routing one folder, WORKERS=0 in one process"
 	@echo "make gpu    on a machine with a CUDA device: its tests, then the kernels' benchmark with a verdict per target"
-	@echo "make lint   check style, format and types"
+	@echo "make lint   check style, format, types and prose"
 	@echo "make docs   build the documentation into site/"
 	@echo "make clean  remove .venv, caches and built files (runs/ stays)"
 
@@ -35,6 +35,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/prose.py
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/hooks/method_pages.py

@@ -29,9 +29,6 @@ from moe_adapt.manifest import collect
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 
-#: What surrounds the results in the project's README.
-START, END = "<!-- results -->", "<!-- end of results -->"
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -199,7 +196,7 @@ def kernel_table(report: dict[str, Any]) -> str:
 
 
 def render() -> None:
-    """Write ``benchmarks/results/README.md`` and the results of the README from the JSON files."""
+    """Write ``benchmarks/results/README.md`` from the JSON files."""
     found = [name for name in COMPARISONS if (RESULTS / f"{name}.json").is_file()]
     reports = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in found}
     others = {
@@ -219,15 +216,11 @@ def render() -> None:
     head = (
         "# Results\n\nRendered by `python benchmarks/recipes/compare.py --render` from the JSON files here."
     )
-    tables = [table(name, report) for name, report in reports.items()]
+    titles = {name: comparison.title for name, comparison in COMPARISONS.items()}
+    tables = [f"## In short\n\n{summary_table(reports, titles, measured.get('routed_step'))}"]
+    tables += [table(name, report) for name, report in reports.items()]
     tables += [others[name](report) for name, report in measured.items()]
     (RESULTS / "README.md").write_text("\n\n".join([head, *tables]) + "\n")
-    readme = HERE.parents[1] / "README.md"
-    before, _, rest = readme.read_text().partition(START)
-    after = rest.partition(END)[2]
-    titles = {name: comparison.title for name, comparison in COMPARISONS.items()}
-    inner = summary_table(reports, titles, measured.get("routed_step"))
-    readme.write_text(f"{before}{START}\n\n{inner}\n\n{END}{after}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The results in the project's README: one line per comparison, and the time of a training step."""
+"""The results in short: one line per comparison, and the time of a training step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,4 +44,5 @@ def summary_table(
         results = step["results"]
         ratios = "; ".join(f"{results[name]['ratio_median']:.2f} {name}" for name in STEPS if name in results)
         lines += ["", f"Processor time of a training step, relative to one LoRA of rank `E r`: {ratios}."]
+    lines += ["", "*No adapter* is a linear head on the frozen base, or the base as it is."]
     return "\n".join(lines)
