@@ -1,4 +1,4 @@
-"""The suite on the PEFT versions that we support: `nox` (slow: each installs an environment of its own)."""
+"""The suite on the PEFT versions that we support, and a mutation run: `nox` (one environment each)."""
 
 import nox
 
@@ -30,3 +30,11 @@ def clients(session: nox.Session) -> None:
     ]
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     session.run("python", "-m", "pytest", "-m", "slow or not slow", *paths, env=environment)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Change one place of a module at a time and see whether its nearest tests notice (half an hour)."""
+    session.install("--editable", ".[dev]")
+    words = session.posargs or ["--work", str(session.create_tmp())]
+    session.run("python", "benchmarks/mutants/run.py", *words)
