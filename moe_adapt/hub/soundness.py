@@ -17,6 +17,8 @@ from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner import RoutedLoraConfig
 from moe_adapt.tuner.layer import RoutedLoraLayer, SiteSpec
 from moe_adapt.tuner.peft_plugin import PREFIX
+from moe_adapt.tuner.sample_config import SampleConfig
+from moe_adapt.tuner.sample_tensors import HOLDER, sample_shapes
 
 __all__ = ["check_layers"]
 
@@ -47,6 +49,7 @@ def check_layers(config: Mapping[str, Any], shapes: Mapping[str, Shape], folder:
         if not settings.sites:
             raise UserError("it names no layers.")
         sites = {site: _spec(values) for site, values in settings.sites.items()}
+        _check_samples(settings, layers.pop(HOLDER, {}))
         expected = {site: _shapes(settings, sites[site], layers[site]) for site in sites if site in layers}
     except UserError as error:
         raise UserError(f"the configuration in {folder} cannot be used: {error}") from error
@@ -67,6 +70,15 @@ def check_layers(config: Mapping[str, Any], shapes: Mapping[str, Shape], folder:
             f"configuration and weights in {folder} do not belong together ({len(differing)} differences, "
             f"such as {differing[0]!r}); export or download the adapter again."
         )
+
+
+def _check_samples(config: RoutedLoraConfig, found: Mapping[str, Shape]) -> None:
+    """Check the tensors of a sample router and of the experts' heads."""
+    expected = {} if config.sample_router is None else sample_shapes(SampleConfig.of(config.sample_router))
+    if expected != found:
+        names = expected.keys() | found.keys()
+        wrong = sorted(name for name in names if expected.get(name) != found.get(name))
+        raise UserError(f"its sample router does not fit the weights (such as {wrong[0]!r}).")
 
 
 def _spec(values: Mapping[str, Any]) -> SiteSpec:

@@ -57,6 +57,7 @@ class RouteContext:
         sums: Where `accumulate` adds up, by adapter, site and name.
         sample_scores: Score of every expert for each sample, [B, E]; None if there are none.
         stack: Inputs of the model; None makes them of `token_mask` and `input_ids`.
+        adapter_ids: Expert of each sample by name, None where unknown; None if the model got none.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class RouteContext:
         sums: dict[tuple[str, str, str], Tensor] | None = None,
         sample_scores: Tensor | None = None,
         stack: Stack | None = None,
+        adapter_ids: Sequence[str | int | None] | None = None,
     ) -> None:
         #: Inputs of the stack that runs now, the model's own first.
         self.stacks = [Stack(token_mask, input_ids) if stack is None else stack]
@@ -79,6 +81,9 @@ class RouteContext:
         self._progress = progress
         self.domain_ids = domain_ids
         self.sample_scores = sample_scores
+        self.adapter_ids = adapter_ids
+        #: Decisions about whole samples, by adapter (`moe_adapt.routing.sample`); None until they are made.
+        self.routes: dict[str, Any] = {}
         self.sums = {} if sums is None else sums
         #: Visits of sites where labels and not the router decided; auxiliary losses pass them by.
         self.decided_by_label: set[SiteKey] = set()

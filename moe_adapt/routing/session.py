@@ -24,6 +24,8 @@ class RoutingSession:
         context: The context of the latest forward.
         tracing: Whether to record in evaluation mode too.
         sample_scores: Score of every expert for each sample of the next batches, [B, E], for `SampleScore`.
+        bare: Whether adapted layers are their base alone, while features are looked up.
+        named: Adapters that the batch names (`adapter_names`); None if it names none.
         aux_scale: Factor of auxiliary losses that no loss carries, such as one over accumulation steps.
     """
 
@@ -33,6 +35,8 @@ class RoutingSession:
         self.progress_kept = False
         self._progress = 1.0
         self.sample_scores: Tensor | None = None
+        self.bare = False
+        self.named: list[str] | None = None
         self.aux_scale = 1.0
         self.sums: dict[tuple[str, str, str], Tensor] = {}
         self._differentiable: RouteContext | None = None
@@ -59,6 +63,7 @@ class RoutingSession:
             sums=self.sums,
             sample_scores=self.sample_scores,
             stack=Stack.of_call(inputs),
+            adapter_ids=inputs.get("adapter_ids"),
         )
 
     def close(self) -> None:

@@ -11,12 +11,14 @@ from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS, ExpertLoss
 from moe_adapt.tuner.methods import METHODS
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE
+from moe_adapt.tuner.sample_config import SampleConfig
 from moe_adapt.tuner.targets import option_list
 
 __all__ = ["FORMAT_VERSION", "RoutedLoraConfig"]
 
-#: Version of the adapter's file format; readers refuse newer ones.
-FORMAT_VERSION = 1
+#: Newest version of the adapter's file format that is read; newer ones are refused. Adapters that route whole
+#: samples have version 2, all others 1, which older releases read.
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -59,6 +61,8 @@ class RoutedLoraConfig(PeftConfig):
         layers_to_transform: Indices of the blocks to adapt; None adapts all.
         layers_pattern: Name of the block list that layers_to_transform counts, such as layers.
         bias: Only none: biases of the base stay frozen.
+        sample_router: How whole samples are routed, for composed adapters (`moe_adapt.hub.compose`). Do not
+            set.
         sites: Resolved values per layer. Written when the adapter is created; do not set.
         format_version: Version of the file format. Do not set.
 
@@ -86,8 +90,9 @@ class RoutedLoraConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     bias: Literal["none"] = "none"
+    sample_router: dict[str, Any] | None = None
     sites: dict[str, dict[str, Any]] | None = None
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,6 +115,9 @@ class RoutedLoraConfig(PeftConfig):
                 f"this adapter has file format {self.format_version}, but this moe_adapt reads up to "
                 f"{FORMAT_VERSION}; upgrade moe-adapt."
             )
+        if self.sample_router is not None:
+            SampleConfig.of(self.sample_router)
+            self.format_version = FORMAT_VERSION
         self._check_expressions()
         self._check_numbers()
         self._check_components()

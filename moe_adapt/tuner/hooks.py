@@ -25,6 +25,7 @@ from moe_adapt.tuner.frozen_base import UncalledSites
 from moe_adapt.tuner.layer import RoutedLoraLayer
 from moe_adapt.tuner.loading import check_loaded_keys
 from moe_adapt.tuner.moe_base import RoutedMoeGate
+from moe_adapt.tuner.sample_routing import FOR_ROUTERS, SampleRouting
 
 __all__ = ["ModelHooks", "require_hooks"]
 
@@ -50,6 +51,7 @@ class ModelHooks:
     def __init__(self, model: nn.Module) -> None:
         self.session = RoutingSession()
         self.add_aux_to_loss = False
+        self.samples = SampleRouting(model, self.session)
         self.uncalled = UncalledSites()
         self.parts: dict[str, Tensor] = {}
         self._model = [model]  # in a list, so that it is no submodule of anything
@@ -125,12 +127,14 @@ class ModelHooks:
     def before_forward(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
-        """Open the route context; take `domain_ids`, which are for routers only, out of the inputs."""
+        """Open the route context, decide about samples; take what is for routers only out of the inputs."""
         if self.session.context is not None and self.session.context.backward_seen:
             self._check_collected(self.session.context)
         self._running = True
-        self.session.open(model, dict(zip(self._names, args, strict=False)) | kwargs)
-        return args, {name: value for name, value in kwargs.items() if name != "domain_ids"}
+        inputs = dict(zip(self._names, args, strict=False)) | kwargs
+        self.session.open(model, inputs)
+        self.samples.before_forward(self.samples.in_use(self.session.named), inputs)
+        return args, {name: value for name, value in kwargs.items() if name not in FOR_ROUTERS}
 
     def after_forward(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         """Deliver the auxiliary loss of a training forward, and add it to `output.loss`, if asked to."""
@@ -138,6 +142,7 @@ class ModelHooks:
         if in_backward():
             return
         self.session.close()
+        self.samples.leave_note(output)
         self.uncalled.watch(model, output)
         if not self.add_aux_to_loss:
             return
@@ -232,6 +237,7 @@ class ModelHooks:
         """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
+        self.samples.remove()
 
 
 def require_hooks(model: nn.Module | None) -> list[ModelHooks]:

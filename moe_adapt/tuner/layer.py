@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.experts import ExpertBank
-from moe_adapt.routing import RouteContext, Router, SiteExperts
+from moe_adapt.routing import RouteContext, Router, RoutingDecision, SiteExperts
 from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.flat_state import FlatRouter
@@ -19,6 +19,7 @@ from moe_adapt.tuner.peft_plugin import (
     BufferDict,
     layer_shape,
 )
+from moe_adapt.tuner.sample_experts import add_sample_experts, record_samples, with_known
 from moe_adapt.tuner.site import SiteSpec
 
 __all__ = ["RoutedLoraLayer", "adapted_layers"]
@@ -48,6 +49,7 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         "routers",
         "scales",
         "base_compute",
+        "by_sample",
     )
 
     def __init__(self, base_layer: nn.Module, site: str, session: RoutingSession) -> None:
@@ -67,6 +69,7 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         self.routers: dict[str, FlatRouter] = {}
         self.scales: dict[str, float] = {}
         self.base_compute: dict[str, bool] = {}
+        self.by_sample: dict[str, bool] = {}
         self.was_called = False
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -116,6 +119,7 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         self.specs[adapter_name] = spec
         self.scales[adapter_name] = spec.scale(config.use_rslora)
         self.base_compute[adapter_name] = config.compute_dtype == "base"
+        self.by_sample[adapter_name] = config.sample_router is not None
         if config.needs_start():
             self._await_start(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -255,6 +259,8 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         names = kwargs.pop("adapter_names", None)
         if names is not None and self.merged:
             raise UserError("adapter_names does not go with merged adapters; unmerge them first.")
+        if self.session.bare:
+            return self.base_layer(x, *args, **kwargs)
         self.was_called = True
         if self.disable_adapters:
             if self.merged:
@@ -287,6 +293,10 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         self, adapter: str, tokens: Tensor, context: RouteContext, mask: Tensor | None, result: Tensor
     ) -> Tensor:
         bank = self.bank(adapter, dtype=tokens.dtype if self.base_compute[adapter] else None)
+        if self.by_sample[adapter]:
+            result = add_sample_experts(self, adapter, bank, tokens, result)
+            record_samples(self, adapter, context, len(tokens), mask)
+            return result
         router, dropout = self.routers[adapter], self.moe_adapt_dropout[adapter]
         place = (adapter, self.site, mask)
         rows = router.rows(self)
@@ -294,12 +304,20 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         stacks = bank.stacks(tokens, slots)
         if stacks and rows is not None and self._shares_input(tokens, bank, rows, dropout):
             hidden, scores = bank.shrink(tokens, rows)
-            decision = router(self, tokens, context, bank, *place, scores=scores)
+            decision = self._told(
+                adapter, context, router(self, tokens, context, bank, *place, scores=scores)
+            )
             return bank.expand(hidden, decision.gates, result)
-        decision = router(self, tokens, context, bank, *place)
+        decision = self._told(adapter, context, router(self, tokens, context, bank, *place))
         inputs = dropout(self._cast_input_dtype(tokens, bank.a.dtype))
         index = None if stacks or slots is None else decision.selected.float().topk(slots).indices
         return bank(inputs, decision.gates, result, index)
+
+    def _told(self, adapter: str, context: RouteContext, decision: RoutingDecision) -> RoutingDecision:
+        """Return the decision, in which the experts that the batch names (`adapter_ids`) win."""
+        if context.adapter_ids is None:
+            return decision
+        return with_known(decision, context.adapter_ids, self.specs[adapter].names)
 
     @staticmethod
     def _shares_input(tokens: Tensor, bank: ExpertBank, rows: Tensor, dropout: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.kernels import routed_lora
 from moe_adapt.kernels.serving import stack_factors
 from moe_adapt.tuner.peft_plugin import AuxiliaryTrainingWrapper
+from moe_adapt.tuner.sample_experts import site_gates
 
 __all__ = ["BASE", "add_mixed_experts", "naming_adapters", "token_ids"]
 
@@ -121,8 +122,12 @@ def add_mixed_experts(layer: Any, x: Tensor, result: Tensor, names: Sequence[str
     for place, name in enumerate(known):
         bank, mine = layer.bank(name, dtype), ids == place
         own = mine if mask is None else mine & mask
-        decision = layer.routers[name](layer, tokens, context, bank, name, layer.site, own)
-        stored = decision.gates if bank.order is None else decision.gates[:, list(bank.order)]
+        if layer.by_sample[name]:
+            routed = site_gates(context.routes[name], layer.specs[name].names)
+            chosen = routed.repeat_interleave(len(tokens) // len(routed), dim=0)
+        else:
+            chosen = layer.routers[name](layer, tokens, context, bank, name, layer.site, own).gates
+        stored = chosen if bank.order is None else chosen[:, list(bank.order)]
         gates.append(stored.masked_fill(~mine.unsqueeze(1), 0) * bank.scale)
         blocks.append((bank.a.expand(bank.num_experts, -1, -1), bank.b))
     a, b = stack_factors(blocks, dtype)

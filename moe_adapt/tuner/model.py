@@ -15,6 +15,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.evaluation.routing import RoutingStats, routing_stats
 from moe_adapt.experts.conv import is_supported_convolution
 from moe_adapt.routing import RouteContext
+from moe_adapt.routing.sample import SampleRoutes
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.conv_site import RoutedConvLayer
 from moe_adapt.tuner.flat_state import ROUTER_PREFIX
@@ -31,6 +32,9 @@ from moe_adapt.tuner.moe_base import (
     num_moe_experts,
 )
 from moe_adapt.tuner.peft_plugin import PREFIX, BaseTuner, BaseTunerLayer, is_supported_layer
+from moe_adapt.tuner.sample_config import SampleConfig
+from moe_adapt.tuner.sample_routing import FOR_ROUTERS
+from moe_adapt.tuner.sample_tensors import SampleTensors
 from moe_adapt.tuner.site import SiteSpec
 from moe_adapt.tuner.stock_lora import StockSite, stock_experts
 from moe_adapt.tuner.summary import AdapterSummary
@@ -48,7 +52,7 @@ class RoutedLoraModel(BaseTuner):
     """
 
     prefix: str = PREFIX
-    tuner_layer_cls = (RoutedLoraLayer, RoutedMoeGate, RoutedMoeExperts)  # type: ignore[assignment]
+    tuner_layer_cls = (RoutedLoraLayer, RoutedMoeGate, RoutedMoeExperts, SampleTensors)  # type: ignore[assignment]
     target_module_mapping: dict[str, list[str]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
@@ -77,12 +81,21 @@ class RoutedLoraModel(BaseTuner):
         self._stock_experts = {}
         self.hooks.watch_stacks()
         hold_statistics(model)
+        values = self._config(adapter_name).sample_router
+        if values is not None:
+            layers = [layer for layer in adapted_layers(model) if adapter_name in layer.specs]
+            self.hooks.samples.add(adapter_name, SampleConfig.of(values), layers)
 
     def train(self, mode: bool = True) -> "RoutedLoraModel":
         """Set training mode; batch statistics of the frozen base never change."""
         super().train(mode)
         hold_statistics(self.model)
         return self
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter (see PEFT), with what it keeps beside its layers."""
+        super().delete_adapter(adapter_name)
+        self.hooks.samples.forget(adapter_name)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         assert isinstance(peft_config, RoutedLoraConfig)
@@ -172,8 +185,45 @@ class RoutedLoraModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         names, beams = kwargs.get("adapter_names"), kwargs.get("num_beams") or 1
-        with naming_adapters(self.model, RoutedLoraLayer, names, self.peft_config, beams):
-            yield
+        session = self.hooks.session
+        before, session.named = session.named, names
+        try:
+            with naming_adapters(self.model, RoutedLoraLayer, names, self.peft_config, beams):
+                yield
+        finally:
+            session.named = before
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate (see transformers); each prompt is routed once, and its experts stay for all its tokens.
+
+        Beside transformers' arguments it takes `adapter_ids` or `domain_ids`, the expert of each sample where
+        it is known, and `prompt_mask`.
+        """
+        inputs = dict(kwargs)
+        first = inputs.pop("inputs", None) if not args else args[0]
+        if first is not None:
+            inputs["input_ids"] = first
+        samples = self.hooks.samples
+        plain = {name: value for name, value in kwargs.items() if name not in FOR_ROUTERS}
+        with samples.generating(samples.in_use(self.hooks.session.named), inputs):
+            return self.model.generate(*args, **plain)  # type: ignore[operator]
+
+    def sample_routes(self, adapter_name: str | None = None) -> SampleRoutes:
+        """Return the latest decision of a composed adapter about samples.
+
+        Args:
+            adapter_name: Name of the adapter; None takes the active one.
+
+        Raises:
+            UserError: If the adapter routes no samples, or no forward has run.
+        """
+        adapter = adapter_name or self.active_adapters[0]
+        routes = self.hooks.samples.last.get(adapter)
+        if routes is None:
+            raise UserError(
+                f"the adapter {adapter!r} has decided about no sample: it is not composed, or no forward ran."
+            )
+        return routes
 
     @property
     def add_aux_to_loss(self) -> bool:

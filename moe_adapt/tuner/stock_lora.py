@@ -17,7 +17,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.peft_plugin import is_supported_layer, layer_shape
 from moe_adapt.tuner.site import SiteSpec
 
-__all__ = ["StockLora", "StockSite", "collect_sites", "read_lora", "stock_experts"]
+__all__ = ["StockLora", "StockSite", "check_base", "collect_sites", "read_lora", "stock_experts"]
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<site>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
@@ -70,6 +70,9 @@ class StockLora:
         base_model: Name of its base model, if it says so.
         factors: `A` [r, d] and `B` [o, r] by layer.
         scales: LoRA scale by layer.
+        head: Tensors of a head that was trained with it, by name in the base model, if they were asked for.
+        head_paths: Modules of that head.
+        task: PEFT's name of its task, if it says so.
     """
 
     uid: str
@@ -77,6 +80,9 @@ class StockLora:
     base_model: str | None
     factors: dict[str, tuple[Tensor, Tensor]]
     scales: dict[str, float]
+    head: dict[str, Tensor] = field(default_factory=dict)
+    head_paths: list[str] = field(default_factory=list)
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +102,13 @@ class StockSite:
     scale: float
 
 
-def read_lora(source: str, uid: str | None = None) -> StockLora:
+def read_lora(source: str, uid: str | None = None, keep_head: bool = False) -> StockLora:
     """Read a stock LoRA adapter.
 
     Args:
         source: A folder, or a name on the Hub as OWNER/NAME, OWNER/NAME/SUBFOLDER or either with @REVISION.
         uid: Name of the expert; None takes the last part of `source`.
+        keep_head: Whether to keep a head that was trained with it, instead of leaving it out with a warning.
 
     Raises:
         UserError: If there is no such adapter, or it cannot be carried over exactly.
@@ -115,19 +122,19 @@ def read_lora(source: str, uid: str | None = None) -> StockLora:
     _refuse_other_kinds(source, config)
     factors: dict[str, dict[str, Tensor]] = {}
     heads = [str(name) for name in config.get("modules_to_save") or ()]
-    left_out = []
+    head: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is not None:
             factors.setdefault(match["site"], {})[match["factor"]] = tensor
-        elif any(head in key.split(".") for head in heads):
-            left_out.append(key)
+        elif any(name in key.split(".") for name in heads):
+            head[key.removeprefix("base_model.model.").replace(".modules_to_save", "")] = tensor
         else:
             raise UserError(
                 f"the adapter {source!r} holds the tensor {key!r}, which is no LoRA factor of a linear "
                 "layer; such an adapter cannot become an expert exactly."
             )
-    if left_out:
+    if head and not keep_head:
         warnings.warn(
             f"{source!r} has a trained head of its own ({', '.join(heads)}), which is left out.", stacklevel=2
         )
@@ -142,7 +149,16 @@ def read_lora(source: str, uid: str | None = None) -> StockLora:
         base_model=config.get("base_model_name_or_path"),
         factors=pairs,
         scales={site: _scale(config, site, len(a)) for site, (a, _) in pairs.items()},
+        head=head if keep_head else {},
+        head_paths=sorted({_module(name, heads) for name in head}) if keep_head else [],
+        task=config.get("task_type"),
     )
+
+
+def _module(name: str, heads: Sequence[str]) -> str:
+    """Return the path of the saved module that a tensor belongs to."""
+    parts = name.split(".")
+    return ".".join(parts[: next(i for i, part in enumerate(parts) if part in heads) + 1])
 
 
 def _file(source: str, name: str) -> Path:
@@ -213,12 +229,22 @@ def collect_sites(
             f"the experts' names repeat ({', '.join(names)}); give a mapping of names to adapters instead."
         )
     for adapter in adapters:
-        _check_base(adapter, shapes, base_name)
+        check_base(adapter, shapes, base_name)
     sites = [site for site in shapes if any(site in adapter.factors for adapter in adapters)]
     return {site: _stack([a for a in adapters if site in a.factors], site) for site in sites}
 
 
-def _check_base(adapter: StockLora, shapes: Mapping[str, tuple[int, int]], base_name: str | None) -> None:
+def check_base(adapter: StockLora, shapes: Mapping[str, tuple[int, int]], base_name: str | None) -> None:
+    """Check that an adapter fits a base model.
+
+    Args:
+        adapter: The adapter.
+        shapes: In- and out-features of the base model's linear layers.
+        base_name: Name of the base model; None or empty if it has none.
+
+    Raises:
+        UserError: If it was made for another base, or a layer is missing or of another shape.
+    """
     own, base = (Path(name).name if name else "" for name in (adapter.base_model, base_name))
     if own and base and own != base:
         raise UserError(

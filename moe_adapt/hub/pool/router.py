@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.routing.sample.prototype import centroids
 
 __all__ = ["AdapterRouter", "Plan", "PrototypeRouter", "centroids"]
 
@@ -79,37 +80,6 @@ class AdapterRouter(ABC):
         Raises:
             UserError: If there is none of that name.
         """
-
-
-def centroids(examples: Tensor, count: int, seed: int = 42, rounds: int = 50) -> Tensor:
-    """Return the unit centroids of examples by spherical K-means.
-
-    Args:
-        examples: Embeddings, [M, d].
-        count: How many centroids; at most as many as there are different examples.
-        seed: Fixes the starting points.
-        rounds: The most rounds.
-
-    Returns:
-        Centroids, [k, d], of length one.
-
-    >>> centroids(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), count=1)
-    tensor([[1., 0.]])
-    """
-    unit = F.normalize(examples.float(), dim=-1)
-    distinct = unit.unique(dim=0)
-    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed))
-    means = distinct[order[: min(count, len(distinct))]]
-    nearest: Tensor | None = None
-    for _ in range(rounds):
-        old, nearest = nearest, (unit @ means.t()).argmax(dim=1)
-        if old is not None and torch.equal(old, nearest):
-            break
-        for index in range(len(means)):
-            members = unit[nearest == index]
-            if len(members):
-                means[index] = F.normalize(members.mean(dim=0), dim=0)
-    return means
 
 
 class PrototypeRouter(AdapterRouter):

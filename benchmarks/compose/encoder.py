@@ -1,0 +1,211 @@
+"""MiniLM in two halves: blocks 1 to 3 are the same for every adapter and computed once per text.
+
+Adapters sit on query, value and feed-forward layers of blocks 4 to 6, so that a row's hidden states after block
+3 never change. Training and scoring run the upper half alone, on rows sorted into batches of their lengths.
+An answer is the candidate whose embedding under the base is nearest to that of the text.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import torch.nn.functional as F
+from tasks import Row
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+from moe_adapt.backbones.pretrained import load_pretrained
+from moe_adapt.backbones.text import mean_over_tokens
+
+__all__ = [
+    "LORA_TARGETS",
+    "MIDDLE",
+    "Cached",
+    "Halves",
+    "Settings",
+    "answers",
+    "lora_config",
+    "train",
+    "upper",
+]
+
+MIDDLE = 3
+LORA_TARGETS = r".*encoder\.layer\.[345]\.(attention\.self\.(query|value)|intermediate\.dense|output\.dense)"
+TEMPERATURE = 0.05
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How adapters are trained.
+
+    Attributes:
+        lr: Learning rate of AdamW; falls linearly to zero.
+        epochs: Passes over the rows.
+        batch: Rows per step.
+        length: Tokens read of a text.
+    """
+
+    lr: float = 2e-3
+    epochs: int = 8
+    batch: int = 16
+    length: int = 48
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Rows with their hidden states after the lower half.
+
+    Attributes:
+        rows: The rows.
+        hidden: One tensor [S, d] per row, without padding.
+        choices: Embeddings of the candidates by candidates.
+    """
+
+    rows: list[Row]
+    hidden: list[Tensor]
+    choices: dict[tuple[str, ...], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __add__(self, other: "Cached") -> "Cached":
+        return Cached(self.rows + other.rows, self.hidden + other.hidden, self.choices | other.choices)
+
+    def take(self, numbers: Sequence[int]) -> "Cached":
+        """Return some of the rows."""
+        return Cached([self.rows[i] for i in numbers], [self.hidden[i] for i in numbers], self.choices)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts."""
+        return [row.text for row in self.rows]
+
+    def features(self) -> Tensor:
+        """Return the mean hidden state of every row, [N, d]."""
+        return torch.stack([hidden.mean(dim=0) for hidden in self.hidden])
+
+
+class Halves:
+    """The base model, cut in the middle.
+
+    Args:
+        folder: Folder of all-MiniLM-L6-v2.
+        length: Tokens read of a text.
+    """
+
+    def __init__(self, folder: str | Path, length: int) -> None:
+        self.folder, self.length = str(folder), length
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.base = self.fresh()
+
+    def fresh(self) -> Any:
+        """Return the base model, frozen."""
+        model: Any = load_pretrained(
+            AutoModel, self.folder, "float32", add_pooling_layer=False, attn_implementation="eager"
+        ).model
+        model.name_or_path = "sentence-transformers/all-MiniLM-L6-v2"
+        return model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def cache(self, rows: Sequence[Row]) -> Cached:
+        """Return rows with their hidden states in the middle."""
+        hidden: list[Any] = [None] * len(rows)
+        texts = [row.text for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: len(texts[i]))
+        for start in range(0, len(order), 32):
+            numbers = order[start : start + 32]
+            batch = self.tokens([texts[i] for i in numbers])
+            states = self.base(**batch, output_hidden_states=True).hidden_states[MIDDLE]
+            for place, number in enumerate(numbers):
+                hidden[number] = states[place, : int(batch["attention_mask"][place].sum())].clone()
+        sets = {row.candidates for row in rows}
+        return Cached(list(rows), hidden, {names: self.embed(names) for names in sets})
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Return the token ids and mask of texts."""
+        return dict(
+            self.tokenizer(
+                list(texts), padding=True, truncation=True, max_length=self.length, return_tensors="pt"
+            )
+        )
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Return the base's own embeddings of texts, of length one, [N, d]."""
+        batch = self.tokens(texts)
+        hidden = self.base(**batch).last_hidden_state
+        return F.normalize(mean_over_tokens(hidden, batch["attention_mask"]), dim=-1).clone()
+
+
+def upper(model: nn.Module, batch: Cached) -> list[Tensor]:
+    """Return the scores of the candidates of each row under a model's upper half."""
+    hidden = nn.utils.rnn.pad_sequence(batch.hidden, batch_first=True)
+    lengths = torch.tensor([len(states) for states in batch.hidden])
+    mask = torch.arange(hidden.shape[1]) < lengths[:, None]
+    added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[:, None, None]
+    encoder = next(m for m in model.modules() if type(m).__name__ == "BertEncoder")
+    for block in encoder.layer[MIDDLE:]:
+        hidden = block(hidden, attention_mask=added)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+    vectors = F.normalize(mean_over_tokens(hidden, mask), dim=-1)
+    return [
+        vector @ batch.choices[row.candidates].t() for vector, row in zip(vectors, batch.rows, strict=True)
+    ]
+
+
+@torch.no_grad()
+def answers(model: nn.Module, data: Cached, size: int = 64) -> Tensor:
+    """Return whether each row is answered right, bool [N]."""
+    model.eval()
+    right = torch.zeros(len(data), dtype=torch.bool)
+    order = sorted(range(len(data)), key=lambda i: len(data.hidden[i]))
+    for start in range(0, len(order), size):
+        numbers = order[start : start + size]
+        part = data.take(numbers)
+        for number, row, scores in zip(numbers, part.rows, upper(model, part), strict=True):
+            right[number] = int(scores.argmax()) == row.answer
+    return right
+
+
+def lora_config(rank: int) -> peft.LoraConfig:
+    """Return the adapter of every method: LoRA with scale 2."""
+    return peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS)
+
+
+def train(model: nn.Module, data: Cached, settings: Settings, seed: int, extra: Any = None) -> None:
+    """Train what is trainable of a model on rows, with answers as classes.
+
+    Args:
+        model: The model.
+        data: The rows.
+        settings: How.
+        seed: Fixes the order.
+        extra: A loss to add to that of each step; takes nothing.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
+    steps = settings.epochs * -(-len(data) // settings.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    rng = random.Random(seed)
+    model.eval()  # the base has no dropout to speak of, the adapters have none
+    for _ in range(settings.epochs):
+        order = rng.sample(range(len(data)), len(data))
+        for start in range(0, len(order), settings.batch):
+            part = data.take(order[start : start + settings.batch])
+            scores = upper(model, part)
+            losses = [
+                F.cross_entropy(s / TEMPERATURE, torch.tensor(row.answer))
+                for s, row in zip(scores, part.rows, strict=True)
+            ]
+            loss = torch.stack(losses).mean()
+            if extra is not None:
+                loss = loss + extra()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()

@@ -1,0 +1,116 @@
+"""The folder of a composed adapter: PEFT's two files, the router's statistics, and what they come from.
+
+``adapter_config.json`` and ``adapter_model.safetensors`` are all that `PeftModel.from_pretrained` needs.
+``router.safetensors`` holds the statistics that adding and removing go on from, and ``compose.json`` where
+every expert came from. No text is kept.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from moe_adapt.errors import UserError
+from moe_adapt.hub.folder import write_json
+from moe_adapt.hub.load import CONFIG_FILE, WEIGHTS_FILE, read_tensors
+from moe_adapt.routing.sample import SAMPLE_ROUTERS, SampleRouter
+
+__all__ = ["COMPOSE_FILE", "ROUTER_FILE", "Record", "read_folder", "read_router", "write_folder"]
+
+COMPOSE_FILE = "compose.json"
+ROUTER_FILE = "router.safetensors"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Record:
+    """What a composed adapter is made of.
+
+    Attributes:
+        backbone: What the base was opened by.
+        base_model: What the adapters call their base.
+        task: PEFT's name of their task.
+        router: Short name and options of the router; None if experts are chosen by ids alone.
+        block: After how many blocks the router reads.
+        auto: Accuracy of every block under leave-one-out, if the block was chosen.
+        k: Experts per sample; 0 for all.
+        abstain: Share of an expert's own texts that may be left to the base; 0 never leaves any.
+        max_length: Tokens read of an example.
+        chat: Whether examples were put into the tokeniser's chat format.
+        experts: By name: source, number of examples, names of classes.
+    """
+
+    backbone: str | None
+    base_model: str | None
+    task: str | None
+    router: dict[str, Any] | None
+    block: int
+    k: int
+    abstain: float
+    max_length: int
+    auto: dict[str, float] = field(default_factory=dict)
+    experts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def write_folder(
+    work: Path,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    router: SampleRouter | None,
+    record: Record,
+) -> None:
+    """Write all files of a composed adapter.
+
+    Args:
+        work: An empty folder.
+        config: Content of ``adapter_config.json``.
+        tensors: Of ``adapter_model.safetensors``.
+        router: The router with its statistics.
+        record: What they come from.
+    """
+    write_json(work / CONFIG_FILE, config)
+    plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    save_file(plain, work / WEIGHTS_FILE, {"format": "pt"})
+    if router is not None:
+        state = {name: tensor.contiguous().clone() for name, tensor in router.state().items()}
+        save_file(state, work / ROUTER_FILE)
+    write_json(work / COMPOSE_FILE, vars(record))
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], SampleRouter | None, Record]:
+    """Read what `write_folder` wrote.
+
+    Raises:
+        UserError: If the folder is no composed adapter, damaged, or of a newer format.
+    """
+    path = folder / COMPOSE_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} is no composed adapter: it has no {COMPOSE_FILE}; make one first.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format_version"] > FORMAT_VERSION:
+            raise UserError(f"{path} was written by a newer moe-adapt; upgrade it.")
+        record = Record(**values)
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        router = read_router(record, folder)
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"the composed adapter in {folder} is damaged ({error}); compose it again."
+        ) from error
+    return config, read_tensors(folder), router, record
+
+
+def read_router(record: Record, folder: Path) -> SampleRouter | None:
+    """Return the router of a composed adapter with its statistics."""
+    if record.router is None:
+        return None
+    router = SAMPLE_ROUTERS.build(record.router)
+    router.load(load_file(folder / ROUTER_FILE))
+    return router

@@ -1,0 +1,192 @@
+r"""Linear discriminant analysis over experts: class means and one covariance, shrunk, from sums alone.
+
+With means $m_e$ and the pooled covariance of `n` examples around their own means, $\hat\Sigma = S / (n - E)$,
+
+$$\Sigma = (1 - \rho) \hat\Sigma + \rho\, \tfrac{\mathrm{tr}\,\hat\Sigma}{d} I, \qquad
+  s_e(x) = m_e^\top \Sigma^{-1} x - \tfrac12 m_e^\top \Sigma^{-1} m_e,$$
+
+with equal priors: how many examples somebody gave says nothing about how often an expert is asked for. The
+shrinkage `rho` is the oracle-approximating one, which needs the covariance alone. Features are the mean
+hidden states of a middle layer, which tell tasks apart better than the final embedding. Novelty is the
+squared Mahalanobis distance to the nearest mean, over what all but a share of that expert's own texts keep
+within. That limit comes from the moments as well: the distance of a new text is taken for a scaled chi-square
+with mean $\mathrm{tr}(P \Sigma_e)$ and variance $2\,\mathrm{tr}((P \Sigma_e)^2)$, raised by what an example's
+own part in `P` hides (`choice`).
+
+Without any scatter (one example per expert) the covariance is the identity: the nearest mean decides.
+
+Reference: Chen, Wiesel, Eldar and Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE
+Transactions on Signal Processing 58 (2010), arXiv 0907.4698.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moe_adapt.errors import UserError
+from moe_adapt.routing.sample.base import SAMPLE_ROUTERS, SampleRouter, entries
+from moe_adapt.routing.sample.moments import Moments
+from moe_adapt.routing.sample.rule import RuleShape, SampleRule
+
+__all__ = ["LdaRouter", "Pooled", "oas"]
+
+
+class Pooled(NamedTuple):
+    """What experts share.
+
+    Attributes:
+        means: Mean of each expert, float64 [E, d].
+        precision: Inverse of the shrunk covariance, float64 [d, d].
+        shrinkage: `rho`.
+        freedom: `n - E`.
+    """
+
+    means: Tensor
+    precision: Tensor
+    shrinkage: float
+    freedom: int
+
+
+def oas(covariance: Tensor, freedom: int) -> float:
+    """Return the oracle-approximating shrinkage of a covariance [d, d] estimated from `freedom` vectors.
+
+    >>> oas(torch.eye(3, dtype=torch.float64), 10)
+    1.0
+    """
+    d = len(covariance)
+    square, trace = float((covariance * covariance).sum()), float(covariance.trace())
+    above = (1 - 2 / d) * square + trace**2
+    below = (freedom + 1 - 2 / d) * (square - trace**2 / d)
+    return 1.0 if below <= above else above / below
+
+
+@SAMPLE_ROUTERS.register("lda")
+class LdaRouter(SampleRouter):
+    """Discriminants between experts.
+
+    Args:
+        shrinkage: `rho`, in [0, 1]; None takes the oracle-approximating one.
+        abstain: Share of an expert's own texts that may count as foreign.
+
+    Attributes:
+        moments: Of each expert's examples.
+
+    Raises:
+        UserError: If an option is out of range.
+    """
+
+    def __init__(self, shrinkage: float | None = None, abstain: float = 0.01) -> None:
+        if shrinkage is not None and not 0 <= shrinkage <= 1:
+            raise UserError(f"shrinkage is a share in [0, 1], got {shrinkage}.")
+        if not 0 < abstain < 1:
+            raise UserError(f"abstain is a share between 0 and 1, got {abstain}.")
+        self.shrinkage, self.abstain = shrinkage, abstain
+        self.moments: dict[str, Moments] = {}
+
+    @property
+    def uids(self) -> list[str]:
+        """Names of the experts, sorted."""
+        return sorted(self.moments)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many examples each expert's moments come from."""
+        return {uid: self.moments[uid].count for uid in self.uids}
+
+    def observe(self, features: Tensor, uid: str) -> None:
+        """Add examples to an expert's moments (see `SampleRouter.observe`)."""
+        new = Moments.of(features)
+        known = next(iter(self.moments.values()), None)
+        if known is not None and len(known.mean) != len(new.mean):
+            raise UserError(
+                f"the examples of {uid!r} have {len(new.mean)} features, those before had "
+                f"{len(known.mean)}; take the same layer of the same model."
+            )
+        self.moments[uid] = self.moments[uid] + new if uid in self.moments else new
+
+    def remove(self, uid: str) -> None:
+        """Forget an expert (see `SampleRouter.remove`)."""
+        self.check_known(uid)
+        del self.moments[uid]
+
+    def pooled(self) -> Pooled:
+        """Return the experts' means and what they share, combined in the order of their names."""
+        self.check_some()
+        parts = [self.moments[uid] for uid in self.uids]
+        means = torch.stack([part.mean for part in parts])
+        freedom = sum(part.count for part in parts) - len(parts)
+        identity = torch.eye(means.shape[1], dtype=torch.float64)
+        scatter = torch.zeros_like(identity)
+        for part in parts:
+            scatter += part.scatter()
+        if freedom < 1 or float(scatter.trace()) <= 0:
+            return Pooled(means, identity, 1.0, freedom)
+        covariance = scatter / freedom
+        rho = oas(covariance, freedom) if self.shrinkage is None else self.shrinkage
+        level = float(covariance.trace()) / len(covariance)
+        shrunk = (1 - rho) * covariance + max(rho, 1e-6) * level * identity
+        precision = torch.linalg.inv(shrunk)
+        return Pooled(means, (precision + precision.t()) / 2, rho, freedom)
+
+    def can_abstain(self) -> bool:
+        """Return True if some expert has two examples: without any spread nothing is foreign."""
+        return any(part.count > 1 for part in self.moments.values())
+
+    def limits(self, pooled: Pooled) -> Tensor:
+        """Return the distance that all but `abstain` of each expert's own texts keep within, float64 [E].
+
+        Experts with fewer than two examples get the largest limit of the others.
+        """
+        z = 2**0.5 * float(torch.erfinv(torch.tensor(1 - 2 * self.abstain, dtype=torch.float64)))
+        scale, found = (1 - pooled.shrinkage) / max(pooled.freedom, 1), []
+        for uid in self.uids:
+            moments = self.moments[uid]
+            if moments.count < 2:
+                found.append(0.0)
+                continue
+            spread = moments.factor @ pooled.precision @ moments.factor.t() / (moments.count - 1)
+            mean, half_variance = float(spread.trace()), float((spread * spread).sum())
+            freedom = mean**2 / max(half_variance, 1e-12)
+            quantile = (1 - 2 / (9 * freedom) + z * (2 / (9 * freedom)) ** 0.5) ** 3 * mean
+            ratio = moments.count / (moments.count - 1)
+            hidden = max(1 - scale * ratio * quantile, 0.05)
+            found.append(ratio**2 * quantile / hidden)
+        limits = torch.tensor(found, dtype=torch.float64)
+        return torch.where(limits > 0, limits, limits.max().clamp(min=1e-12))
+
+    def rule(self) -> SampleRule:
+        """Return the discriminants, around the mean of the means (see `SampleRouter.rule`)."""
+        pooled = self.pooled()
+        center = pooled.means.mean(dim=0)
+        means = pooled.means - center
+        weight = means @ pooled.precision
+        rule = SampleRule(RuleShape(means.shape[1], len(means), len(means), precision=True))
+        values = {
+            "weight": weight,
+            "bias": -(weight * means).sum(dim=1) / 2,
+            "center": center,
+            "limit": self.limits(pooled),
+            "precision": pooled.precision,
+        }
+        for name, value in values.items():
+            getattr(rule, name).copy_(value)
+        return rule
+
+    def state(self) -> dict[str, Tensor]:
+        """Return count, mean and factor of every expert."""
+        found = {}
+        for uid in self.uids:
+            moments = self.moments[uid]
+            found[f"{uid}/count"] = torch.tensor(moments.count)
+            found[f"{uid}/mean"] = moments.mean
+            found[f"{uid}/factor"] = moments.factor
+        return found
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over moments (see `SampleRouter.load`)."""
+        self.moments = {
+            uid: Moments(int(parts["count"]), parts["mean"], parts["factor"])
+            for uid, parts in entries(state).items()
+        }
