@@ -1,7 +1,8 @@
 """MiniLM in two halves: blocks 1 to 3 are the same for every adapter and computed once per text.
 
-Adapters sit on query, value and feed-forward layers of blocks 4 to 6, so that a row's hidden states after block
-3 never change. Training and scoring run the upper half alone, on rows sorted into batches of their lengths.
+Adapters sit on query, value and feed-forward layers of blocks 4 to 6, so that a row's hidden states after
+block 3 never change. Training and scoring run the upper half alone, on rows sorted into batches of their
+lengths.
 An answer is the candidate whose embedding under the base is nearest to that of the text.
 """
 

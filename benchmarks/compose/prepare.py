@@ -2,7 +2,8 @@
 
     python benchmarks/compose/prepare.py --data $MOE_ADAPT_DATA --backbone prepared/minilm --runs runs/compose
 
-Everything is kept in ``--runs`` and not computed again: rows with their middle states, adapters in PEFT's format.
+Everything is kept in ``--runs`` and not computed again: rows with their middle states, adapters in PEFT's
+format.
 """
 
 import argparse

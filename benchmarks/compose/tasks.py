@@ -114,7 +114,7 @@ READERS: dict[str, Callable[[Path], tuple[Pairs, Pairs]]] = {
 def load(
     data: Path, task: str, form: Form, train: int, validation: int, test: int, seed: int
 ) -> dict[str, list[Row]]:
-    """Return the rows ``train``, ``validation`` and ``test`` of a task; validation rows are training rows' kin.
+    """Return the rows ``train``, ``validation`` and ``test`` of a task; the first two are of one split.
 
     Args:
         data: Folder of the raw files.

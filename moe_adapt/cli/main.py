@@ -46,6 +46,9 @@ class Command:
 
 COMMANDS = {
     "fit": Command("moe_adapt.cli.fit:fit", "train a model with routed LoRA experts (or resume a run)"),
+    "compose": Command(
+        "moe_adapt.cli.compose:compose", "put several LoRAs into one adapter that chooses per input"
+    ),
     "validate": Command("moe_adapt.cli.fit:validate", "evaluate a run on its validation data"),
     "test": Command("moe_adapt.cli.fit:test", "evaluate a run on its test data"),
     "predict": Command("moe_adapt.cli.fit:predict", "write a run's predictions"),

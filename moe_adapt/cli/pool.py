@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_adapt.cli.arguments import CommandParser
+from moe_adapt.cli.texts import read_texts
 from moe_adapt.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _add(argv: Sequence[str]) -> None:
         help="centroids per adapter of a new pool (default: 1)",
     )
     options = parser.parse(argv)
-    texts = _texts(options.examples)
+    texts = read_texts(options.examples)
 
     from moe_adapt.hub.pool import AdapterPool
 
@@ -117,7 +118,7 @@ def _route(argv: Sequence[str]) -> None:
     options = parser.parse(argv)
     if options.top < 1:
         raise UserError(f"--top must be at least 1, got {options.top}.")
-    texts = options.texts + (_texts(options.file) if options.file else [])
+    texts = options.texts + (read_texts(options.file) if options.file else [])
     if not texts:
         raise UserError("moe-adapt pool route needs texts, or --file FILE.")
 
@@ -131,22 +132,6 @@ def _route(argv: Sequence[str]) -> None:
             for uid, score in best
         ]
         print(json.dumps({"text": text, "adapters": scores}, ensure_ascii=False))
-
-
-def _texts(path: Path) -> list[str]:
-    """Return the texts of a file."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; give one with a text per line.")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        texts = [json.loads(line)["text"] for line in lines] if path.suffix == ".jsonl" else lines
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not UTF-8 text with one text per line, or JSONL rows with a text."
-        ) from error
-    if not texts:
-        raise UserError(f"{path} holds no text.")
-    return texts
 
 
 def _embed(encoder: str, texts: Sequence[str], batch_size: int = 32) -> "Tensor":

@@ -2,5 +2,14 @@
 
 from moe_adapt.hub.composition.build import Composer, ComposeReport, compose
 from moe_adapt.hub.composition.edit import add_adapter, remove_adapter
+from moe_adapt.hub.composition.evaluate import Evaluation, evaluate
 
-__all__ = ["ComposeReport", "Composer", "add_adapter", "compose", "remove_adapter"]
+__all__ = [
+    "ComposeReport",
+    "Composer",
+    "Evaluation",
+    "add_adapter",
+    "compose",
+    "evaluate",
+    "remove_adapter",
+]

@@ -21,7 +21,7 @@ from moe_adapt.tuner.sample_config import SampleConfig
 from moe_adapt.tuner.sample_tensors import HOLDER, head_name
 from moe_adapt.tuner.stock_lora import StockLora
 
-__all__ = ["add_adapter", "remove_adapter"]
+__all__ = ["add_adapter", "composed_loras", "remove_adapter"]
 
 _ROOT = "base_model.model."
 
@@ -63,7 +63,7 @@ def add_adapter(
     if router is not None and tokenizer is None:
         tokenizer = open_tokenizer(_backbone(backbone, record))
     ranks = {site: spec["r"] for site, spec in config["sites"].items()}
-    loras = _loras(config, tensors, record) | new
+    loras = composed_loras(config, tensors, record) | new
     composer = Composer(model, tokenizer, dict(sorted(loras.items())), router, record)
     if router is not None:
         router.observe(composer.features(list(examples)), name)
@@ -87,7 +87,7 @@ def remove_adapter(folder: str | Path, uid: str) -> ComposeReport:
     SampleConfig.of(config["sample_router"]).places([uid])
     if len(record.experts) == 1:
         raise UserError(f"{uid!r} is the only expert of {folder}; delete the folder instead.")
-    loras = _loras(config, tensors, record)
+    loras = composed_loras(config, tensors, record)
     del loras[uid], record.experts[uid]
     if router is not None:
         router.remove(uid)
@@ -103,7 +103,9 @@ def _backbone(given: str | None, record: Record) -> str:
     return name
 
 
-def _loras(config: dict[str, Any], tensors: dict[str, Tensor], record: Record) -> dict[str, StockLora]:
+def composed_loras(
+    config: dict[str, Any], tensors: dict[str, Tensor], record: Record
+) -> dict[str, StockLora]:
     """Return the experts of a composed adapter as adapters, with the scale 1 and their padded rank."""
     sample = SampleConfig.of(config["sample_router"])
     found = {}
