@@ -6,6 +6,7 @@ count, no new random draw.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
