@@ -132,6 +132,13 @@ def test_the_reference_lists_what_exists():
             assert resolve(name) is not None, f"{page.name}: {name}"
 
 
+def test_the_map_of_rooms_names_every_room():
+    rooms = {path.stem for path in (DOCS.parent / "moe_adapt").iterdir() if path.suffix in ("", ".py")}
+    rooms -= {"__init__", "__pycache__", "py"}
+    drawing = (DOCS / "architecture.md").read_text().partition("## One forward pass")[0]
+    assert [room for room in sorted(rooms) if not re.search(rf"\b{room}\b", drawing)] == []
+
+
 def test_the_committed_page_of_methods_is_what_the_code_says(pages):
     made = load("hooks", "method_pages").index_page(list(pages.values()))
     assert (DOCS / "methods.md").read_text() == made, "run python docs/hooks/method_pages.py"
