@@ -4,12 +4,14 @@ Importing this package imports nothing heavy, not even torch. `moe_adapt.registe
 `moe_adapt.tuner`) teaches PEFT the adapter type ``ROUTED_LORA``.
 """
 
+from typing import Any
+
 from moe_adapt import renamed
 from moe_adapt.errors import UserError
 
 renamed.install()
 
-__all__ = ["UserError", "__version__", "register"]
+__all__ = ["UserError", "__version__", "pipeline", "register"]
 
 
 def register() -> None:
@@ -27,3 +29,19 @@ def __getattr__(name: str) -> str:
         return version("moe-adapt")
     except PackageNotFoundError:  # a source tree that was never installed
         return "0.0.0"
+
+
+def pipeline(source: str, base: str | None = None, batch_size: int = 32) -> Any:
+    """Open a run or an adapter for use; see `moe_adapt.serving.pipeline.pipeline`.
+
+    Args:
+        source: Folder of a run, folder of an exported adapter, or ``user/name`` on the Hub.
+        base: Folder or name of the base model, where the adapter does not say where it is.
+        batch_size: Rows per forward.
+
+    Raises:
+        UserError: If it cannot be opened.
+    """
+    from moe_adapt.serving.pipeline import pipeline as opened
+
+    return opened(source, base, batch_size)

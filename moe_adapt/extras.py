@@ -22,6 +22,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "drift": ("river", "scipy"),
     "avalanche": ("avalanche",),
     "sweep": ("ray",),
+    "serve": ("fastapi", "uvicorn"),
 }
 
 

@@ -57,11 +57,12 @@ MAY_IMPORT = {
     "training": TRAINING,
     "runs": RUNS,
     "checks": {"runs", *RUNS},
-    "cli": {"runs", *RUNS},
+    "serving": {"runs", *RUNS},
+    "cli": {"runs", "serving", *RUNS},
     "demo": {"cli", "runs", *RUNS},
 }
 #: Upward imports inside functions, on purpose.
-MAY_CLIMB = {"__init__.py": {"tuner"}}
+MAY_CLIMB = {"__init__.py": {"serving", "tuner"}}
 #: Rooms that need nothing but torch.
 LIGHT = {
     "__init__",

@@ -51,7 +51,10 @@ COMMANDS = {
     ),
     "validate": Command("moe_adapt.cli.fit:validate", "evaluate a run on its validation data"),
     "test": Command("moe_adapt.cli.fit:test", "evaluate a run on its test data"),
-    "predict": Command("moe_adapt.cli.fit:predict", "write a run's predictions"),
+    "predict": Command("moe_adapt.cli.predict:predict", "classify rows with a run or an adapter"),
+    "generate": Command("moe_adapt.cli.generate:generate", "let a language model answer a prompt or a file"),
+    "chat": Command("moe_adapt.cli.generate:chat", "talk with a trained language model"),
+    "serve": Command("moe_adapt.cli.serve:serve", "answer over HTTP: chat completions, classification"),
     "stream": Command(
         "moe_adapt.cli.stream:stream", "run a learner over a stream of tasks (or resume a run)"
     ),

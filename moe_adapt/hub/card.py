@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moe_adapt.hub import card_text as text
 from moe_adapt.hub.base_code import BaseCode, is_timm_model
+from moe_adapt.hub.card_use import use_section
 
 __all__ = ["About", "card_metadata", "hub_id", "make_card"]
 
@@ -45,6 +46,7 @@ class About:
         load_code: Python that builds the base model.
         stream: What a run over a task stream found, as in its ``result.json``.
         license: Identifier of the adapter's licence, such as apache-2.0; it has to suit that of the base.
+        answering: How new rows are put to the model; written with the files of its tokenizer.
     """
 
     base_model: str | None = None
@@ -55,6 +57,13 @@ class About:
     load_code: BaseCode | None = None
     stream: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = None
+    answering: Mapping[str, Any] = field(default_factory=dict)
+
+    def public_answering(self) -> dict[str, Any]:
+        """Return `answering` with the tokenizer's name in the place of its folder on this machine."""
+        name = self.answering.get("tokenizer")
+        folder = isinstance(name, str) and Path(name).exists()
+        return {**self.answering, "tokenizer": Path(name).name} if folder else dict(self.answering)  # type: ignore[arg-type]
 
     def measured(self) -> dict[str, float]:
         """Return the metrics, those of the stream included; what was not measured is left out."""
@@ -107,6 +116,7 @@ def make_card(
         f"# {title}",
         text.introduction(record, config["method"], text.describe_base(base_model, identifier)),
         "## Experts\n\n" + text.experts(config, tensors),
+        *use_section(about.public_answering(), record["form"]),
         "## How to load\n\n" + text.how_to_load(record, code),
         "## Results\n\n" + text.results(about.dataset, about.measured()),
         *text.stream_section(about.stream),

@@ -18,8 +18,10 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
+from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.errors import UserError
 from moe_adapt.experts.conv import ConvGeometry
+from moe_adapt.hub.answering import write_answering
 from moe_adapt.hub.calibration import constant_gates, mean_gates
 from moe_adapt.hub.card import About, hub_id, make_card
 from moe_adapt.hub.folder import folder_size, new_folder, write_json
@@ -277,6 +279,10 @@ def _describe(
     config = model.peft_config[adapter].to_dict()
     card = make_card(config, _state(model, adapter), record, about, target.resolve().name)
     card.save(work / "README.md")
+    if about.answering and record["form"] == "adapter":
+        write_answering(work, about.public_answering())
+        if about.answering.get("tokenizer"):
+            load_tokenizer(str(about.answering["tokenizer"]), 2).save_pretrained(work)
     if about.manifest:
         write_json(work / "manifest.json", about.manifest)
     record["bytes"] = folder_size(work)

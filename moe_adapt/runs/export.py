@@ -10,6 +10,7 @@ from lightning.fabric.utilities import move_data_to_device
 from peft import PeftModel
 
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.hub.answering import base_arguments
 from moe_adapt.hub.base_code import BaseCode
 from moe_adapt.hub.card import About
 from moe_adapt.hub.export import ExportReport, export_experts, export_merged, export_model
@@ -78,6 +79,7 @@ def export_run(
         dataset=dataset_name(config.get("data")),
         load_code=BaseCode.of_module(type(module), config["model"].get("init_args") or {}),
         license=license,
+        answering=_answering(module, config["model"].get("init_args") or {}),
     )
     if form != "merged":
         write = export_model if form == "adapter" else export_experts
@@ -100,6 +102,16 @@ def _batches(module: Any, data: Any, split: Split, limit: int) -> Iterator[Any]:
     """Give the first batches of a split, on the module's device."""
     for batch in itertools.islice(split_batches(data, split), limit):
         yield move_data_to_device(batch, module.device)
+
+
+def _answering(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how rows are put to the model; nothing for a class that only its author knows."""
+    if not module.answering or type(module).__name__ not in _TASKS:
+        return {}
+    base = base_arguments(type(module), {**arguments, "backbone": module.name})
+    if "num_classes" in base:
+        base["num_classes"] = module.num_classes
+    return {**module.answering, "module": type(module).__name__, "base": base}
 
 
 def _read_manifest(run: Path) -> dict[str, Any]:

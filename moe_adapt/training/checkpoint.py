@@ -13,7 +13,7 @@ or unexpected tensor, another base or another configuration is an error that say
 import os
 import pickle
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from moe_adapt.errors import UserError
 from moe_adapt.hub.fingerprint import adapter_state
 from moe_adapt.training.randomness import rng_state
+from moe_adapt.tuner import RoutedLoraConfig
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -101,7 +102,7 @@ def verify(checkpoint: Checkpoint, module: nn.Module, origin: Origin, resuming: 
             f"this checkpoint has format version {record['format_version']}, this moe_adapt reads up to "
             f"{FORMAT_VERSION}: upgrade moe_adapt."
         )
-    found = differences(record["identity"], origin.identity)
+    found = differences(_with_new_settings(record["identity"], origin.identity), origin.identity)
     if resuming:
         found += differences(record["training"], origin.training)
     if found:
@@ -115,6 +116,16 @@ def verify(checkpoint: Checkpoint, module: nn.Module, origin: Origin, resuming: 
             f"base at hand is {origin.backbone!r} (weights {origin.base}); use the same base model."
         )
     _verify_tensors(checkpoint["state_dict"], adapter_state(module))
+
+
+def _with_new_settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return an identity with the tuner's settings that its release did not have, at their defaults."""
+    tuner = old.get("tuner")
+    if not tuner:
+        return old
+    defaults = {field.name: field.default for field in fields(RoutedLoraConfig)}
+    added = {name: value for name, value in new.get("tuner", {}).items() if name not in tuner}
+    return {**old, "tuner": tuner | {n: v for n, v in added.items() if v == defaults.get(n)}}
 
 
 def _verify_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

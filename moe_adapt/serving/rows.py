@@ -1,0 +1,178 @@
+"""Rows in and answers out, one after the other: files larger than memory, standard input, CSV and JSONL."""
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from moe_adapt.data.tables import load_table
+from moe_adapt.errors import UserError
+
+__all__ = ["Scores", "batched", "open_output", "read_rows", "with_answer"]
+
+
+def read_rows(source: str, column: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file, of standard input (``-``), or of any table that training reads.
+
+    JSONL, CSV and TSV are read row by row. A line of standard input is a JSON object, or a text.
+
+    Args:
+        source: The file, or ``-``.
+        column: Column of a line that is a text.
+
+    Raises:
+        UserError: If the file is not there, or a row cannot be read; the message names the line.
+    """
+    if source == "-":
+        yield from _lines(sys.stdin, "standard input", column)
+        return
+    path = Path(source).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in (".jsonl", ".csv", ".tsv") or not path.is_file():
+        yield from (dict(row) for row in load_table(source, "test").to_list())
+        return
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        if suffix == ".jsonl":
+            yield from _lines(file, source, None)
+            return
+        reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(
+                    f"line {reader.line_num} of {source} has another number of cells than its header."
+                )
+            yield dict(row)
+
+
+def _lines(file: TextIO, name: str, column: str | None) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        text = line.strip()
+        if not text:
+            continue
+        if column is not None and not text.startswith("{"):
+            yield {column: text}
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"line {number} of {name} is not valid JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise UserError(
+                f"line {number} of {name} is no object: expected columns such as {{'text': ...}}."
+            )
+        yield row
+
+
+def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield lists of `size` rows, the last one shorter."""
+    batch: list[Any] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def with_answer(row: Mapping[str, Any], number: int, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with its answer; input columns stay, a row without ``id`` gets its number.
+
+    Raises:
+        UserError: If the input has a column of the answer's name.
+    """
+    taken = sorted(set(row) & set(answer))
+    if taken:
+        raise UserError(
+            f"the input has a column {taken[0]!r} already, which the answer would replace: rename it."
+        )
+    return {**({} if "id" in row else {"id": number}), **row, **answer}
+
+
+@contextmanager
+def open_output(target: str | None, overwrite: bool) -> Iterator[Any]:
+    """Give a function that writes one row; the file is there as a whole, or not at all.
+
+    Args:
+        target: A ``.jsonl`` or ``.csv`` file; None prints JSON lines.
+        overwrite: Whether a file that is there may be replaced.
+
+    Raises:
+        UserError: If the file is there already, or of another kind.
+    """
+    if target is None:
+        yield lambda row: print(json.dumps(row, ensure_ascii=False), flush=True)
+        return
+    path = Path(target)
+    if path.suffix not in (".jsonl", ".csv"):
+        raise UserError(f"--to {target}: expected a file that ends in .jsonl or .csv.")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; choose another file or replace it with --overwrite.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with work.open("w", encoding="utf-8", newline="") as file:
+            yield _csv_writer(file) if path.suffix == ".csv" else _json_writer(file)
+        work.replace(path)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _json_writer(file: TextIO) -> Any:
+    return lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _csv_writer(file: TextIO) -> Any:
+    heads: list[str] = []
+
+    def write(row: Mapping[str, Any]) -> None:
+        if not heads:
+            heads.extend(row)
+            csv.writer(file).writerow(heads)
+        line = io.StringIO()
+        cells = (row.get(head, "") for head in heads)
+        plain = [json.dumps(cell) if isinstance(cell, (list, dict)) else cell for cell in cells]
+        csv.writer(line).writerow(plain)
+        file.write(line.getvalue())
+
+    return write
+
+
+class Scores:
+    """Accuracy and macro F1 of predictions, where rows have labels.
+
+    Attributes:
+        pairs: Rows by (label, prediction).
+        unlabelled: Rows without a label.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: dict[tuple[str, str], int] = {}
+        self.unlabelled = 0
+
+    def add(self, label: Any, prediction: str) -> None:
+        """Count a row; a label of None or nothing is none."""
+        if label is None or label == "":
+            self.unlabelled += 1
+            return
+        key = (str(label), prediction)
+        self.pairs[key] = self.pairs.get(key, 0) + 1
+
+    def __str__(self) -> str:
+        total = sum(self.pairs.values())
+        if not total:
+            return ""
+        right = sum(count for (label, said), count in self.pairs.items() if label == said)
+        names = {name for pair in self.pairs for name in pair}
+        f1 = []
+        for name in names:
+            hits = self.pairs.get((name, name), 0)
+            said = sum(count for (_, prediction), count in self.pairs.items() if prediction == name)
+            true = sum(count for (label, _), count in self.pairs.items() if label == name)
+            f1.append(2 * hits / (said + true) if said + true else 0.0)
+        return f"{total:,} labelled rows: accuracy {right / total:.4f}, macro F1 {sum(f1) / len(f1):.4f}"
