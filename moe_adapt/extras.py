@@ -5,6 +5,7 @@ packaging. Everything else comes with an extra of ``pip install 'moe-adapt[EXTRA
 do without a package calls `require` before it imports it; code that may never use it takes a `LazyModule`.
 """
 
+import re
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -12,7 +13,7 @@ from typing import Any
 
 from moe_adapt.errors import UserError
 
-__all__ = ["EXTRAS", "LazyModule", "advice", "require"]
+__all__ = ["EXTRAS", "LazyModule", "advice", "require", "unmet"]
 
 #: Extra -> the modules that it brings, as they are imported.
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -38,6 +39,20 @@ def advice(module: str, user: str) -> UserError | None:
         if top in modules:
             return UserError(f"{user} needs {top}: pip install 'moe-adapt[{extra}]'.")
     return None
+
+
+def unmet(error: ModuleNotFoundError, user: str) -> UserError | None:
+    """Return the error for a requirement that another library found missing; None if it names none.
+
+    Args:
+        error: Such as Lightning raises for a logger whose package is not installed.
+        user: What needs it.
+    """
+    found = re.search(r"Requirement '([^']+)' not met", str(error))
+    if found is None:
+        return None
+    package = re.split(r"[<>=!~\[ ]", found.group(1), maxsplit=1)[0]
+    return UserError(f"{user}: an option needs {package}: pip install '{found.group(1)}'.")
 
 
 def require(user: str, *modules: str) -> None:

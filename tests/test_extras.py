@@ -11,7 +11,7 @@ import pytest
 from moe_adapt.cli.catalogue import catalogue
 from moe_adapt.cli.described import REGISTRIES, registry_of
 from moe_adapt.errors import UserError
-from moe_adapt.extras import EXTRAS, LazyModule, require
+from moe_adapt.extras import EXTRAS, LazyModule, require, unmet
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
@@ -149,3 +149,9 @@ def test_require_and_lazy_modules():
     assert LazyModule("math").floor(1.5) == 1
     with pytest.raises(ModuleNotFoundError):
         LazyModule("no_such_module").name  # noqa: B018
+
+
+def test_a_requirement_that_another_library_misses_is_one_line():
+    told = unmet(ModuleNotFoundError("Requirement 'mlflow>=1.0.0' not met. HINT: Try running ..."), "fit")
+    assert str(told) == "fit: an option needs mlflow: pip install 'mlflow>=1.0.0'."
+    assert unmet(ModuleNotFoundError("No module named 'x'"), "fit") is None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from moe_adapt.errors import UserError, did_you_mean
-from moe_adapt.extras import advice
+from moe_adapt.extras import advice, unmet
 
 __all__ = ["COMMANDS", "Command", "Interrupted", "main"]
 
@@ -121,7 +121,8 @@ def _dispatch(words: list[str]) -> None:
     try:
         COMMANDS[name].load()(rest)
     except ModuleNotFoundError as missing:
-        told = advice(missing.name or "", f"moe-adapt {name}")
+        user = f"moe-adapt {name}"
+        told = advice(missing.name or "", user) or unmet(missing, user)
         if told is None:
             raise
         raise told from missing

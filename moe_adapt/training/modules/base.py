@@ -10,7 +10,6 @@ import enum
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
-import lightning as L
 import peft
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -29,6 +28,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.hub.fingerprint import fingerprint
 from moe_adapt.optim.groups import Schedule, check_coverage, parameter_groups, with_schedule
 from moe_adapt.training import checkpoint as checkpoints
+from moe_adapt.training.modules.lightning_tools import LightningTools
 from moe_adapt.training.randomness import run_seed, seed_batch, set_rng_state
 from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
 
@@ -37,7 +37,7 @@ __all__ = ["AdaptedModule", "Batch"]
 Batch = dict[str, Tensor]
 
 
-class AdaptedModule(L.LightningModule):
+class AdaptedModule(LightningTools):
     """A frozen backbone with routed LoRA experts and a trainable head.
 
     Logs ``train/loss``, ``train/task_loss`` and ``train/aux/<name>``; checkpoints hold the adapter only.
@@ -91,7 +91,7 @@ class AdaptedModule(L.LightningModule):
             False  # Lightning cannot know what is base; `on_load_checkpoint` verifies instead
         )
         self.name = public_name(name)
-        self.lr = {
+        self.learning_rates = {
             "router": lr if router_lr is None else router_lr,
             "experts": lr,
             "head": lr if head_lr is None else head_lr,
@@ -185,7 +185,7 @@ class AdaptedModule(L.LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Enter training mode, which pretrained models do not come in; restore a resumed run's generators."""
+        """Enter training mode; restore a resumed run's generators."""
         self.train()
         total = self.trainer.estimated_stepping_batches
         self._total_steps = None if total == float("inf") else max(1, int(total))
@@ -224,7 +224,7 @@ class AdaptedModule(L.LightningModule):
                 f"nothing to train: {type(self).__name__} has no head, so it needs a tuner (for example "
                 "--config routed_lora/dynmole); without one it can only be validated and tested."
             )
-        optimizer = self.optimizer(parameter_groups(parameters, self.lr, self.weight_decay))
+        optimizer = self.optimizer(parameter_groups(parameters, self.learning_rates, self.weight_decay))
         check_coverage(optimizer, self)
         if self.tuner is not None:
             self.tuner.follow(optimizer)
@@ -263,7 +263,7 @@ class AdaptedModule(L.LightningModule):
     def training_settings(self) -> dict[str, Any]:
         """Return what a resumed run must agree with beside `identity`, as JSON types."""
         return {
-            "lr": self.lr,
+            "lr": self.learning_rates,
             "weight_decay": self.weight_decay,
             "schedule": self.schedule,
             "warmup": self.warmup,
