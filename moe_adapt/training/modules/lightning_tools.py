@@ -103,9 +103,10 @@ class LightningTools(L.LightningModule):
         try:
             module = cls(**known)
         except TypeError as error:
+            names = ", ".join(inspect.signature(cls).parameters)
             raise UserError(
-                f"{cls.__name__} cannot be built from {checkpoint_path} alone ({error}); give what is "
-                f"missing as keyword arguments. Its arguments: {', '.join(inspect.signature(cls).parameters)}."
+                f"{cls.__name__} cannot be built from {checkpoint_path} alone ({error}); give what is missing "
+                f"as keyword arguments. Its arguments: {names}."
             ) from error
         checkpoints.load_checkpoint(module, checkpoint_path)
         if isinstance(module, nn.Module) and map_location is not None and not callable(map_location):
