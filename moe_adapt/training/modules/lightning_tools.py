@@ -6,7 +6,6 @@ the constructor's arguments from the checkpoint. `BackboneFinetuning` thaws the 
 ours does not hold, so it is refused.
 """
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -105,8 +104,8 @@ class LightningTools(L.LightningModule):
         except TypeError as error:
             names = ", ".join(inspect.signature(cls).parameters)
             raise UserError(
-                f"{cls.__name__} cannot be built from {checkpoint_path} alone ({error}); give what is missing "
-                f"as keyword arguments. Its arguments: {names}."
+                f"{cls.__name__} cannot be built from {checkpoint_path} alone ({error}); give what is "
+                "missing as keyword arguments of load_from_checkpoint."
             ) from error
         checkpoints.load_checkpoint(module, checkpoint_path)
         if isinstance(module, nn.Module) and map_location is not None and not callable(map_location):
