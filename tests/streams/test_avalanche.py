@@ -70,6 +70,111 @@ def test_their_benchmark_and_loader(avalanche):
     assert Data.targets[int(sample["x"][0])] == int(stream.class_names[sample["labels"]])
 
 
+def numbered(count: int, classes: int = 10):
+    from avalanche.benchmarks.utils import as_classification_dataset
+
+    class Numbered(torch.utils.data.Dataset):
+        targets = [row % classes for row in range(count)]
+
+        def __len__(self):
+            return count
+
+        def __getitem__(self, index):
+            return torch.full((2,), float(index)), self.targets[index]
+
+    return as_classification_dataset(Numbered())
+
+
+def test_classes_that_every_task_numbers_from_zero(avalanche):
+    from avalanche.benchmarks import nc_benchmark
+
+    options = {"task_labels": True, "class_ids_from_zero_in_each_exp": True, "seed": 1}
+    stream = from_avalanche(nc_benchmark(numbered(60), numbered(20), 5, **options), inputs="x")
+    check_stream(stream)
+    assert stream.num_seen == [2, 4, 6, 8, 10] and stream.scenario == "task"
+    assert stream.class_names[:3] == ["0/0", "0/1", "1/0"]
+    rows = [int(sample["x"][0]) % 10 for index in range(5) for sample in stream.task(index).train]
+    labels = [sample["labels"] for index in range(5) for sample in stream.task(index).train]
+    assert len(set(zip(rows, labels, strict=True))) == 10, "a class of ours is one of the ten"
+
+
+def test_targets_under_several_task_labels_are_asked_about(avalanche):
+    from avalanche.benchmarks import ni_benchmark
+
+    benchmark = ni_benchmark(numbered(60, 4), numbered(20, 4), 3, task_labels=True)
+    with pytest.raises(UserError, match="give classes_by_task=True"):
+        from_avalanche(benchmark, inputs="x")
+    assert from_avalanche(benchmark, inputs="x", classes_by_task=False).num_seen[-1] == 4
+
+
+def test_one_complete_test_set(avalanche):
+    from avalanche.benchmarks import ni_benchmark
+
+    benchmark = ni_benchmark(numbered(60, 4), numbered(24, 4), 3, seed=0)
+    assert len(benchmark.test_stream) == 1
+    stream = from_avalanche(benchmark, inputs="x")
+    check_stream(stream)
+    assert stream.scenario == "blurry" and [len(rows) for rows in stream.test_rows] == [8, 8, 8]
+    assert sorted(np.concatenate(stream.test_rows)) == list(range(24))
+    assert all(set(stream.test_labels[rows]) == set(range(4)) for rows in stream.test_rows)
+
+
+STRATEGIES = {
+    "Naive": {},
+    "Cumulative": {},
+    "JointTraining": {},
+    "EWC": {"ewc_lambda": 1.0},
+    "LwF": {"alpha": 1.0, "temperature": 2.0},
+    "SynapticIntelligence": {"si_lambda": 1.0},
+    "MAS": {},
+    "Replay": {"mem_size": 4},
+    "GDumb": {"mem_size": 4},
+    "AGEM": {"patterns_per_exp": 2, "sample_size": 2},
+    "DER": {"mem_size": 4, "batch_size_mem": 2},
+    "ER_ACE": {"mem_size": 4, "batch_size_mem": 2},
+    "MIR": {"mem_size": 4, "subsample": 2, "batch_size_mem": 2},
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_their_strategies_train_on_our_stream(name, avalanche):
+    from avalanche.training import supervised
+
+    torch.manual_seed(0)
+    stream = gaussian_stream(tasks=2, per_class=8)
+    benchmark = to_avalanche(stream, inputs="x")
+    x, y, task = benchmark.train_stream[1].dataset[0]
+    assert task == 0 and y in stream.classes[1]
+    model = torch.nn.Sequential(
+        torch.nn.Linear(len(x), 8), torch.nn.ReLU(), torch.nn.Linear(8, stream.num_seen[-1])
+    )
+    strategy = getattr(supervised, name)(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        criterion=torch.nn.CrossEntropyLoss(),
+        train_mb_size=8,
+        train_epochs=1,
+        eval_mb_size=8,
+        evaluator=None,
+        **STRATEGIES[name],
+    )
+    before = [p.detach().clone() for p in model.parameters()]
+    experiences = [benchmark.train_stream] if name == "JointTraining" else benchmark.train_stream
+    for experience in experiences:
+        strategy.train(experience)
+    strategy.eval(benchmark.test_stream)
+    assert all(torch.isfinite(p).all() for p in strategy.model.parameters())
+    assert any(not torch.equal(p, old) for p, old in zip(strategy.model.parameters(), before, strict=True))
+
+
+def test_task_labels_of_a_task_incremental_stream():
+    stream = gaussian_stream(tasks=3)
+    stream.scenario = "task"
+    benchmark = to_avalanche(stream, inputs="x")
+    assert [experience.dataset[0][2] for experience in benchmark.test_stream] == [0, 1, 2]
+    assert [experience.task_label for experience in benchmark.train_stream] == [0, 1, 2]
+
+
 def test_mistakes():
     with pytest.raises(UserError, match="no 'pixel_values'"):
         to_avalanche(gaussian_stream(tasks=2))

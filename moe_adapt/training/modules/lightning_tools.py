@@ -102,7 +102,6 @@ class LightningTools(L.LightningModule):
         try:
             module = cls(**known)
         except TypeError as error:
-            names = ", ".join(inspect.signature(cls).parameters)
             raise UserError(
                 f"{cls.__name__} cannot be built from {checkpoint_path} alone ({error}); give what is "
                 "missing as keyword arguments of load_from_checkpoint."
