@@ -141,7 +141,7 @@ def test_their_strategies_train_on_our_stream(name, avalanche):
     from avalanche.training import supervised
 
     torch.manual_seed(0)
-    stream = gaussian_stream(tasks=2, per_class=8)
+    stream = gaussian_stream(tasks=2, train=8)
     benchmark = to_avalanche(stream, inputs="x")
     x, y, task = benchmark.train_stream[1].dataset[0]
     assert task == 0 and y in stream.classes[1]
