@@ -1,7 +1,8 @@
 """One-place changes of a module's syntax tree, each of which a test should notice.
 
-Left alone are texts, annotations, decorators, defaults of arguments (choices, not formulas), and what only
-words a message: everything inside `raise`, `UserError`, `warn` and loggers.
+Left alone are texts, signs of numbers (the last dimension of a matrix is its second, too), annotations,
+decorators, defaults of arguments (choices, not formulas), and what only words a message: everything inside
+`raise`, `UserError`, `warn` and loggers.
 """
 
 import ast
@@ -103,7 +104,7 @@ def _changed(node: ast.expr | ast.stmt) -> ast.expr | ast.stmt | None:
             other.op = ARITHMETIC[type(op)]()
         case ast.BoolOp(op=op):
             other.op = ast.Or() if isinstance(op, ast.And) else ast.And()
-        case ast.UnaryOp(operand=operand):
+        case ast.UnaryOp(operand=operand) if not isinstance(operand, ast.Constant):
             return operand
         case ast.Constant(value=bool(value)):
             other.value = not value

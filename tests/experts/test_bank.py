@@ -60,3 +60,24 @@ def test_delta_weight_is_what_one_expert_adds():
     gates = torch.zeros(5, 4, dtype=x.dtype)
     gates[:, 2] = 1
     torch.testing.assert_close(bank(x, gates, base), base + x @ bank.delta_weight(2).t())
+
+
+@pytest.mark.parametrize("chosen", ["stacked", "reference"])
+def test_the_stacked_form_is_taken_where_the_dispatcher_takes_it_and_experts_have_their_own_a(
+    chosen, monkeypatch
+):
+    _, x, a, b, _ = (tensor.detach() for tensor in problem(5, 4, 3, 4, 2))
+    asked = []
+    monkeypatch.setattr("moe_adapt.experts.bank.choose", lambda found: asked.append(found) or chosen)
+    assert ExpertBank(a, b, 1.0).stacks(x, 2) == (chosen == "stacked")
+    assert (asked[0].tokens, asked[0].experts, asked[0].rank, asked[0].slots) == (5, 4, 2, 2)
+    shared = ExpertBank(a[:1], b, 1.0)
+    assert not shared.stacks(x, 2) and len(asked) == 1
+
+
+def test_experts_that_share_one_a_have_it_in_their_change_of_weight():
+    _, _, a, b, _ = (tensor.detach() for tensor in problem(5, 4, 3, 4, 2))
+    bank = ExpertBank(a[:1], b, scale=2.0, order=ORDER)
+    for expert in range(4):
+        expected = 2.0 * b[:, ORDER.index(expert)] @ a[0]
+        torch.testing.assert_close(bank.delta_weight(expert), expected)

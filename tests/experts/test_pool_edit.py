@@ -137,3 +137,27 @@ def test_rows_of_merged_experts_are_weighted_means_whatever_the_weights_sum_to()
     assert edit.rows(rows.t(), 1, torch.zeros(2, 2)).tolist() == [[2.0, 5.0], [3.0, 5.0]]
     names = edit.rows(torch.tensor([7, 8, 9]), 0, torch.zeros(2, dtype=torch.int64))
     assert names.tolist() == [7, 8], "names of groups are not averaged"
+
+
+def test_rows_of_a_router_follow_the_experts():
+    """Averaged where every member has one row; kept where they are to be, or where one has several."""
+    pair = PoolEdit.merge(3, [[0, 2]], [[0.25, 0.75]])
+    averaged, owners = pair.on_rows([0, 1, 2], keep=False)
+    assert (averaged.sources, owners) == ((((0, 0.25), (2, 0.75)), ((1, 1.0),)), [0, 1])
+    kept, owners = pair.on_rows([0, 1, 2], keep=True)
+    assert (kept.sources, owners) == ((((0, 1.0),), ((1, 1.0),), ((2, 1.0),)), [0, 1, 0])
+    several, owners = pair.on_rows([0, 1, 2, 0], keep=False)
+    assert (several.sources, owners) == ((((0, 1.0),), ((1, 1.0),), ((2, 1.0),), ((3, 1.0),)), [0, 1, 0, 0])
+    grown, owners = PoolEdit.add(2, 1).on_rows([0, 1], keep=False)
+    assert (grown.sources, owners) == ((((0, 1.0),), ((1, 1.0),), ()), [0, 1, 2])
+    copied, owners = PoolEdit.duplicate(2, [0]).on_rows([0, 1, 0], keep=False)
+    assert copied.sources == (((0, 1.0),), ((1, 1.0),), ((2, 1.0),), ((0, 1.0),), ((2, 1.0),))
+    assert owners == [0, 1, 0, 2, 2]
+    pruned, owners = PoolEdit.prune(3, [0]).on_rows([0, 1, 2], keep=False)
+    assert (pruned.sources, owners) == ((((1, 1.0),), ((2, 1.0),)), [0, 1])
+
+
+def test_null_columns_stay_behind_the_experts():
+    edit = PoolEdit.prune(3, [1]).with_nulls(2)
+    assert edit.before == 5
+    assert edit.sources == (((0, 1.0),), ((2, 1.0),), ((3, 1.0),), ((4, 1.0),))

@@ -20,7 +20,8 @@ def test_prototypes_are_the_top_right_singular_vectors():
     for expert in range(3):
         _, _, vt = torch.linalg.svd(b[:, expert] @ a[expert])
         torch.testing.assert_close((found[expert].float() @ vt[0]).abs(), torch.ones(()))
-    assert not top_right_singular_vectors(a, b * 0).any()
+    for zero in (top_right_singular_vectors(a, b * 0), top_right_singular_vectors(a * 0, b)):
+        assert not zero.any()
     a[1, 1] = 0
     assert torch.isfinite(top_right_singular_vectors(a, b)).all()
 

@@ -1,5 +1,7 @@
 """Scorers: what each looks at, and nothing else."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,11 +9,13 @@ import torch.nn.functional as F
 from moe_adapt.errors import UserError
 from moe_adapt.experts import ExpertBank
 from moe_adapt.routing import (
+    MODIFIERS,
     CosineScorer,
     FrozenLinearScorer,
     HashScorer,
     KMeansScorer,
     Logits,
+    PhatgooseScorer,
     RandomFixedScorer,
     RouteContext,
     TopKSelector,
@@ -225,3 +229,25 @@ def test_k_means_draws_nothing_from_the_global_generator():
 def test_options_out_of_range_are_refused(build):
     with pytest.raises(UserError):
         build()
+
+
+def test_phatgoose_is_the_product_of_the_normed_token_and_each_unit_vector():
+    scorer, x = PhatgooseScorer(WIDTH, EXPERTS), 3 * tokens() + 1
+    scorer.weight.data = torch.randn(EXPERTS, WIDTH, generator=torch.Generator().manual_seed(2))
+    centred = x - x.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    unit = scorer.weight.detach() / scorer.weight.detach().norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(scorer(x, RouteContext(), BANK).detach(), normed @ unit.T / WIDTH**0.5)
+    assert not PhatgooseScorer(WIDTH, EXPERTS).weight.any()
+
+
+def test_a_projection_that_saves_parameters_is_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CosineScorer(64, 8, space=7)
+    with pytest.warns(UserWarning, match="more parameters"):
+        CosineScorer(64, 8, space=8)
+
+
+def test_no_packaged_modifier_reads_tokens_so_that_all_go_on_convolutions():
+    assert [name for name in MODIFIERS if MODIFIERS.get(name).reads_input] == []
