@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from moe_adapt.checks import ToyEncoder
+from moe_adapt.checks import ToyEncoder, gaussian_stream
 from moe_adapt.cli import main
 from moe_adapt.drift.driftmoe import DriftMoEClassifier
 from moe_adapt.hub.load import load_adapter
 from moe_adapt.learners import FineTuning
 from moe_adapt.runs.rebuild import load_module
 from moe_adapt.training.modules import SequenceClassifier
+from moe_adapt.training.stream import StreamRunner
 from tests.training.tiny import tiny_bert
 
 FILES = Path(__file__).parents[1] / "fixtures" / "files_of_0_1"
@@ -60,6 +61,13 @@ def test_a_learner(place):
     total = sum(tensor.double().sum() for tensor in learner.learner_state().values())
     assert total.item() == pytest.approx(EXPECTED["learner_sum"])
     assert len(learner.history) == 2
+
+
+def test_a_stream_run_is_resumed(place):
+    learner, stream = FineTuning(ToyEncoder()), gaussian_stream(tasks=2, train=6, test=4)
+    found = StreamRunner(place / "stream").run(learner, stream, resume=True)
+    assert found.metrics()["final_accuracy"] == 0.6875
+    assert len(found.tasks) == len(learner.history) == 2
 
 
 def test_a_driftmoe(place):
