@@ -87,7 +87,7 @@ def read_rows(
         if len(foreign):
             name = part.class_names[int(np.asarray(part.labels)[foreign[0]])]
             raise UserError(
-                f"row {foreign[0]} has the class {name!r}, which the first training source has not."
+                f"row {foreign[0]} has the class {name!r}, which is not in the first training source."
                 f"{did_you_mean(name, names)}"
             )
         labels.append(new)

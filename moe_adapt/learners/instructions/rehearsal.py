@@ -101,7 +101,7 @@ class RoutingAnchor(SequentialInstructions):
         self.anchors = nn.ModuleDict()
         for layer in self.layers():
             if layer.routers[ADAPTER].rows(layer) is None:
-                raise UserError(f"the routing anchor needs a linear scorer, which {layer.site} has not.")
+                raise UserError(f"the routing anchor needs a linear scorer, which {layer.site} lacks.")
             held = nn.Module()
             held.register_buffer("inputs", torch.zeros(0, layer.in_features))
             held.register_buffer("gates", torch.zeros(0, layer.specs[ADAPTER].num_experts))

@@ -82,7 +82,7 @@ class RouterCouplingLoss(ExpertLoss):
             if site.rows is None or len(site.a) == 1 or not site.a.requires_grad:
                 raise UserError(
                     f"the coupling loss needs a linear scorer and trainable experts with an A of their own, "
-                    f"which {site.site!r} has not."
+                    f"which {site.site!r} lacks."
                 )
             proxy = proxies(site.rows.to(site.a.dtype))
             parts.append(coupling_loss(site.a, proxy, self.alpha, self.normalize))

@@ -153,7 +153,7 @@ class ImageClassificationData(SeededDataModule):
         extra = [name for name in images.class_names if name not in self.class_names]
         if self.classes is None and extra:
             raise UserError(
-                f"the {split} images have the class {extra[0]!r}, which the training images have not."
+                f"the {split} images have the class {extra[0]!r}, which no training image has."
                 f"{did_you_mean(extra[0], self.class_names)}"
             )
         number = {name: i for i, name in enumerate(self.class_names)}
