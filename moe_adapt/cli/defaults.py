@@ -15,6 +15,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.training.callbacks import (
     AdapterReport,
     BestCheckpoint,
+    FirstExample,
     HeadStart,
     LastCheckpoint,
     ManifestCallback,
@@ -48,6 +49,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_class_arguments(LastCheckpoint, "last_checkpoint", skip={"dirpath"})
     parser.add_class_arguments(RoutingMonitor, "routing")
     parser.add_class_arguments(HeadStart, "head_start")
+    parser.add_class_arguments(FirstExample, "first_example")
 
 
 def limit_epochs(trainer: Namespace) -> None:
@@ -71,6 +73,7 @@ def callbacks(options: Namespace, command: str) -> list[Callback]:
     found: list[Callback] = []
     if command == "fit":
         found = [OutputFolderGuard(options.overwrite), AdapterReport(), ManifestCallback()]
+        found.append(options.first_example)
     found += [options.routing, options.head_start]  # like the next two they own entries in the checkpoints
     if trainer.enable_checkpointing is not False:
         found += [options.last_checkpoint, options.best_checkpoint]

@@ -7,6 +7,7 @@ A source is one string (or a list of rows):
   says how each is read: cells stay as they are written;
 * ``data/saved`` or ``data/saved@test``: a folder written by ``Dataset.save_to_disk``, or of such files; a
   file belongs to a split if its name or folder has the word (train, validation or dev, test);
+* a list of these, each by itself or as ``{file: ..., weight: 2}`` (`moe_adapt.data.mixtures`);
 * ``ag_news``, ``glue:sst2@train[:10%]``: name, configuration and split of a data set on the Hub.
 
 Without ``@split`` the split is the one asked for (train, validation or test).
@@ -20,6 +21,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
+from moe_adapt.data.mixtures import mix, parts_of
 from moe_adapt.data.readers import READERS, read_rows, reader_suffix
 from moe_adapt.data.table import Table
 from moe_adapt.errors import UserError, did_you_mean
@@ -55,7 +57,10 @@ _WORDS = {
 
 def describe(source: TableSource) -> str:
     """Return how messages call a source: its own words, or what it is."""
-    return repr(source) if isinstance(source, str) else "the rows given in memory"
+    if isinstance(source, str):
+        return repr(source)
+    parts = parts_of(source)
+    return "the rows given in memory" if parts is None else " + ".join(repr(part) for part, _ in parts)
 
 
 def load_table(
@@ -75,7 +80,11 @@ def load_table(
     >>> load_table([{"text": "a", "label": 0}]).column_names
     ['text', 'label']
     """
-    if isinstance(source, str):
+    parts = parts_of(source)
+    if parts is not None:
+        tables = [load_table(part, split, column_names) for part, _ in parts]
+        table = mix(tables, [weight for _, weight in parts])
+    elif isinstance(source, str):
         table = _load_named(source, split, column_names)
     else:
         table = source if isinstance(source, Table | Dataset) else Table.from_rows(source)

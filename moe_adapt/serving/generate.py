@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from moe_adapt.data.formats import alpaca_row, is_alpaca
 from moe_adapt.data.prompts import encode_prompts, render, template_fields
 from moe_adapt.errors import UserError, did_you_mean
 
@@ -198,6 +199,8 @@ class Generating:
         if isinstance(row.get("messages"), list):
             return self.chat_tokens(row["messages"], adapter)
         template = own.get("prompt") or "{text}"
+        if is_alpaca([*row, "output"]):
+            row = alpaca_row(row)
         for column in template_fields(template):
             if column not in row:
                 raise UserError(

@@ -2,6 +2,7 @@
 
 from moe_adapt.training.callbacks.adapter_report import AdapterReport
 from moe_adapt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from moe_adapt.training.callbacks.first_example import FirstExample
 from moe_adapt.training.callbacks.head_start import HeadStart
 from moe_adapt.training.callbacks.manifest import ManifestCallback
 from moe_adapt.training.callbacks.output_folder import OutputFolderGuard, claim_folder
@@ -11,6 +12,7 @@ from moe_adapt.training.callbacks.routing_monitor import RoutingMonitor
 __all__ = [
     "AdapterReport",
     "BestCheckpoint",
+    "FirstExample",
     "HeadStart",
     "LastCheckpoint",
     "ManifestCallback",

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from moe_adapt.data.mixtures import repeats_rows
 from moe_adapt.errors import UserError
 from moe_adapt.training.datamodules.rows import Rows, hold_out, stratified_rows
 from moe_adapt.training.datamodules.sampler import ResumableLoader, SeededSampler
@@ -70,6 +71,7 @@ class SeededDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.splits: dict[str, Rows] = {}
+        self.notes: list[str] = []
         self._resume: dict[str, Any] = {}
         self._training_order: dict[str, Any] | None = None
 
@@ -84,6 +86,10 @@ class SeededDataModule(L.LightningDataModule):
     def collate(self, rows: list[Any]) -> Batch:
         """Return the batch of a list of rows."""
         raise NotImplementedError
+
+    def first_example(self) -> str:
+        """Return the first training row as the model gets it, what is learned in marks."""
+        return ""
 
     def answering(self) -> dict[str, Any]:
         """Return how new rows are put to a model that was trained on these, as JSON types."""
@@ -110,8 +116,14 @@ class SeededDataModule(L.LightningDataModule):
             )
 
     def _setup_train(self) -> None:
+        holds_out = self.sources["validation"] is None and self.validation_fraction > 0
+        if holds_out and repeats_rows(self.sources["train"]):
+            raise UserError(
+                "a weight above 1 repeats rows, which must not be trained on and held out at once: give "
+                "validation rows, or set validation_fraction to 0."
+            )
         rows = self.read(self.sources["train"], "train")
-        if self.sources["validation"] is None and self.validation_fraction > 0:
+        if holds_out:
             rows, held_out = hold_out(rows, self.validation_fraction, self.seed)
             self.splits["validation"] = self.prepare(held_out, "validation")
         if self.max_train_rows is not None:

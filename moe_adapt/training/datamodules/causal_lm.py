@@ -1,22 +1,29 @@
 r"""Language modelling: prompts with responses, questions with choices, or plain text.
 
-Three kinds of table:
+Four kinds of table:
 
 * prompt and response: ``prompt="Question: {question}\nAnswer:"``, ``response=" {answer}"``;
 * multiple choice: in addition ``choices="options"`` (a column of lists, or a list of templates) and
   ``answer="label"``. The response template may name ``{choice}``: training takes the right choice,
   validation and test take every choice in turn;
+* conversations: a column ``messages`` (OpenAI) or ``conversations`` (ShareGPT); see
+  `moe_adapt.data.conversations`. It is taken where the table has it and not the prompt's columns;
 * plain text: ``text_column="text"``, the documents joined and cut into blocks of `max_length` tokens.
+
+Alpaca's columns (instruction, input, output) become prompt and response (`moe_adapt.data.formats`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from moe_adapt.data.conversations import conversation_column, encode_conversation, turns_of
+from moe_adapt.data.formats import alpaca_row, is_alpaca, unread
 from moe_adapt.data.packages import public_name
 from moe_adapt.data.prompts import (
     IGNORED,
@@ -27,10 +34,13 @@ from moe_adapt.data.prompts import (
     encode_responses,
     join,
     render,
+    template_fields,
 )
+from moe_adapt.data.questions import Question, pack, right_choice
+from moe_adapt.data.table import Table
 from moe_adapt.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
 from moe_adapt.data.tokenizer import load_tokenizer
-from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.errors import UserError
 from moe_adapt.training.datamodules.base import Batch, SeededDataModule
 from moe_adapt.training.datamodules.domains import DomainColumn
 from moe_adapt.training.datamodules.rows import Rows
@@ -40,57 +50,6 @@ __all__ = ["CausalLMData", "Question", "pack", "right_choice"]
 
 #: Key under which a row keeps the number of its domain.
 _DOMAIN = "\0domain"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A multiple-choice question.
-
-    Attributes:
-        choices: The prompt with each choice.
-        answer: Index of the right choice.
-    """
-
-    choices: list[Example]
-    answer: int
-
-
-def right_choice(answer: Any, choices: list[str], number: int) -> int:
-    """Return the index of the right choice, given as an index or as the choice's text.
-
-    Args:
-        answer: The value of the answer column.
-        choices: The texts of the choices.
-        number: The row's number, for the message.
-
-    Raises:
-        UserError: If it is neither.
-
-    >>> right_choice("cold", ["hot", "cold"], number=0)
-    1
-    """
-    if isinstance(answer, str) and answer in choices:
-        return choices.index(answer)
-    if isinstance(answer, str) and answer.isascii() and answer.isdigit():
-        answer = int(answer)  # a cell of a CSV file is a text
-    if isinstance(answer, int) and 0 <= answer < len(choices):
-        return answer
-    expected = f"an index from 0 to {len(choices) - 1}, or one of {choices!r}"
-    near = did_you_mean(answer, choices) if isinstance(answer, str) else ""
-    raise UserError(f"row {number} has the answer {answer!r}: expected {expected}.{near}")
-
-
-def pack(documents: list[list[int]], length: int, end: int) -> list[Example]:
-    """Join documents, each closed by the token `end`, and cut them into blocks that are learned whole.
-
-    The last block may be shorter; it is left out only if it has a single token, which predicts nothing.
-
-    >>> [block.input_ids for block in pack([[5, 6, 7], [8]], length=4, end=2)]
-    [[5, 6, 7, 2], [8, 2]]
-    """
-    tokens = [token for document in documents for token in [*document, end]]
-    blocks = [tokens[start : start + length] for start in range(0, len(tokens), length)]
-    return [Example(block, list(block)) for block in blocks if len(block) > 1]
 
 
 class CausalLMData(SeededDataModule):
@@ -121,6 +80,8 @@ class CausalLMData(SeededDataModule):
         column_names: Names of the columns of CSV and TSV files that have no header line.
         train_on_prompt: Learn the prompt as well as the response; validation and test never count it.
         max_length: Most tokens per sequence; a longer prompt loses its beginning.
+        too_long: What becomes of a row whose response alone exceeds `max_length`, and of a conversation that
+            does: ``error``, ``truncate`` (its end is cut) or ``drop``; counted and told.
         validation_fraction: Share of the training rows held out if no validation rows are given.
         batch_size: Rows per batch; with choices, questions per batch.
         max_train_rows: Train on so many rows only, chosen at random; None takes all.
@@ -151,6 +112,7 @@ class CausalLMData(SeededDataModule):
         column_names: list[str] | None = None,
         train_on_prompt: bool = False,
         max_length: int = 512,
+        too_long: Literal["error", "truncate", "drop"] = "error",
         validation_fraction: float = 0.1,
         batch_size: int = 8,
         max_train_rows: int | None = None,
@@ -185,6 +147,8 @@ class CausalLMData(SeededDataModule):
         self.column_names = column_names
         self.train_on_prompt = train_on_prompt
         self.max_length = max_length
+        self.too_long = too_long
+        self.conversation: str | None = None
         self.tokenizer = load_tokenizer(tokenizer, max_length)
         self.tokenizer_name = public_name(tokenizer)
         if self.tokenizer.eos_token_id is None:
@@ -196,9 +160,9 @@ class CausalLMData(SeededDataModule):
         """Return templates, chat format, length and tokenizer."""
         return {
             "task": "text-generation",
-            "prompt": self.prompt,
+            "prompt": None if self.conversation else self.prompt,
             "response": self.response,
-            "chat": self.chat,
+            "chat": self.chat or self.conversation is not None,
             "system": self.system,
             "max_length": self.max_length,
             "tokenizer": self.tokenizer_name,
@@ -211,6 +175,15 @@ class CausalLMData(SeededDataModule):
             texts = [{"text": text} for text in texts_of(table, self.text_column, source)]
             return Rows(texts, np.zeros(len(texts), dtype=np.int64))
         columns = list(table.column_names)
+        missing = not set(template_fields(self.prompt or "")) <= set(columns)
+        self.conversation = conversation_column(columns) if missing else None
+        if missing and self.conversation is None and is_alpaca(columns):
+            table = Table.from_rows(alpaca_row(row) for row in table.to_list())
+            columns = list(table.column_names)
+        if split == "train":
+            self._note_unread(columns)
+        if self.conversation is not None:
+            return Rows(self._rows(table, source), np.zeros(len(table), dtype=np.int64))
         if self.answer is not None:
             require_columns(table, [self.answer], source)
             templates = [] if isinstance(self.choices, str) else list(self.choices or [])
@@ -221,23 +194,81 @@ class CausalLMData(SeededDataModule):
             columns.append("choice")
         check_template(self.prompt or "", columns)
         check_template(self.response, columns)
-        rows = [
-            row | {_DOMAIN: domain}
-            for row, domain in zip(table.to_list(), self.domains.read(table, source), strict=True)
-        ]
+        rows = self._rows(table, source)
         return Rows(rows, np.zeros(len(rows), dtype=np.int64))
+
+    def _rows(self, table: Any, source: TableSource) -> list[dict[str, Any]]:
+        domains = self.domains.read(table, source)
+        return [row | {_DOMAIN: domain} for row, domain in zip(table.to_list(), domains, strict=True)]
+
+    def _note_unread(self, columns: Sequence[str]) -> None:
+        templates = [self.prompt or "", self.response]
+        templates += [] if isinstance(self.choices, str) else list(self.choices or [])
+        read = [name for template in templates for name in template_fields(template)]
+        read += [self.answer or "", self.domains.column or ""]
+        read += [self.choices] if isinstance(self.choices, str) else []
+        if self.conversation is not None:
+            read = [self.conversation, "tools", self.domains.column or ""]
+        elif is_alpaca([name for name in columns if name not in ("prompt", "response")]):
+            read += ["instruction", "input", "output"]
+        idle = unread(columns, read)
+        self.notes += [f"columns that nothing reads: {', '.join(idle)}"] if idle else []
+
+    def first_example(self) -> str:
+        """Return the first training row as text; what is learned stands in « »."""
+        example = self.splits["train"].items[0]
+        parts = []
+        for learned, group in groupby(
+            zip(example.input_ids, example.labels, strict=True), key=lambda pair: pair[1] != IGNORED
+        ):
+            text = self.tokenizer.decode([token for token, _ in group])
+            parts.append(f"«{text}»" if learned else text)
+        return "".join(parts)
 
     def prepare(self, rows: Rows, split: str) -> Rows:
         """Return the rows as token sequences."""
         items: list[Any]
         if self.text_column is not None:
             items = self._blocks(rows)
+        elif self.conversation is not None:
+            items = self._conversations(rows)
         elif self.choices is not None and split != "train":
             items = self._questions(rows)
         else:
             items = self._examples(rows, self.train_on_prompt and split == "train")
         lengths = [len(item.input_ids) if isinstance(item, Example) else len(item.choices) for item in items]
         return Rows(items, np.zeros(len(items), dtype=np.int64), lengths)
+
+    def _conversations(self, rows: Rows) -> list[Example]:
+        found, long = [], 0
+        for number, row in enumerate(rows.items):
+            turns = turns_of(row[self.conversation], number)
+            example = encode_conversation(self.tokenizer, turns, number, row.get("tools"))
+            if len(example.input_ids) > self.max_length:
+                long += 1
+                if self.too_long == "error":
+                    raise UserError(
+                        f"row {number} is a conversation of {len(example.input_ids)} tokens, max_length is "
+                        f"{self.max_length}: raise it, or set too_long to truncate or drop."
+                    )
+                cut = Example(example.input_ids[: self.max_length], example.labels[: self.max_length])
+                learned = any(label != IGNORED for label in cut.labels[1:])
+                if self.too_long == "drop" or not learned:
+                    continue
+                example = cut
+            found.append(replace(example, domain=row[_DOMAIN]))
+        return self._kept(found, long)
+
+    def _kept(self, items: list[Any], long: int) -> list[Any]:
+        """Note how many rows were too long; what is left must not be nothing."""
+        if long:
+            word = "cut" if self.too_long == "truncate" else "dropped"
+            self.notes.append(
+                f"{long} of {len(items) + (long if word == 'dropped' else 0)} rows too long: {word}"
+            )
+        if not items:
+            raise UserError(f"every row exceeds max_length {self.max_length}: raise it.")
+        return items
 
     def _blocks(self, rows: Rows) -> list[Example]:
         texts = [row["text"] for row in rows.items]
@@ -273,10 +304,23 @@ class CausalLMData(SeededDataModule):
         prompts = encode_prompts(self.tokenizer, [prompt for prompt, _ in texts], self.chat)
         close = end and not self.chat
         responses = encode_responses(self.tokenizer, [response for _, response in texts], close)
+        if self.too_long == "truncate":
+            most = self.max_length - 1
+            responses = [ids if len(ids) <= most else ids[:most] for ids in responses]
         return [
             join(prompt, response, self.max_length, number, train_on_prompt)
             for prompt, response, number in zip(prompts, responses, numbers, strict=True)
         ]
+
+    def _fitting(self, rows: Rows, texts: list[tuple[str, str]]) -> list[int]:
+        """Return the rows to keep, after noting those whose response is too long."""
+        places = list(range(len(texts)))
+        if self.too_long == "error":
+            return places
+        answers = encode_responses(self.tokenizer, [response for _, response in texts], not self.chat)
+        long = {place for place in places if len(answers[place]) >= self.max_length}
+        kept = places if self.too_long == "truncate" else [place for place in places if place not in long]
+        return self._kept(kept, len(long))
 
     def _examples(self, rows: Rows, train_on_prompt: bool) -> list[Example]:
         texts = []
@@ -285,9 +329,12 @@ class CausalLMData(SeededDataModule):
                 choices = self._choices_of(row, number)
                 row = row | {"choice": choices[right_choice(row[self.answer], choices, number)]}
             texts.append(self._texts(row, number, end=True))
-        examples = self._encode(texts, list(range(len(texts))), end=True, train_on_prompt=train_on_prompt)
+        kept = self._fitting(rows, texts)
+        chosen = [texts[place] for place in kept]
+        examples = self._encode(chosen, kept, end=True, train_on_prompt=train_on_prompt)
         return [
-            replace(example, domain=row[_DOMAIN]) for example, row in zip(examples, rows.items, strict=True)
+            replace(example, domain=rows.items[place][_DOMAIN])
+            for example, place in zip(examples, kept, strict=True)
         ]
 
     def _questions(self, rows: Rows) -> list[Question]:

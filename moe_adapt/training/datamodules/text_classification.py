@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from datasets import ClassLabel, Dataset
 
+from moe_adapt.data.formats import unread
 from moe_adapt.data.labels import LabelTable, label_column
 from moe_adapt.data.packages import public_name
 from moe_adapt.data.table import Table
@@ -103,6 +104,11 @@ class TextClassificationData(SeededDataModule):
             "tokenizer": self.tokenizer_name,
         }
 
+    def first_example(self) -> str:
+        """Return the first training text and its class."""
+        texts, label, _ = self.splits["train"].items[0]
+        return f"{' | '.join(texts)}\n«{self.class_names[label]}»"
+
     def setup(self, stage: str | None = None) -> None:
         """Read the rows; the labels of all splits make one table before any of them is numbered.
 
@@ -137,6 +143,10 @@ class TextClassificationData(SeededDataModule):
         """Return rows of (texts, class number)."""
         assert self._labels is not None
         table = self._tables.pop(split)
+        if split == "train":
+            read = [*self.text_columns, self.label_column, self.domains.column or ""]
+            idle = unread(table.column_names, read)
+            self.notes += [f"columns that nothing reads: {', '.join(idle)}"] if idle else []
         labels = self._labels.encode(label_column(table, self.label_column, source))
         domains = self.domains.read(table, source)
         texts = list(zip(*(texts_of(table, column, source) for column in self.text_columns), strict=True))
