@@ -55,6 +55,7 @@ COMMANDS = {
     "generate": Command("moe_adapt.cli.generate:generate", "let a language model answer a prompt or a file"),
     "chat": Command("moe_adapt.cli.generate:chat", "talk with a trained language model"),
     "serve": Command("moe_adapt.cli.serve:serve", "answer over HTTP: chat completions, classification"),
+    "compare": Command("moe_adapt.cli.compare:compare", "put finished runs beside one another"),
     "stream": Command(
         "moe_adapt.cli.stream:stream", "run a learner over a stream of tasks (or resume a run)"
     ),

@@ -57,9 +57,10 @@ def stream_parser() -> RoutedParser:
     parser.add_argument("--overwrite", action="store_true", help="Replace the run that is in the folder.")
     parser.add_argument(
         "--bounds",
-        type=list[str],
+        type=str | list[str],
         default=[],
-        help="Finished runs of the same stream (folders) whose curves the report shows beside this one's.",
+        help="A finished run of the same stream (its folder), or a list of them; the report shows their "
+        "curves beside this one's.",
     )
     parser.add_argument(
         "--custom_modules",
@@ -128,7 +129,8 @@ def stream(argv: Sequence[str]) -> None:
     if not first:
         return
     _export_adapter(made.learner, folder / "adapter")
-    write_report(folder, result, [Path(bound) for bound in options.bounds])
+    bounds = [options.bounds] if isinstance(options.bounds, str) else options.bounds
+    write_report(folder, result, [Path(bound) for bound in bounds])
     print(_summary(result, folder))
 
 

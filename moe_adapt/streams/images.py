@@ -67,7 +67,8 @@ class ImageStream(TaskStream):
         increment: New classes per task.
         first: Classes of the first task; 0 for as many as `increment`.
         order: Names of all classes in the order in which they come; None uses `order_seed`.
-        order_seed: Seed of the classes' order, drawn as in the literature; None for that of the source.
+        order_seed: Seed of the classes' order, drawn as in the literature; None for that of their first rows.
+        tasks: Which classes come in which task, as lists (``[[a, b], [c]]``) or by the task's name.
         blur: Share of a class's training images that is spread over all tasks, for ``blurry``.
         test_fraction: Share of every class held out for testing if there are no test images.
         classes: Use these classes only: the first n, or those listed by name; None takes all.
@@ -110,6 +111,7 @@ class ImageStream(TaskStream):
         augment: bool = True,
         crop_scale: float = 0.5,
         seed: int = 0,
+        tasks: list[list[str]] | dict[str, list[str]] | None = None,
     ) -> None:
         def opened(source: Any, split: str) -> Opened:
             images = open_images(source, split, image_column, label_column)
@@ -143,6 +145,7 @@ class ImageStream(TaskStream):
                 order_seed,
                 blur,
                 seed,
+                tasks,
                 origin={"kind": "images", "train": said(train), "test": said(test), "transform": transform},
             )
         )

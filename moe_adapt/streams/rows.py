@@ -111,6 +111,7 @@ def read_splits(
     train_per_class: int | None,
     test_per_class: int | None,
     seed: int,
+    class_names: Sequence[str] | None = None,
 ) -> tuple[RowTable, RowTable]:
     """Open training and test sources; both tables number the chosen classes alike.
 
@@ -123,8 +124,9 @@ def read_splits(
         train_per_class: Most training rows of a class; None takes all.
         test_per_class: Most test rows of a class; None takes all.
         seed: Decides which rows are held out and chosen.
+        class_names: Names of all classes; None takes those of the first training source.
     """
-    rows = read_rows(train, lambda source: opened(source, "train"))
+    rows = read_rows(train, lambda source: opened(source, "train"), class_names)
     everything, chosen = rows.class_names, choose_classes(rows.class_names, classes)
     rows = rows.only(chosen)
     if test is None:
@@ -132,6 +134,23 @@ def read_splits(
     else:
         testing = read_rows(test, lambda source: opened(source, "test"), everything).only(chosen)
     return per_class(rows, train_per_class, seed), per_class(testing, test_per_class, seed)
+
+
+def classes_of_files(
+    files: Mapping[str, Any], opened: Callable[[Any, str], Opened]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the classes of every task, each in the order of its first row, and all of them.
+
+    Args:
+        files: A source of each task by its name.
+        opened: Opens one source; its second argument is ``train`` or ``test``.
+    """
+    tasks = {}
+    for name, source in files.items():
+        part = opened(source, "train")
+        seen = dict.fromkeys(np.asarray(part.labels).tolist())
+        tasks[name] = [part.class_names[label] for label in seen]
+    return tasks, list(dict.fromkeys(label for classes in tasks.values() for label in classes))
 
 
 def held_out(table: RowTable, fraction: float, seed: int) -> tuple[RowTable, RowTable]:

@@ -5,13 +5,14 @@
 * **Domain-incremental**: a task is one domain; classes come back.
 * **Blurry**: class-incremental, but a share of every class's training rows is spread over all tasks.
 
-The order of the classes is that of the source, a list, or ``numpy.random.RandomState(seed).permutation(C)``,
-with seed 1993 in most of the literature (iCaRL's tradition; other generators give other orders under the
-same seed). Classes are then numbered by their first appearance in the stream.
+The order of the classes is that of their first rows, a list, the given tasks, or
+``numpy.random.RandomState(seed).permutation(C)``, with seed 1993 in most of the literature (iCaRL's
+tradition; other generators give other orders under the same seed). Classes are then numbered by their first
+appearance in the stream.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -21,12 +22,18 @@ from moe_adapt.streams.collate import Batch, collate
 
 __all__ = [
     "Labelled",
+    "Tasks",
     "arrange",
     "class_order",
+    "first_seen",
     "incremental_stream",
     "number_by_appearance",
     "task_sizes",
 ]
+
+
+#: Names of the classes of every task, in order; or the same by the task's name.
+Tasks: TypeAlias = Sequence[Sequence[str]] | Mapping[str, Sequence[str]]
 
 
 class Labelled(NamedTuple):
@@ -52,6 +59,37 @@ def class_order(num_classes: int, seed: int | None) -> np.ndarray:
     if seed is None:
         return np.arange(num_classes)
     return np.random.RandomState(seed).permutation(num_classes)
+
+
+def first_seen(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the classes in the order of their first rows; classes without rows come last.
+
+    >>> first_seen(np.array([2, 0, 2, 1]), 3).tolist()
+    [2, 0, 1]
+    """
+    first = np.full(num_classes, len(labels))
+    found, places = np.unique(labels, return_index=True)
+    first[found] = places
+    return np.argsort(first, kind="stable")
+
+
+def _listed(tasks: Tasks, order: Sequence[str] | None) -> tuple[list[str] | None, list[str], list[int]]:
+    """Return names of the tasks, the classes in their order, and how many each task has."""
+    if order is not None:
+        raise UserError("tasks says in which order classes come: leave out order.")
+    parts = list(tasks.values()) if isinstance(tasks, Mapping) else list(tasks)
+    empty = next((number for number, part in enumerate(parts) if not part), None)
+    if not parts or empty is not None:
+        raise UserError(f"every task needs a class; task {(empty or 0) + 1} of {len(parts)} has none.")
+    classes = [str(name) for part in parts for name in part]
+    twice = next((name for name in classes if classes.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"the class {twice!r} is in two tasks: name it once, or set scenario to domain if "
+            f"classes come back."
+        )
+    names = [str(name) for name in tasks] if isinstance(tasks, Mapping) else None
+    return names, classes, [len(part) for part in parts]
 
 
 def task_sizes(num_classes: int, increment: int, first: int = 0) -> list[int]:
@@ -94,6 +132,7 @@ def arrange(
     order_seed: int | None = 1993,
     blur: float = 0.1,
     seed: int = 0,
+    tasks: Tasks | None = None,
     collate: Callable[[Any], Batch] = collate,
     origin: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -108,9 +147,11 @@ def arrange(
         first: Classes of the first task; 0 for as many as `increment`.
         order: Names of all classes in the order in which they come (of the domains, for ``domain``); None
             uses `order_seed`.
-        order_seed: Seed of the order of the classes; None for that of the source.
+        order_seed: Seed of the order of the classes; None for that of their first training rows.
         blur: Share of a class's training rows that is spread over all tasks, for ``blurry``.
         seed: Decides which rows are spread.
+        tasks: Names of the classes of every task, or of every named task; instead of `increment`, `first`
+            and `order`.
         collate: Makes a batch of a list of samples.
         origin: Where the data comes from, as JSON types.
 
@@ -129,23 +170,29 @@ def arrange(
     }
     if scenario == "domain":
         rows, task_names = _domains(train, test, order)
-        arrangement = class_order(len(names), None)
+        arrangement = first_seen(np.asarray(train.labels), len(names))
     elif scenario in ("class", "task", "blurry"):
-        if increment is None:
+        task_names = None
+        if tasks is not None:
+            task_names, order, sizes = _listed(tasks, order)
+        elif increment is None:
             raise UserError(
-                f"a {scenario}-incremental stream needs the number of new classes: set increment."
+                f"a {scenario}-incremental stream needs the number of new classes: set increment, or tasks."
             )
-        arrangement = (
-            class_order(len(names), order_seed) if order is None else _by_name(order, names, "class")
-        )
-        sizes = task_sizes(len(names), increment, first)
+        else:
+            sizes = task_sizes(len(names), increment, first)
+        if order is not None:
+            arrangement = _by_name(order, names, "class")
+        elif order_seed is None:
+            arrangement = first_seen(np.asarray(train.labels), len(names))
+        else:
+            arrangement = class_order(len(names), order_seed)
         task_of_class = np.empty(len(names), dtype=np.int64)
         task_of_class[arrangement] = np.repeat(np.arange(len(sizes)), sizes)
-        tasks = task_of_class[np.asarray(train.labels)]
+        placed = task_of_class[np.asarray(train.labels)]
         if scenario == "blurry":
-            tasks = _blurred(tasks, len(sizes), blur, seed)
-        rows = [_rows_of(tasks, len(sizes)), _rows_of(task_of_class[np.asarray(test.labels)], len(sizes))]
-        task_names = None
+            placed = _blurred(placed, len(sizes), blur, seed)
+        rows = [_rows_of(placed, len(sizes)), _rows_of(task_of_class[np.asarray(test.labels)], len(sizes))]
     else:
         raise UserError(f"rows with labels make no stream of the scenario {scenario!r}.")
     number = number_by_appearance(np.asarray(train.labels), rows[0], arrangement)
@@ -198,7 +245,7 @@ def _domains(
 ) -> tuple[list[list[np.ndarray]], list[str]]:
     if train.domains is None or test.domains is None:
         raise UserError("a domain-incremental stream needs the domain of every row, of training and test.")
-    found = sorted(set(train.domains.tolist()))
+    found = list(dict.fromkeys(train.domains.tolist()))
     extra = set(test.domains.tolist()) ^ set(found)
     if extra:
         raise UserError(f"the domain {sorted(extra)[0]!r} has no training rows or no test rows.")

@@ -9,8 +9,9 @@ from moe_adapt.data.labels import label_column as labels_of
 from moe_adapt.data.labels import number_labels
 from moe_adapt.data.tables import SourceOption, load_table, texts_of
 from moe_adapt.data.tokenizer import check_not_empty, load_tokenizer
+from moe_adapt.errors import UserError
 from moe_adapt.streams.base import Scenario, TaskStream
-from moe_adapt.streams.rows import Opened, RowTable, read_splits, said
+from moe_adapt.streams.rows import Opened, RowTable, classes_of_files, read_splits, said
 from moe_adapt.streams.splits import Labelled, arrange
 
 __all__ = ["TextStream", "Tokenized"]
@@ -47,13 +48,15 @@ class TextStream(TaskStream):
 
     Args:
         tokenizer: Name or folder of the tokenizer, usually that of the backbone.
-        train: The training texts.
+        train: The training texts; not with files as `tasks`.
         test: The test texts; None holds out `test_fraction`.
         scenario: ``class``, ``task``, ``domain`` or ``blurry``.
         increment: New classes per task.
         first: Classes of the first task; 0 for as many as `increment`.
         order: Names of all classes in the order in which they come; None uses `order_seed`.
-        order_seed: Seed of the classes' order, drawn as in the literature; None for that of the source.
+        tasks: Which classes come in which task, as lists (``[[a, b], [c]]``) or by the task's name; or one
+            file per task (``{billing: billing.jsonl}``), whose classes are new in it.
+        order_seed: Seed of the classes' order, drawn as in the literature; None for that of their first rows.
         blur: Share of a class's training texts that is spread over all tasks, for ``blurry``.
         test_fraction: Share of every class held out for testing if there are no test texts.
         classes: Use these classes only: the first n, or those listed by name; None takes all.
@@ -72,7 +75,7 @@ class TextStream(TaskStream):
     def __init__(
         self,
         tokenizer: str,
-        train: SourceOption,
+        train: SourceOption | None = None,
         test: SourceOption | None = None,
         scenario: Scenario = "class",
         increment: int | None = None,
@@ -88,6 +91,7 @@ class TextStream(TaskStream):
         label_column: str = "label",
         max_length: int = 64,
         seed: int = 0,
+        tasks: list[list[str]] | dict[str, Any] | None = None,
     ) -> None:
         def opened(source: Any, split: str) -> Opened:
             table = load_table(source, split)
@@ -95,14 +99,22 @@ class TextStream(TaskStream):
             labels, names = number_labels(labels_of(table, label_column, source))
             return Opened(texts, labels, names)
 
+        names: list[str] | None = None
+        if isinstance(tasks, dict) and any(isinstance(source, str) for source in tasks.values()):
+            if train is not None:
+                raise UserError("give train, or a file for each of tasks; not both.")
+            train, (tasks, names) = tasks, classes_of_files(tasks, opened)
+        if train is None:
+            raise UserError("a stream needs training texts: set train, or tasks with a file each.")
         rows, testing = read_splits(
-            train, test, opened, classes, test_fraction, train_per_class, test_per_class, seed
+            train, test, opened, classes, test_fraction, train_per_class, test_per_class, seed, names
         )
+        domain_of = (rows.domains, testing.domains) if names is None else (None, None)
         words = load_tokenizer(tokenizer, max_length)
         super().__init__(
             **arrange(
-                Labelled(Tokenized(rows, words, max_length), rows.labels, rows.domains),
-                Labelled(Tokenized(testing, words, max_length), testing.labels, testing.domains),
+                Labelled(Tokenized(rows, words, max_length), rows.labels, domain_of[0]),
+                Labelled(Tokenized(testing, words, max_length), testing.labels, domain_of[1]),
                 rows.class_names,
                 scenario,
                 increment,
@@ -111,6 +123,7 @@ class TextStream(TaskStream):
                 order_seed,
                 blur,
                 seed,
+                tasks,
                 origin={
                     "kind": "texts",
                     "train": said(train),

@@ -43,8 +43,9 @@ class HeadStart(L.Callback):
 
     Args:
         kind: ``probe``: the head is the linear probe of the frozen backbone; ``random``: as it was made.
-        weight_decay: Weight decay of the probe that the head starts from. A strong one leaves the adapter
-            something to learn; None takes the one with the lowest loss on a fifth of the rows.
+        weight_decay: Weight decay of the probe that the head starts from. A strong one points the head in the
+            right direction and leaves the adapter something to learn; None takes the one with the lowest loss
+            on a fifth of the rows, whose training loss may leave it nothing.
         max_rows: The most training rows for the probe; images and texts beyond them are not looked at.
         measure: Whether to measure nearest class means and the linear probe on the held-out rows.
 
@@ -57,7 +58,7 @@ class HeadStart(L.Callback):
     def __init__(
         self,
         kind: Literal["probe", "random"] = "probe",
-        weight_decay: float | None = None,
+        weight_decay: float | None = 1.0,
         max_rows: int = 20_000,
         measure: bool = True,
     ) -> None:

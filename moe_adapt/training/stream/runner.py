@@ -188,7 +188,8 @@ class StreamRunner:
         self, learner: Learner, stream: TaskStream, index: int, result: StreamResult, test: bool
     ) -> None:
         name = stream.task_names[index]
-        self.progress.task_begins(index, name)
+        classes = len(stream.classes[index])
+        self.progress.task_begins(index, f"{name} ({classes} classes)" if classes else name)
         joint = learner.trains_on == "all"
         if joint and index < len(stream) - 1:
             result.tasks.append({"task": index, "name": name, "learned": False})
