@@ -144,7 +144,7 @@ def to_avalanche(stream: TaskStream, inputs: str = "pixel_values") -> Any:
         tasks = [task if stream.scenario == "task" else 0] * len(pairs)
         label = attributes.DataAttribute(pairs.targets, "targets", use_in_getitem=False)
         task_label = attributes.DataAttribute(tasks, "targets_task_labels", use_in_getitem=True)
-        return data.AvalancheDataset([pairs], data_attributes=[label, task_label])
+        return data.TaskAwareClassificationDataset([pairs], data_attributes=[label, task_label])
 
     everything, tasks = stream.test_until(len(stream) - 1)
     count = range(len(stream))
