@@ -28,9 +28,7 @@ def test_two_processes_train_save_and_resume_as_one(tmp_path):
     results = [(*process.communicate(), process.returncode) for process in processes]
     for out, err, code in results:
         assert code == 0, err
-        assert out.split("\n")[:3] == [
-            f"{method}: equal" for method in ("top_k", "dynmole", "condenser_bias")
-        ]
+        assert out.splitlines() == ["top_k: equal", "dynmole: equal", "condenser_bias: equal"]
 
 
 def test_losses_on_parameters_are_refused():
