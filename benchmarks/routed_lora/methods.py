@@ -40,7 +40,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "MoLA, 3 to 13 experts by depth",
         {"method": "mola", **_EIGHT, "num_experts": [3, 5, 7, 9, 11, 13]},
     ),
-    "top_p": ("top-p", {"method": "top_p", **_EIGHT}),
+    "top_p": ("top-p", {"method": "nucleus", **_EIGHT}),
     "hydralora": ("HydraLoRA", {"method": "hydralora", "num_experts": 8, "r": 7, "alpha": 14.0}),
     "ld_mole": ("sparsegen (LD-MoLE)", {"method": "ld_mole", **_EIGHT}),
     "adamoe": (

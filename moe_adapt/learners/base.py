@@ -145,6 +145,7 @@ class Learner(Publishable, L.LightningModule):
         self.schedule: Schedule = schedule
         self.warmup = warmup
         self.history: list[TaskRecord] = []
+        self._rate_left = 0.0  # of the learning rate at the end of a fit
 
     @property
     def num_seen(self) -> int:
@@ -267,7 +268,11 @@ class Learner(Publishable, L.LightningModule):
         if self.backbone is not None and self.backbone.tuner is not None:
             self.backbone.tuner.follow(optimizer)
         return with_schedule(
-            optimizer, self.schedule, self.warmup, lambda: self.trainer.estimated_stepping_batches
+            optimizer,
+            self.schedule,
+            self.warmup,
+            lambda: self.trainer.estimated_stepping_batches,
+            self._rate_left,
         )
 
     def train(self, mode: bool = True) -> "Learner":

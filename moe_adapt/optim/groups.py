@@ -72,11 +72,11 @@ def check_coverage(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
         )
 
 
-def learning_rate_factor(step: int, total: int, warmup: int, schedule: Schedule) -> float:
+def learning_rate_factor(step: int, total: int, warmup: int, schedule: Schedule, end: float = 0.0) -> float:
     """Return the factor on the learning rate at optimiser step `step`.
 
     It grows linearly over `warmup` steps, then stays 1 (``constant``), falls along half a cosine to 0
-    (``cosine``) or along a line to 0 (``linear``) at `total` steps.
+    (``cosine``) or along a line to 0 (``linear``) at `total` steps; to `end` instead of 0, if it is given.
 
     >>> [round(learning_rate_factor(s, 10, 2, "linear"), 3) for s in (0, 1, 2, 6, 10)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
@@ -86,11 +86,16 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: Schedule)
     if schedule == "constant":
         return 1.0
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    left = 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return end + (1.0 - end) * left
 
 
 def with_schedule(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, warmup: float, total_steps: Callable[[], float]
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    warmup: float,
+    total_steps: Callable[[], float],
+    end: float = 0.0,
 ) -> Any:
     """Return what ``configure_optimizers`` returns: the optimiser, and its schedule if there is one.
 
@@ -99,6 +104,7 @@ def with_schedule(
         schedule: How the learning rate goes on after the warm-up, step by step.
         warmup: Fraction of all steps over which the learning rate grows linearly.
         total_steps: Says how many steps there will be; asked only if there is a schedule.
+        end: What is left of the learning rate at the end of a falling schedule.
 
     Raises:
         UserError: If there is a schedule and the number of steps is unknown.
@@ -112,6 +118,6 @@ def with_schedule(
         )
     steps, rising = int(total), round(warmup * total)
     factor = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, steps, rising, schedule)
+        optimizer, lambda step: learning_rate_factor(step, steps, rising, schedule, end)
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}

@@ -80,6 +80,11 @@ class Spectrum:
         share = (weights / total).cumsum(0)
         return min(int((share < delta - 1e-6).sum()) + 1, len(weights))
 
+    def leading(self, delta: float, energy: Energy = "sigma_sq") -> "Spectrum":
+        """Return the fewest leading pairs that hold the share `delta` of the energy."""
+        rank = self.rank(delta, energy)
+        return Spectrum(self.values[:rank], self.vectors[:, :rank], self.trace)
+
 
 @dataclass(frozen=True)
 class SpectralFilter:

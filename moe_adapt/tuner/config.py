@@ -28,9 +28,9 @@ class RoutedLoraConfig(PeftConfig):
     Everything left at None takes the value of the method preset (`moe_adapt.tuner.methods`).
 
     Args:
-        method: Preset: lora, soft, top_k, top_p, dynmole, mola, ld_mole, adamoe, cosine, k_means, lora_mixer,
-            condenser, condenser_bias, hydralora, arrow, or a control: uniform_dense, random_fixed, hash,
-            router_frozen, smoe_dropout.
+        method: Preset: lora, soft, top_k, top_p, nucleus, dynmole, mola, ld_mole, adamoe, cosine, k_means,
+            lora_mixer, condenser, condenser_bias, hydralora, arrow, or a control: uniform_dense,
+            random_fixed, hash, router_frozen, smoe_dropout.
         target_modules: Layers that get experts: list of name endings, regular expression, ffn, attention,
             all-linear, all-conv for every 2-D convolution without groups, or moe for gate and experts of a
             base that is a mixture itself. None takes the preset's group or PEFT's LoRA defaults for the

@@ -175,3 +175,24 @@ def test_a_weight_counts_like_repetitions():
         usage.observe(gates.flip(0), 2 * rows)
     torch.testing.assert_close(weighted.state_dict(), repeated.state_dict(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(weighted.current, gates.double().mean(0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_the_published_inverse_is_that_of_the_leading_directions(share):
+    moment, (delta, _) = past_moment(), factors(2)
+    rule, whole = DownPreconditioner(mu=0.9, share=share), DownPreconditioner(mu=0.9)
+    rule.prepare(moment)
+    whole.prepare(moment)
+    values, vectors = torch.linalg.eigh(moment.matrix().double())
+    values, vectors = values.flip(0), vectors.flip(1)
+    rank = int((values.square().cumsum(0) / values.square().sum() < share).sum()) + 1
+    leading = vectors[:, :rank] @ torch.diag(values[:rank]) @ vectors[:, :rank].t()
+    inverse = torch.linalg.inv(leading + 0.9 * torch.eye(WIDTH))
+    expected = (delta.double() @ (0.9 * inverse)).float()
+    torch.testing.assert_close(rule.after_step(delta, delta), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(expected, whole.after_step(delta, delta), atol=1e-3)
+
+
+def test_a_share_of_energy_outside_its_range_is_refused():
+    with pytest.raises(UserError, match=r"in \(0, 1\]"):
+        DownPreconditioner(share=1.5)

@@ -38,3 +38,10 @@ def test_uncovered_parameters_are_named():
         check_coverage(torch.optim.SGD(module[0].parameters(), lr=0.1), module)
     module[1].requires_grad_(False)
     check_coverage(torch.optim.SGD(module[0].parameters(), lr=0.1), module)
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.6), ("linear", 0.6), ("constant", 1.0)])
+def test_a_schedule_may_end_above_zero(schedule, middle):
+    factors = [learning_rate_factor(step, 10, 0, schedule, end=0.2) for step in (0, 5, 10)]
+    last = 1.0 if schedule == "constant" else 0.2
+    assert factors == pytest.approx([1.0, middle, last])

@@ -149,3 +149,26 @@ def test_the_entropy_loss_adds_eps_to_the_probabilities(eps):
     expected = (1 - (raised**2).sum(-1)) / (1 - 1 / 3)
     found = EntropyLoss(q=2.0, eps=eps)([RecordGroup([record(probs.log())])])
     assert found.item() == pytest.approx(expected.mean().item())
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_the_gradient_of_dynmoles_balance_flows_through_both_factors_unless_gates_are_detached(detached):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(30, 6, generator=generator, dtype=torch.float64)
+    selected = torch.rand(30, 6, generator=generator) < 0.5
+    mask = torch.arange(30) < 25
+    group = RecordGroup([record(logits, selected, mask)])
+    loss = LoadBalanceLoss(assignment="gates", scope="global", detach_gates=detached)
+    (found,) = torch.autograd.grad(loss([group]), group.logits)
+    leaf = logits.clone().requires_grad_()
+    probs = leaf.softmax(-1)[:25]
+    share = (probs * selected[:25]).mean(0)
+    value = 6 * ((share.detach() if detached else share) * probs.mean(0)).sum()
+    (expected,) = torch.autograd.grad(value, leaf)
+    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(loss([group]), value)
+
+
+def test_only_gates_can_be_left_attached():
+    with pytest.raises(UserError, match="detach_gates=False goes with"):
+        LoadBalanceLoss(detach_gates=False)

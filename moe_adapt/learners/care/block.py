@@ -43,6 +43,7 @@ class CareOptions:
         layer_norm: Whether experts have a layer norm of their own (the released code; the paper's parameter
             count is without).
         dropout: Dropout on the hidden units of experts.
+        shared_dropout: Dropout on the hidden units of the shared expert (0.1 in the released code).
         router: ``triangular`` as published, quadratic in the number of tasks; ``keys`` for the linear
             variant.
         key_rank: Numbers in a key of the linear variant.
@@ -64,6 +65,7 @@ class CareOptions:
     top_k: int = 3
     layer_norm: bool = True
     dropout: float = 0.1
+    shared_dropout: float = 0.0
     router: Literal["triangular", "keys"] = "triangular"
     key_rank: int = 16
     shared: Literal["frozen", "ema", "none"] = "frozen"
@@ -78,8 +80,9 @@ class CareOptions:
         for name in ("rank", "shared_rank", "num_routers", "top_k", "key_rank"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0.0 <= self.dropout < 1.0 or not 0.0 <= self.ema_decay <= 1.0:
-            raise UserError("dropout lies in [0, 1) and ema_decay in [0, 1].")
+        dropouts = (self.dropout, self.shared_dropout)
+        if not all(0.0 <= rate < 1.0 for rate in dropouts) or not 0.0 <= self.ema_decay <= 1.0:
+            raise UserError("dropout and shared_dropout lie in [0, 1) and ema_decay in [0, 1].")
         for name, known in (
             ("router", ("triangular", "keys")),
             ("shared", ("frozen", "ema", "none")),
@@ -219,7 +222,11 @@ class CareBlock(nn.Module):
             shared = self.fast
         if shared is not None:
             always = tokens.new_ones(len(tokens), 1)
-            result = result + shared.folded().mix(shared.normalized(tokens), always, 1)
+            kept = None
+            if self.training and self.options.shared_dropout > 0:
+                ones = tokens.new_ones(*tokens.shape[:2], 1, self.options.shared_rank)
+                kept = torch.nn.functional.dropout(ones, self.options.shared_dropout)
+            result = result + shared.folded().mix(shared.normalized(tokens), always, 1, kept)
         return result
 
     def decide(self, row: Tensor, folded: Folded, scope: Scope, keep: Tensor | None = None) -> Decision:

@@ -2,8 +2,9 @@ r"""CaRE: per task and block an expert, a router and a class perceptron, routed 
 
 `moe_adapt.learners.care.block` has the forward pass. Training of task t > 0 has two halves: n/2 epochs, then
 the heads of all classes are aligned on Gaussians of their features (`moe_adapt.learners.gaussians`), then n/2
-epochs with a fresh optimizer, then alignment again. The first task has one fit of n epochs. Losses are over
-the classes of the current task; everything older is frozen, its heads included, and moved by alignment alone.
+epochs with a fresh optimizer, then alignment again. As in the released code the learning rate falls to a half
+in the first and from there to zero in the second. The first task has one fit of n epochs. Losses are over the
+classes of the current task; everything older is frozen, its heads included, and moved by alignment alone.
 
 The paper and its released code differ. Two configurations follow one each; the defaults are ours:
 
@@ -14,6 +15,7 @@ The paper and its released code differ. Two configurations follow one each; the 
 | shared expert | slow average (ema) | as after task 0 | as after task 0 |
 | new expert | fresh | mean of all but last | mean of all previous |
 | perceptron loss | hard + KL | mean of hard and KL | hard + KL |
+| dropout of the shared expert | none | 0.1 | none |
 | inference | one forward | a forward per task | one forward |
 
 The released code pins the shared expert to its state after task 0 up to one step in a thousand; we freeze it.
@@ -104,7 +106,7 @@ class Care(Learner):
         seed: Seed of the alignment's draws.
         epochs: Epochs of the first task, and of both halves of a later one together.
         batch_size: Samples per training step.
-        lr: Learning rate of the first task; later tasks have half of it.
+        lr: Learning rate at the start of a task; the second half of a later task starts at half of it.
         weight_decay: Weight decay.
         optimizer: Constructor of the optimiser.
         schedule: How the learning rate goes on within each fit.
@@ -311,16 +313,17 @@ class Care(Learner):
     def learn_task(self, task: Task, run: TaskRun) -> None:
         """Fit once for the first task; later fit, align, fit, align."""
         if len(self.history) == 1:
-            self._fit(run, self.epochs, 1.0)
+            self._fit(run, self.epochs, 1.0, 0.0)
             self._collect(task, run)
             return
         for half in range(2):
-            self._fit(run, max(1, self.epochs // 2), 0.5)
+            start, left = ((1.0, 0.5), (0.5, 0.0))[half]
+            self._fit(run, max(1, self.epochs // 2), start, left)
             self._collect(task, run)
             self._align(2 * len(self.history) + half)
 
-    def _fit(self, run: TaskRun, epochs: int, rate: float) -> None:
-        self._rate = rate
+    def _fit(self, run: TaskRun, epochs: int, start: float, left: float) -> None:
+        self._rate, self._rate_left = start, left
         run.fit(epochs=epochs)
 
     @torch.no_grad()
@@ -366,7 +369,7 @@ class Care(Learner):
         return {"router": [], "experts": [], "backbone": blocks, "head": list(self.heads.parameters())}
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser of this fit; later tasks have half the learning rate."""
+        """Return the optimiser of this fit, which may start at half of the learning rate."""
         full = self.lr
         self.lr = full * self._rate
         try:

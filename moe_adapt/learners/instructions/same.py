@@ -63,6 +63,9 @@ class SAME(InstructionLearner):
         refresh_every: Steps between readings of running statistics.
         observe_share: Share of tokens that statistics are made of after a task's first ones; 1 takes all.
         max_exact: Widest layer whose moment is kept whole; wider ones are sketched.
+        precondition_energy: Share of the energy of old inputs (squared eigenvalues) whose leading directions
+            are preconditioned, as published (0.95); None inverts the whole moment. Higher: more directions
+            are slowed.
         settings: Arguments of `Learner`.
 
     Raises:
@@ -86,6 +89,7 @@ class SAME(InstructionLearner):
         refresh_every: int = 50,
         observe_share: float = 1 / 16,
         max_exact: int = 4096,
+        precondition_energy: float | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(backbone, tuner, **settings)
@@ -95,14 +99,14 @@ class SAME(InstructionLearner):
         if min(freeze_after, refresh_every) < 1:
             raise UserError("freeze_after and refresh_every are at least 1.")
         self.router_update, self.precondition = router_update, precondition
-        self.c, self.mu = c, mu
+        self.c, self.mu, self.precondition_energy = c, mu, precondition_energy
         self.freeze_below, self.freeze_after = freeze_below, freeze_after
         self.refresh_every, self.observe_share, self.max_exact = refresh_every, observe_share, max_exact
         self.sites = nn.ModuleDict()
         for layer in self.layers():
             self._check(layer)
             rule = ROUTER_UPDATES.build(router_update)
-            state = SiteState(layer, rule, precondition, c, mu, max_exact, observe_share)
+            state = SiteState(layer, rule, precondition, c, mu, max_exact, observe_share, precondition_energy)
             self.sites[layer.site.replace(".", "/")] = state
         self._collected: dict[str, list[Tensor]] | None = None
         self._steps = 0

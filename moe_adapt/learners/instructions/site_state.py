@@ -35,6 +35,7 @@ class SiteState(nn.Module):
         mu: Absolute regulariser instead.
         max_exact: Widest layer whose moment is kept whole.
         share: Share of tokens that statistics are made of after a task's first ones.
+        energy: Share of old energy whose leading directions are preconditioned; None for all directions.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class SiteState(nn.Module):
         mu: float | None,
         max_exact: int,
         share: float,
+        energy: float | None = None,
     ) -> None:
         super().__init__()
         experts = layer.specs[ADAPTER].num_experts
@@ -55,8 +57,8 @@ class SiteState(nn.Module):
         self.usage = ExpertUsage(experts)
         self.sample = RowSample(layer.in_features, share)
         self.rule = rule
-        self.down = DownPreconditioner(c, mu) if precondition in ("down", "both") else None
-        self.down_per_expert = ExpertDownPreconditioner(c, mu) if own else None
+        self.down = DownPreconditioner(c, mu, energy) if precondition in ("down", "both") else None
+        self.down_per_expert = ExpertDownPreconditioner(c, mu, energy) if own else None
         self.up = UpPreconditioner(c) if precondition == "both" else None
         self.freeze = (FreezeExperts(dim=0), FreezeExperts(dim=1))
 

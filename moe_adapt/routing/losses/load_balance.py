@@ -4,10 +4,11 @@ r"""Load-balance loss: `E sum_i f_i pbar_i`, 1 at perfect balance and `E` when o
 
 * `"counts"`: the share of (token, slot) pairs that go to expert `i` (Switch Transformer, arXiv 2101.03961);
 * `"gates"`: the token mean of the gates (DynMoLE's released code);
-* `"probs"`: `pbar` itself, the only form with a gradient through both factors.
+* `"probs"`: `pbar` itself, with a gradient through both factors.
 
-There is no gradient through counts and gates. Padding is excluded. Null experts are interchangeable: each
-gets the mean of their shares.
+There is no gradient through counts. There is one through gates only if they are not detached, as in DynMoLE's
+released code: its gates are probabilities, zero where dropped, and `f` has the gradient of the kept ones.
+Padding is excluded. Null experts are interchangeable: each gets the mean of their shares.
 """
 
 from collections.abc import Sequence
@@ -23,19 +24,23 @@ from moe_adapt.routing.records import RecordGroup
 __all__ = ["LoadBalanceLoss"]
 
 
-def _assignment(group: RecordGroup, kind: str, pbar: Tensor) -> Tensor:
-    share = _share(group, kind, pbar)
+def _assignment(group: RecordGroup, kind: str, pbar: Tensor, detach_gates: bool) -> Tensor:
+    share = _share(group, kind, pbar, detach_gates)
     if group.nulls == 0:
         return share
     experts, nulls = share.split([group.num_experts - group.nulls, group.nulls], dim=-1)
     return torch.cat([experts, nulls.mean(dim=-1, keepdim=True).expand_as(nulls)], dim=-1)
 
 
-def _share(group: RecordGroup, kind: str, pbar: Tensor) -> Tensor:
+def _share(group: RecordGroup, kind: str, pbar: Tensor, detach_gates: bool) -> Tensor:
     if kind == "probs":
         return pbar
     if kind == "gates":
-        return group.token_mean(group.gates)
+        if detach_gates:
+            return group.token_mean(group.gates)
+        tiny = torch.finfo(group.probs.dtype).tiny
+        scale = group.gates / group.probs.detach().clamp(min=tiny)  # 1 for kept experts, if not renormalised
+        return group.token_mean(group.probs * scale)
     counts = group.token_mean(group.selected.to(pbar.dtype))
     return counts / counts.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(counts.dtype).tiny)
 
@@ -50,6 +55,11 @@ class LoadBalanceLoss(AuxLoss):
         scope: `"per_site"` balances every site by itself and averages; `"global"` pools the tokens of all
             sites first, as DynMoLE's code does, although expert `i` of one site has nothing to do with expert
             `i` of another.
+        detach_gates: Whether gates count as numbers in the gradient of ``gates``. A gate that the selector
+            scales, such as a renormalised one, is differentiated with its scale held.
+
+    Raises:
+        UserError: If an option is unknown, or gates are not detached where they are not read.
     """
 
     reference = "Switch Transformer, Fedus et al. 2021, arXiv 2101.03961"
@@ -59,14 +69,20 @@ class LoadBalanceLoss(AuxLoss):
         weight: float = 1e-3,
         assignment: Literal["counts", "gates", "probs"] = "counts",
         scope: Literal["per_site", "global"] = "per_site",
+        detach_gates: bool = True,
     ) -> None:
         super().__init__(weight)
         if assignment not in ("counts", "gates", "probs"):
             raise UserError(f"load_balance: assignment is 'counts', 'gates' or 'probs', got {assignment!r}.")
         if scope not in ("per_site", "global"):
             raise UserError(f"load_balance: scope is 'per_site' or 'global', got {scope!r}.")
+        if not detach_gates and assignment != "gates":
+            raise UserError(
+                f"load_balance: detach_gates=False goes with assignment='gates', not {assignment!r}; drop it."
+            )
         self.assignment = assignment
         self.scope = scope
+        self.detach_gates = detach_gates
 
     def forward(self, groups: Sequence[RecordGroup]) -> Tensor:
         """Return the loss averaged over sites, or of the pooled tokens.
@@ -81,7 +97,8 @@ class LoadBalanceLoss(AuxLoss):
             )
         means = [group.token_mean(group.probs) for group in groups]
         shares = [
-            _assignment(group, self.assignment, pbar) for group, pbar in zip(groups, means, strict=True)
+            _assignment(group, self.assignment, pbar, self.detach_gates)
+            for group, pbar in zip(groups, means, strict=True)
         ]
         sites = sum(len(group.sites) for group in groups)
         if self.scope == "global":

@@ -1,5 +1,8 @@
 """Top-p selector: as many experts as it takes to gather the probability mass `p`.
 
+The paper takes `p = 0.4`, keeps the expert that crosses it, and gives each kept expert its raw probability:
+the preset ``top_p``. The preset ``nucleus`` is ours: `p = 0.75`, gates that sum to one.
+
 Reference: Huang et al., "Harder Tasks Need More Experts: Dynamic Routing in MoE Models", arXiv 2403.07652.
 """
 

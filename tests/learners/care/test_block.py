@@ -268,3 +268,20 @@ def test_a_fresh_expert_outputs_zero():
 def test_bad_options(options):
     with pytest.raises(UserError):
         CareOptions(**options)
+
+
+def test_the_shared_expert_may_drop_hidden_units_while_it_learns():
+    block = random_block(SIZES[:1], shared_dropout=0.5).train()
+    x, scope = random_input(), Scope(1, forced=True)
+    plain = copy.deepcopy(block).eval()(x, x[:, 0], scope, 0)
+    torch.manual_seed(0)
+    drawn = torch.stack([block(x, x[:, 0], scope, 0) for _ in range(600)])
+    spread = drawn.std(dim=0)
+    assert spread.max() > 0.01
+    assert ((drawn.mean(dim=0) - plain).abs() <= 6 * spread / 600**0.5 + 1e-9).all()
+    assert torch.equal(block.eval()(x, x[:, 0], scope, 0), plain)
+
+
+def test_a_dropout_of_one_is_refused():
+    with pytest.raises(UserError, match="shared_dropout"):
+        CareOptions(shared_dropout=1.0)

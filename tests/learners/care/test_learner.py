@@ -289,3 +289,22 @@ def test_unequal_tasks_are_warned_of_unless_entropies_are_normalised():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         grown(stream, mixture=dataclasses.replace(SMALL, normalize_entropy=True))
+
+
+def test_the_learning_rate_falls_to_a_half_and_then_to_zero():
+    """Each fit at its start and in its middle: one for the first task, two for the second."""
+    rates = []
+
+    class Noting(Care):
+        def training_step(self, batch, batch_idx):
+            rates.append(self.optimizers().param_groups[0]["lr"])
+            return super().training_step(batch, batch_idx)
+
+    stream = make_stream(sizes=(2, 2))
+    settings = {"epochs": 4, "batch_size": 12, "lr": 0.08, "alignment_epochs": 1}
+    StreamRunner().run(Noting(ENCODERS["timm"](), SMALL, **settings), stream)
+    whole, first, second = rates[:8], rates[8:12], rates[12:]
+    assert (whole[0], whole[4]) == pytest.approx((0.08, 0.04))
+    assert (first[0], first[2]) == pytest.approx((0.08, 0.06))
+    assert (second[0], second[2]) == pytest.approx((0.04, 0.02))
+    assert rates == sorted(whole, reverse=True) + sorted(first + second, reverse=True)
