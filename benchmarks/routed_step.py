@@ -17,6 +17,11 @@ which has a little fewer parameters, as it has no router; for inference to dense
     python benchmarks/routed_step.py --threads 2 --clock wall \
         --out benchmarks/results/routed_step_threads.json
     python benchmarks/routed_step.py --model layer --out benchmarks/results/routed_layer.json
+
+With `--compile` the main methods and plain LoRA are compiled whole by `torch.compile` (`fullgraph=True`), and
+compared with plain LoRA compiled the same way:
+
+    python benchmarks/routed_step.py --compile --layers 4 --out benchmarks/results/routed_step_compiled.json
 """
 
 import argparse
@@ -74,8 +79,11 @@ class OneLayer(nn.Module):
         return SimpleNamespace(loss=self.up_proj(x).square().mean())
 
 
-def make_step(model: nn.Module, batch: dict[str, torch.Tensor], trace: bool) -> Callable[[], None]:
+def make_step(
+    model: nn.Module, batch: dict[str, torch.Tensor], trace: bool, compiled: bool = False
+) -> Callable[[], None]:
     """Return a function that runs forward, backward and an AdamW update."""
+    run = torch.compile(model, fullgraph=True) if compiled else model
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=2e-4, weight_decay=0.0
     )
@@ -84,7 +92,7 @@ def make_step(model: nn.Module, batch: dict[str, torch.Tensor], trace: bool) -> 
         tuner.follow(optimizer)
 
     def step() -> None:
-        loss = model(**batch).loss
+        loss = run(**batch).loss
         if isinstance(tuner, RoutedLoraModel):
             loss = loss + tuner.aux_loss()
         loss.backward()
@@ -120,6 +128,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "LoRA-Mixer": {"method": "lora_mixer", "selector": {"name": "hard_soft", "k": 3, "hard_until": 0.0}},
     "condenser": {"method": "condenser"},
 }
+#: The methods that `torch.compile` takes whole.
+COMPILED = ("top_k", "soft", "top_p", "dynmole", "condenser")
 PLAIN = "plain LoRA"
 CLOCKS = {"processor": time.process_time, "wall": time.perf_counter}
 
@@ -145,6 +155,12 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[Callable[[], None], st
     width = args.experts * args.rank
     plain = peft.LoraConfig(r=width, lora_alpha=2 * width, lora_dropout=args.dropout, target_modules=targets)
     found = {PLAIN: (make_step(adapted(plain), batch, False), "auto")}
+    if args.compile:
+        found[f"{PLAIN}, compiled"] = (make_step(adapted(plain), batch, False, compiled=True), "auto")
+        for method in COMPILED:
+            found[f"{method}, eager"] = (make_step(routed(method=method), batch, False), "auto")
+            found[f"{method}, compiled"] = (make_step(routed(method=method), batch, False, True), "auto")
+        return found
     top_k = make_step(routed(method="top_k", selector={"name": "top_k", "k": args.k}), batch, False)
     found |= {name: (top_k, way) for name, way in WAYS.items()}
     for name, options in METHODS.items():
@@ -178,6 +194,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     result = {}
     for name, values in seconds.items():
         yardstick = "inference, all experts" if name.startswith("inference") else PLAIN
+        yardstick += ", compiled" if name.endswith(", compiled") else ""
         ratios = [v / b for v, b in zip(values, seconds[yardstick], strict=True)]
         result[name] = {
             "seconds_median": statistics.median(values),
@@ -200,6 +217,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=49152, help="tokens that the model knows")
     parser.add_argument("--rounds", type=int, default=11, help="counted rounds")
     parser.add_argument("--warmup", type=int, default=2, help="rounds not counted")
+    parser.add_argument("--compile", action="store_true", help="compare compiled steps instead")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--clock", choices=list(CLOCKS), default="processor", help="what time is taken")
     parser.add_argument("--out", type=Path, help="where to write the result as JSON")

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe_adapt.kernels import routed_lora, stacked
+from moe_adapt.kernels import routed_lora, stacked, traced
 from moe_adapt.kernels.dispatch import choose
 from moe_adapt.kernels.problem import Problem
 
 __all__ = ["ExpertBank"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # told apart by identity: tensors have no single truth value
 class ExpertBank:
     """The experts of one site, as a view on tensors that the adapter layer owns.
 
@@ -86,6 +86,8 @@ class ExpertBank:
             index: Where gates may be other than zero, int [N, K], if the router says so.
         """
         gates, index = self._stored(gates, index)
+        if torch.compiler.is_compiling():
+            return traced.mixture(x, base, self.a, self.b, self.scale, gates)
         return routed_lora(
             x, base, self.a, self.b, self.scale, gates=gates, index=index, trainable=self.trainable
         )

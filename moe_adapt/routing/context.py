@@ -94,10 +94,13 @@ class RouteContext:
         self.aux_scale: Tensor | None = None
         self.delivery: Delivery | None = None
         self.aux_computed = False
+        #: Auxiliary loss and its parts as a compiler left them: differentiable, not yet taken.
+        self.traced_aux: tuple[Tensor, dict[str, Tensor]] | None = None
         self.backward_seen = False
         #: What takes the marks of this forward off parameters.
         self.unmark: list[Callable[[], None]] = []
         self._here = self.stacks[0]
+        self._stacks_seen = 0
         self._stack_of: dict[str, Stack] = {}
         self._visits: dict[tuple[str, str], int] = {}
         self._recomputations: dict[tuple[str, str], int] = {}
@@ -115,6 +118,19 @@ class RouteContext:
     def elapsed(self) -> float:
         """The same for losses, which do without it."""
         return self._progress
+
+    @property
+    def stack_number(self) -> int:
+        """Number of the stack of the site that arrived last."""
+        return self._here.number
+
+    def enter_stack(self, stack: Stack) -> None:
+        """Let the sites that follow belong to an inner stack, until it leaves `stacks` again."""
+        for new in (stack, stack.memory_stack):
+            if new is not None and new.number == 0:
+                self._stacks_seen += 1
+                new.number = self._stacks_seen
+        self.stacks.append(stack)
 
     def arrive(self, site: str, x: Tensor) -> Tensor | None:
         """Announce the input of a site, [..., d]; return its token mask [N], or None if all tokens count."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -10,15 +9,24 @@ from torch import Tensor
 
 from moe_adapt.routing.softmax import softmax
 
-__all__ = ["Point", "RecordGroup", "RoutingRecord", "group_records"]
+__all__ = ["Point", "RecordGroup", "RoutingRecord", "group_records", "kept"]
 
 #: Where in a router auxiliary gradients enter: at the scorer's output, or after the modifiers.
 Point = Literal["scores", "logits"]
 
 
-@dataclass(frozen=True)
+def kept(tensor: Tensor) -> Tensor:
+    """Return a tensor as records hold it: detached, unless a compiler differentiates through the records."""
+    return tensor if torch.compiler.is_compiling() else tensor.detach()
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor if torch.compiler.is_compiling() else tensor.requires_grad_()
+
+
+@dataclass(frozen=True, eq=False)
 class RoutingRecord:
-    """The routing of one site in one forward pass; all tensors are detached.
+    """The routing of one site in one forward pass; tensors are detached (`kept`).
 
     Attributes:
         site: Path of the adapted layer.
@@ -32,6 +40,7 @@ class RoutingRecord:
         by_label: Whether labels and not the router decided.
         domains: Domain of each token, int [N], -1 for none; None if unknown.
         anchor: What the router would have given when it was anchored, [N, E]; None if it is not.
+        stack: Number of the stack of the model that the tokens belong to (`RouteContext.arrive`).
     """
 
     site: str
@@ -45,6 +54,7 @@ class RoutingRecord:
     by_label: bool = False
     domains: Tensor | None = None
     anchor: Tensor | None = None
+    stack: int = 0
 
 
 class RecordGroup:
@@ -68,10 +78,11 @@ class RecordGroup:
     """
 
     def __init__(self, records: list[RoutingRecord], progress: float = 1.0) -> None:
+        self._probs: Tensor | None = None
         self.sites = [record.site for record in records]
-        self.logits = torch.stack([record.logits for record in records]).requires_grad_()
+        self.logits = _leaf(torch.stack([record.logits for record in records]))
         raw = [record.scores for record in records if record.scores is not None]
-        self.scores = torch.stack(raw).requires_grad_() if raw else self.logits
+        self.scores = _leaf(torch.stack(raw)) if raw else self.logits
         self.expert_groups = [record.expert_groups for record in records]
         self.progress = progress
         self.gates = torch.stack([record.gates for record in records])
@@ -91,10 +102,12 @@ class RecordGroup:
         """Columns per site, `E`: experts, and null experts if the selector has any."""
         return self.logits.shape[-1]
 
-    @cached_property
+    @property
     def probs(self) -> Tensor:
         """Router probabilities `softmax(logits)`, [L, N, E], differentiable."""
-        return softmax(self.logits)
+        if self._probs is None:
+            self._probs = softmax(self.logits)
+        return self._probs
 
     def token_mean(self, values: Tensor) -> Tensor:
         """Return the mean of `values` [L, N, ...] over the unpadded tokens, [L, ...]."""
@@ -120,7 +133,7 @@ def group_records(
     members: dict[tuple, list[tuple[int, RoutingRecord]]] = {}
     for position, record in enumerate(records):
         has = (record.scores is not None, record.anchor is not None)
-        key = (record.logits.shape, record.logits.device, id(record.mask), record.nulls, has)
+        key = (record.logits.shape, record.logits.device, record.stack, record.nulls, has)
         members.setdefault(key, []).append((position, record))
     return [
         (RecordGroup([record for _, record in group], progress), [position for position, _ in group])

@@ -22,7 +22,7 @@ from moe_adapt.routing.base import (
 )
 from moe_adapt.routing.carrier import inject
 from moe_adapt.routing.context import RouteContext, in_backward
-from moe_adapt.routing.records import RoutingRecord
+from moe_adapt.routing.records import RoutingRecord, kept
 
 __all__ = ["Router", "pool_columns"]
 
@@ -163,16 +163,17 @@ class Router(nn.Module):
                 key,
                 RoutingRecord(
                     site=site,
-                    logits=logits.weight.detach(),
+                    logits=kept(logits.weight),
                     gates=decision.gates.detach(),
                     selected=decision.selected,
                     mask=mask,
                     nulls=nulls,
-                    scores=scores.detach() if changed else None,
+                    scores=kept(scores) if changed else None,
                     expert_groups=self.expert_groups,
                     by_label=key in ctx.decided_by_label,
                     domains=ctx.flat_domain_ids(len(x)),
                     anchor=self._anchor_logits(x, ctx),
+                    stack=ctx.stack_number,
                 ),
             )
         if nulls == 0:

@@ -35,6 +35,9 @@ class Stack:
         cached: Whether a key-value cache holds the first columns of the mask.
         memory: The encoder's output that a decoder attends to, [B, S', d], or None.
         memory_stack: The stack of those tokens.
+
+    Attributes:
+        number: Tells the stacks of one forward apart; tokens of one number have one mask.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Stack:
         self.ids = ids
         self.cached = cached
         self.memory, self.memory_stack = memory, memory_stack
+        self.number = 0
         self._masks: dict[tuple[int, ...], Tensor | None] = {}
 
     @classmethod

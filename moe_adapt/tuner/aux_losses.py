@@ -10,7 +10,7 @@ from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner.layer import adapted_layers
 from moe_adapt.tuner.loading import is_adapter_key
 
-__all__ = ["active_losses", "anchor_routing", "deliver_aux_losses", "sum_aux_losses"]
+__all__ = ["active_losses", "anchor_routing", "deliver_aux_losses", "sum_aux_losses", "trace_aux_losses"]
 
 
 @torch.no_grad()
@@ -53,14 +53,17 @@ def _on_decisions(
         return None
     grouped = group_records((context.records[key] for key in keys), context.elapsed)
     groups = [group for group, _ in grouped]
+    traced = torch.compiler.is_compiling()
     for group in groups:
-        if group.mask is not None and not bool(group.mask.any()):
+        if not traced and group.mask is not None and not bool(group.mask.any()):
             raise UserError(
                 f"all tokens of this batch are padding at {group.sites[0]!r}, so routers have nothing to "
                 "learn from; look at the attention mask."
             )
     terms = {name: loss.weight * loss(groups) for name, loss in losses}
     value = torch.stack(list(terms.values())).sum()
+    if traced:
+        return value, terms
     places = [(group, point) for group in groups for point in group.points()]
     leaves = [getattr(group, point) for group, point in places]
     gradients = torch.autograd.grad(value, leaves, allow_unused=True)
@@ -114,6 +117,12 @@ def sum_aux_losses(model: nn.Module, session: RoutingSession) -> tuple[Tensor, d
     if context.aux_computed:
         raise RuntimeError("aux_loss() was already called for this forward; keep its value and use that.")
     context.aux_computed = True
+    if context.traced_aux is not None:
+        return context.traced_aux
+    return _summed(model, context)
+
+
+def _summed(model: nn.Module, context: RouteContext) -> tuple[Tensor, dict[str, Tensor]]:
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
     parts: dict[str, Tensor] = {}
@@ -133,6 +142,20 @@ def sum_aux_losses(model: nn.Module, session: RoutingSession) -> tuple[Tensor, d
     return total, parts
 
 
+def trace_aux_losses(model: nn.Module, session: RoutingSession) -> None:
+    """Take the auxiliary losses of a forward that is compiled, as part of its graph, and drop its records.
+
+    Records stay inside ``with tuner.record()``; otherwise they would be results of the compiled graph.
+    """
+    context = session.context
+    if context is None:
+        return
+    if context.training and context.records and torch.is_grad_enabled():
+        context.traced_aux = _summed(model, context)
+    if not session.tracing:
+        context.records = {}
+
+
 def deliver_aux_losses(model: nn.Module, session: RoutingSession) -> tuple[Tensor, dict[str, Tensor]] | None:
     """Let the auxiliary losses of the forward that ends now reach routers and experts, whatever loss is used.
 
@@ -144,7 +167,10 @@ def deliver_aux_losses(model: nn.Module, session: RoutingSession) -> tuple[Tenso
         RuntimeError: If the loss was taken already.
     """
     context = session.context
-    if context is None or not context.training or not context.records or not torch.is_grad_enabled():
+    if context is None or not context.training or not torch.is_grad_enabled():
         return None
-    context.delivery = session.delivery()
+    if not context.records and context.traced_aux is None:
+        return None
+    if context.traced_aux is None:
+        context.delivery = session.delivery()
     return sum_aux_losses(model, session)

@@ -20,7 +20,7 @@ from moe_adapt.routing import RouteContext
 from moe_adapt.routing.context import in_backward
 from moe_adapt.routing.session import RoutingSession
 from moe_adapt.routing.stacks import INPUTS, Stack, is_stack
-from moe_adapt.tuner.aux_losses import active_losses, deliver_aux_losses, sum_aux_losses
+from moe_adapt.tuner.aux_losses import active_losses, deliver_aux_losses, sum_aux_losses, trace_aux_losses
 from moe_adapt.tuner.frozen_base import UncalledSites
 from moe_adapt.tuner.layer import RoutedLoraLayer
 from moe_adapt.tuner.loading import check_loaded_keys
@@ -111,10 +111,10 @@ class ModelHooks:
         inputs = dict(zip(names, args, strict=False)) | kwargs
         if not self._running:  # called by itself, as generate() calls an encoder
             self.session.open(module, inputs)
-        assert self.session.context is not None
-        stacks = self.session.context.stacks
+        context = self.session.context
+        assert context is not None
         output, stack = self._encoded
-        stacks.append(Stack.of_call(inputs, stacks[-1], (output and output(), stack)))
+        context.enter_stack(Stack.of_call(inputs, context.stacks[-1], (output and output(), stack)))
 
     def _leave_stack(self, module: nn.Module, args: tuple, output: Any) -> None:
         context = self.session.context
@@ -144,6 +144,8 @@ class ModelHooks:
         self.session.close()
         self.samples.leave_note(output)
         self.uncalled.watch(model, output)
+        if torch.compiler.is_compiling():
+            trace_aux_losses(model, self.session)
         if not self.add_aux_to_loss:
             return
         found = deliver_aux_losses(model, self.session)

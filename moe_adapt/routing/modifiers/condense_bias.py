@@ -125,8 +125,11 @@ class CondenseBias(LogitModifier):
         if mask is not None:
             probs = probs * mask.to(probs.device).unsqueeze(-1)
         ctx.accumulate("usage", probs.sum(dim=0))
-        if self.condensers and ctx.progress >= self.condense_from and not self.chosen.any():
-            self.chosen.copy_(rarest(self.bias, self.used, min(self.condensers, len(self.bias) - 1)))
+        if not self.condensers or ctx.progress < self.condense_from:
+            return
+        if torch.compiler.is_compiling() or not self.chosen.any():
+            fresh = rarest(self.bias, self.used, min(self.condensers, len(self.bias) - 1))
+            self.chosen.copy_(torch.where(self.chosen.any(), self.chosen, fresh))
 
     def after_step(self, sums: dict[str, Tensor]) -> None:
         """Move the bias."""
