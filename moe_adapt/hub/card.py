@@ -8,7 +8,7 @@ named in the text by the folder's name only.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from moe_adapt.hub import card_text as text
 from moe_adapt.hub.base_code import BaseCode, is_timm_model
 from moe_adapt.hub.card_use import use_section
 
-__all__ = ["About", "card_metadata", "hub_id", "make_card"]
+__all__ = ["About", "card_metadata", "expert_card", "hub_id", "make_card"]
 
 TAGS = ["moe-adapt", "mixture-of-experts", "lora", "routed-lora"]
 
@@ -106,7 +106,7 @@ def make_card(
     data = card_metadata(
         title,
         about,
-        library="peft",
+        library=None if record["form"] == "experts" else "peft",  # its folders are PEFT's, the root is not
         base_model=identifier,
         task=task,
         tags=[*tags, *["continual-learning"] * bool(about.stream), config["method"]],
@@ -127,15 +127,43 @@ def make_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
+def expert_card(config: Mapping[str, Any], about: About, title: str, expert: int) -> ModelCard:
+    """Write the card of one expert's folder.
+
+    Args:
+        config: The routed adapter's configuration.
+        about: What else is known; results are those of the whole mixture and left out.
+        title: Name of the whole export.
+        expert: The router's index of the expert.
+    """
+    base_model = about.base_model or config.get("base_model_name_or_path")
+    identifier = hub_id(base_model)
+    name = f"{title}, expert {expert}"
+    alone = replace(about, metrics={}, stream={})
+    task = about.task or _TASKS.get(config.get("task_type") or "")
+    tags = [tag for tag in TAGS if tag != "routed-lora"]
+    data = card_metadata(name, alone, library="peft", base_model=identifier, task=task, tags=tags)
+    code = about.load_code or BaseCode.of_hub_model(identifier, config.get("task_type"))
+    described = text.describe_base(base_model, identifier)
+    sections = [f"# {name}", *text.expert_sections(expert, config["method"], described, code)]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
 def card_metadata(
-    title: str, about: About, *, library: str, base_model: str | None, task: str | None, tags: list[str]
+    title: str,
+    about: About,
+    *,
+    library: str | None,
+    base_model: str | None,
+    task: str | None,
+    tags: list[str],
 ) -> ModelCardData:
     """Return the metadata that the Hub reads.
 
     Args:
         title: Name of the model.
         about: What is known of its training.
-        library: The library that loads it.
+        library: The library that loads the folder itself; None if none does.
         base_model: Id of the base model on the Hub; None for one that has none.
         task: Task in the Hub's words.
         tags: Tags; that of the base model is added.
@@ -145,7 +173,7 @@ def card_metadata(
         license=about.license,
         base_model=base_model,
         base_model_relation="adapter" if base_model else None,
-        tags=[*tags, *[f"base_model:adapter:{base_model}"] * bool(base_model)],
+        tags=[*tags, *[f"base_model:adapter:{base_model}"] * bool(base_model and library)],
         datasets=[about.dataset]
         if about.dataset and re.fullmatch(r"[\w.-]+/[\w.-]+", about.dataset)
         else None,

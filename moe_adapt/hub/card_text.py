@@ -13,6 +13,7 @@ from moe_adapt.tuner.peft_plugin import PREFIX
 
 __all__ = [
     "describe_base",
+    "expert_sections",
     "experts",
     "gap_section",
     "how_to_load",
@@ -177,6 +178,24 @@ def how_to_load(record: Mapping[str, Any], code: BaseCode) -> str:
     folders = record["experts"]
     load = _WITHOUT_PACKAGE.format(code=code.stock, subfolder=f', subfolder="{folders[0]}"')
     return f"{load}\n\nThe experts are in {', '.join(f'`{folder}`' for folder in folders)}."
+
+
+def expert_sections(expert: int, method: str, base: str, code: BaseCode) -> list[str]:
+    """Return the text of the card of one expert's folder.
+
+    Args:
+        expert: The router's index of the expert.
+        method: Name of the method.
+        base: Words for the base model.
+        code: Builds the base model.
+    """
+    return [
+        f"Expert {expert} of a routed mixture of LoRAs (moe-adapt, method `{method}`) on {base}, as an "
+        "ordinary LoRA of one rank with `lora_alpha = r`: any program that reads LoRA reads it alike. **The "
+        "router that chose between the experts is not part of it.**",
+        "## How to load\n\n" + _WITHOUT_PACKAGE.format(code=code.stock, subfolder=""),
+        "## Limits\n\n* " + _LIMITS["experts"][0].split(" The results")[0],
+    ]
 
 
 def results(dataset: str | None, metrics: Mapping[str, float]) -> str:

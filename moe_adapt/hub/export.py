@@ -23,12 +23,12 @@ from moe_adapt.errors import UserError
 from moe_adapt.experts.conv import ConvGeometry
 from moe_adapt.hub.answering import write_answering
 from moe_adapt.hub.calibration import constant_gates, mean_gates
-from moe_adapt.hub.card import About, hub_id, make_card
+from moe_adapt.hub.card import About, expert_card, hub_id, make_card
 from moe_adapt.hub.folder import folder_size, new_folder, write_json
 from moe_adapt.hub.gap import Gap, measure_gap
 from moe_adapt.hub.load import CONFIG_FILE, check_adapter_folder, compare_tensors, read_tensors
 from moe_adapt.hub.mixture import LowRank, concatenate, single_expert, truncate
-from moe_adapt.hub.stock import write_stock_lora
+from moe_adapt.hub.stock import served_rank, stock_rank, write_stock_lora
 from moe_adapt.tuner.model import adapted_layers
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE, PREFIX
 
@@ -69,6 +69,11 @@ class ExportReport:
         text += f"\n{self.record['word']}, rank {self.record['rank']}"
         if self.record["largest_error"] > 0:
             text += f", cut off: {self.record['largest_error']:.3f} of a layer's change at most"
+        served = self.record["max_lora_rank"]
+        if served is None:
+            text += "; larger than vLLM serves (512): cut it with --max_rank"
+        elif served > 16:
+            text += f"; vLLM needs --max-lora-rank {served}"
         return text + ("" if self.gap is None else f"; {self.gap}")
 
 
@@ -130,6 +135,9 @@ def export_experts(
                 if expert < bank.num_experts
             }
             write_stock_lora(folder, sites, head, **settings)
+            expert_card(
+                peft_model.peft_config[adapter].to_dict(), about or About(), Path(to).resolve().name, expert
+            ).save(folder / "README.md")
             written += read_tensors(folder).values()
         names = [f"experts/{expert}" for expert in range(count)]
         record = {"form": "experts", "word": "lossy", "experts": names}
@@ -190,7 +198,8 @@ def export_merged(
             record["gate_std"] = {site: value.std.tolist() for site, value in found.items()}
         record["mean_gates"] = {site: value.tolist() for site, value in gates.items()}
         merged, record["errors"] = _merge(peft_model, adapter, gates, max_rank)
-        record["rank"] = max(lora.rank for lora in merged.values())
+        record["rank"] = stock_rank(merged)
+        record["max_lora_rank"] = served_rank(record["rank"])
         record["largest_error"] = max(record["errors"].values())
         exact = record["gates"] == "constant" and record["largest_error"] == 0
         record["word"] = "lossless" if exact else "lossy"

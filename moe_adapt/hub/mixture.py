@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_adapt.errors import UserError
-from moe_adapt.experts import ExpertBank, low_rank
+from moe_adapt.experts import ExpertBank, low_rank, pad_rank
 from moe_adapt.experts.conv import ConvGeometry
 
 __all__ = ["LowRank", "concatenate", "single_expert", "truncate"]
@@ -45,6 +45,11 @@ class LowRank:
     def delta_weight(self) -> Tensor:
         """Return the change of weight, [o, d]."""
         return (self.b @ self.a) * self.scale
+
+    def folded(self, rank: int) -> "LowRank":
+        """Return the same change at a larger rank, filled up with zeros, with scale one."""
+        a, b = pad_rank(self.a, self.b * self.scale, rank)
+        return LowRank(a, b, 1.0, self.geometry)
 
     def stock_factors(self) -> tuple[Tensor, Tensor]:
         """Return `A` and `B` as PEFT stores them; of a convolution [R, C, k_h, k_w] and [o, R, 1, 1]."""

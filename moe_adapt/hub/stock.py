@@ -1,6 +1,11 @@
-"""Write and check a folder that holds one ordinary LoRA, which PEFT opens without this package."""
+"""Write and check a folder that holds one ordinary LoRA, which PEFT and servers open without this package.
 
-from collections import Counter
+PEFT alone reads ranks and scales per layer (`rank_pattern`, `alpha_pattern`). vLLM takes one `lora_alpha / r`
+for all layers; converters to GGUF keep `lora_alpha` and divide by the rank of each tensor. So all layers get
+one rank, filled up with zeros, `lora_alpha = r`, and the scale of each layer goes into its `B`: then every
+reader's scale is one.
+"""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +19,11 @@ from moe_adapt.errors import UserError
 from moe_adapt.hub.load import WEIGHTS_FILE, read_tensors
 from moe_adapt.hub.mixture import LowRank
 
-__all__ = ["check_stock_lora", "write_stock_lora"]
+__all__ = ["check_stock_lora", "served_rank", "stock_rank", "write_stock_lora"]
 
 _ROOT = "base_model.model."
+#: Values that vLLM accepts as its largest rank; 16 is the default.
+_SERVED = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def write_stock_lora(
@@ -37,17 +44,10 @@ def write_stock_lora(
     Raises:
         UserError: If what was written does not read back.
     """
-    ranks = {path: lora.rank for path, lora in sites.items()}
-    alphas = {path: lora.scale * lora.rank for path, lora in sites.items()}
-    rank, alpha = _commonest(ranks), _commonest(alphas)
+    rank = stock_rank(sites)
+    sites = {path: lora.folded(rank) for path, lora in sites.items()}
     config = LoraConfig(
-        r=int(rank),
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT only divides it by r
-        target_modules=sorted(sites),
-        rank_pattern={path: value for path, value in ranks.items() if value != rank},
-        alpha_pattern={path: value for path, value in alphas.items() if value != alpha},
-        inference_mode=True,
-        **settings,
+        r=rank, lora_alpha=rank, target_modules=sorted(sites), inference_mode=True, **settings
     )
     config.target_modules = sorted(sites)  # PEFT makes it a set, in whose order it would be saved
     config.save_pretrained(str(folder))
@@ -63,8 +63,18 @@ def write_stock_lora(
     check_stock_lora(folder, sites)
 
 
-def _commonest(values: Mapping[str, float]) -> float:
-    return Counter(values.values()).most_common(1)[0][0]
+def stock_rank(sites: Mapping[str, LowRank]) -> int:
+    """Return the one rank that all layers of a stock LoRA have: the largest."""
+    return max(lora.rank for lora in sites.values())
+
+
+def served_rank(rank: int) -> int | None:
+    """Return what vLLM's ``--max-lora-rank`` must be for an adapter of a rank; None above its largest.
+
+    >>> served_rank(16), served_rank(24), served_rank(600)
+    (16, 32, None)
+    """
+    return next((step for step in _SERVED if step >= rank), None)
 
 
 def check_stock_lora(folder: Path, sites: Mapping[str, LowRank]) -> None:
@@ -72,7 +82,7 @@ def check_stock_lora(folder: Path, sites: Mapping[str, LowRank]) -> None:
 
     Args:
         folder: The adapter's folder.
-        sites: The LoRA that each layer must have.
+        sites: The LoRA that each layer must have, of one rank.
 
     Raises:
         UserError: If a tensor or a scale is not what it should be.
