@@ -1,5 +1,7 @@
 """The suite on the PEFT versions that we support, and a mutation run: `nox` (one environment each)."""
 
+import pathlib
+
 import nox
 
 nox.options.default_venv_backend = "venv"
@@ -38,3 +40,21 @@ def mutants(session: nox.Session) -> None:
     session.install("--editable", ".[dev]")
     words = session.posargs or ["--work", str(session.create_tmp())]
     session.run("python", "benchmarks/mutants/run.py", *words)
+
+
+@nox.session
+def peft_suite(session: nox.Session) -> None:
+    """Run PEFT's own tests of custom models on our configuration: `nox -s peft_suite -- PATH_TO_PEFT`.
+
+    PATH is a checkout or an unpacked source distribution of the PEFT version that is to be tested.
+    """
+    if not session.posargs:
+        session.error("give the path of a checkout or source distribution of PEFT: nox -s peft_suite -- PATH")
+    source, *more = session.posargs
+    session.install("--editable", ".[dev]", "parameterized", "datasets", "diffusers", source)
+    grid = str(pathlib.Path(__file__).parent / "tests" / "peft_suite")
+    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": grid}
+    options = ["-c", "/dev/null", "--rootdir", source, "-p", "moe_adapt_grid", "-q", "-rx"]
+    tests = more or ["tests/test_custom_models.py"]
+    session.chdir(source)
+    session.run("python", "-m", "pytest", *options, *tests, env={**environment, "OMP_NUM_THREADS": "1"})

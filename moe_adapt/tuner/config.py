@@ -9,10 +9,11 @@ from peft import PeftConfig, PeftType
 
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS, ExpertLoss
+from moe_adapt.tuner.lora_words import understands_lora
 from moe_adapt.tuner.methods import METHODS
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE
 from moe_adapt.tuner.sample_config import SampleConfig
-from moe_adapt.tuner.targets import option_list
+from moe_adapt.tuner.targets import TARGET_GROUPS, option_list
 
 __all__ = ["FORMAT_VERSION", "RoutedLoraConfig"]
 
@@ -21,11 +22,13 @@ __all__ = ["FORMAT_VERSION", "RoutedLoraConfig"]
 FORMAT_VERSION = 2
 
 
+@understands_lora
 @dataclass
 class RoutedLoraConfig(PeftConfig):
     """Mixture of LoRA experts with a learned router at every adapted layer.
 
-    Everything left at None takes the value of the method preset (`moe_adapt.tuner.methods`).
+    Everything left at None takes the value of the method preset (`moe_adapt.tuner.methods`). PEFT's words
+    lora_alpha, lora_dropout and init_lora_weights are understood too.
 
     Args:
         method: Preset: lora, soft, top_k, top_p, nucleus, dynmole, mola, ld_mole, adamoe, cosine, k_means,
@@ -57,8 +60,10 @@ class RoutedLoraConfig(PeftConfig):
             LoRA) or base (that of the layer's input; faster on half-precision bases).
         granularity: What one decision of a convolution's router covers: each position of its output, or the
             image. Linear layers decide per token.
+        init_weights: Whether experts start at zero (`B = 0`); otherwise `B` is random, for tests.
         modules_to_save: Modules trained and saved whole beside the experts, such as a classification head.
-        layers_to_transform: Indices of the blocks to adapt; None adapts all.
+        layers_to_transform: Indices of the blocks to adapt; None adapts all. With a list of names or a target
+            group, not with a regular expression.
         layers_pattern: Name of the block list that layers_to_transform counts, such as layers.
         bias: Only none: biases of the base stay frozen.
         sample_router: How whole samples are routed, for composed adapters (`moe_adapt.hub.compose`). Do not
@@ -86,6 +91,7 @@ class RoutedLoraConfig(PeftConfig):
     experts_from: list[str] | dict[str, str] | None = None
     compute_dtype: Literal["adapter", "base"] = "adapter"
     granularity: Literal["position", "image"] = "position"
+    init_weights: bool = True
     modules_to_save: list[str] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
@@ -119,6 +125,7 @@ class RoutedLoraConfig(PeftConfig):
             SampleConfig.of(self.sample_router)
             self.format_version = FORMAT_VERSION
         self._check_expressions()
+        self._check_layers()
         self._check_numbers()
         self._check_components()
 
@@ -140,6 +147,23 @@ class RoutedLoraConfig(PeftConfig):
                     re.compile(value)
                 except re.error as error:
                     raise UserError(f"{name}={value!r} is not a regular expression: {error}.") from error
+
+    def _check_layers(self) -> None:
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise UserError(
+                "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
+            )
+        expression = isinstance(self.target_modules, str) and self.target_modules not in (
+            *TARGET_GROUPS,
+            "all-linear",
+            "all-conv",
+        )
+        for name in ("layers_to_transform", "layers_pattern"):
+            if expression and getattr(self, name) is not None:
+                raise UserError(
+                    f"`{name}` cannot be used when `target_modules` is a str. Put the numbers of the blocks "
+                    "into the regular expression, or give a list of names or a target group."
+                )
 
     def _check_numbers(self) -> None:
         for name in ("num_experts", "r"):

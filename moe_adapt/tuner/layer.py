@@ -77,7 +77,7 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
     def update_layer(
         self, adapter_name: str, spec: SiteSpec, config: RoutedLoraConfig, trainable: bool = True
     ) -> None:
-        """Create the tensors of an adapter: `A` kaiming-uniform per expert, `B` zero.
+        """Create the tensors of an adapter: `A` kaiming-uniform per expert, `B` zero unless asked otherwise.
 
         Experts are fp32 (fp64 on an fp64 base), as PEFT keeps adapters; the router is always at least fp32.
 
@@ -100,6 +100,8 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
             downs_count = 1 if spec.shared_a else count
             down = torch.empty(downs_count, spec.r, self.in_features, dtype=dtype).uniform_(-bound, bound)
             up = torch.zeros(self.out_features, count, spec.r, dtype=dtype)
+            if not config.init_weights:
+                up.uniform_(-(spec.r**-0.5), spec.r**-0.5)
             is_frozen = downs is self.moe_adapt_A_frozen
             downs[adapter_name] = down if is_frozen else nn.Parameter(down, requires_grad=trainable)
             ups[adapter_name] = up if is_frozen else nn.Parameter(up, requires_grad=trainable)
@@ -299,6 +301,9 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
             return result
         router, dropout = self.routers[adapter], self.moe_adapt_dropout[adapter]
         place = (adapter, self.site, mask)
+        if torch.compiler.is_compiling():
+            decision = router(self, tokens, context, bank, *place)
+            return bank(dropout(self._cast_input_dtype(tokens, bank.a.dtype)), decision.gates, result)
         rows = router.rows(self)
         slots = router.skeleton.selector.slots(bank.num_experts)
         stacks = bank.stacks(tokens, slots)

@@ -11,7 +11,8 @@ from transformers.pytorch_utils import Conv1D
 from moe_adapt.experts import ExpertBank
 from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner.flat_state import FlatRouter
-from moe_adapt.tuner.peft_plugin import AdapterLayer, check_adapters_to_merge, is_quantized
+from moe_adapt.tuner.peft_plugin import AdapterLayer, check_adapters_to_merge
+from moe_adapt.tuner.quantized import add_to_weight, is_quantized
 from moe_adapt.tuner.site import SiteSpec
 
 __all__ = ["MergesConstantGates"]
@@ -71,14 +72,17 @@ class MergesConstantGates(AdapterLayer):
             adapter_names: Adapters to merge; None merges the active ones.
 
         Raises:
-            NotImplementedError: If gates depend on the token or the base weight is quantised.
+            NotImplementedError: If gates depend on the token, or the base weight is quantised in a format
+                that cannot be written again (bitsandbytes' can, with new rounding errors).
             ValueError: If `safe_merge` finds a value that is not finite.
         """
         base = self.get_base_layer()
-        if is_quantized(base):
-            raise NotImplementedError(f"{self.site}: a quantised weight cannot take a merged adapter.")
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter not in self.specs:
+                continue
+            if is_quantized(base):
+                self._merge_quantized(adapter, 1.0, safe_merge)
+                self.merged_adapters.append(adapter)
                 continue
             weight = cast(nn.Parameter, base.weight)
             merged = weight.data + self.get_delta_weight(adapter).to(weight.dtype)
@@ -89,11 +93,21 @@ class MergesConstantGates(AdapterLayer):
             weight.data = merged
             self.merged_adapters.append(adapter)
 
+    def _merge_quantized(self, adapter: str, sign: float, safe_merge: bool = False) -> None:
+        delta = self.get_delta_weight(adapter).detach() * sign
+        if safe_merge and not torch.isfinite(delta).all():
+            raise ValueError(f"NaNs or infinities in the experts of {self.site}: {adapter!r} is broken.")
+        add_to_weight(self.get_base_layer(), delta, self.site)
+
     def unmerge(self) -> None:
         """Subtract the merged adapters from the base weight."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        weight = cast(nn.Parameter, self.get_base_layer().weight)
+        base = self.get_base_layer()
         while self.merged_adapters:
             adapter = self.merged_adapters.pop()
+            if is_quantized(base):
+                self._merge_quantized(adapter, -1.0)
+                continue
+            weight = cast(nn.Parameter, base.weight)
             weight.data -= self.get_delta_weight(adapter).to(weight.dtype)

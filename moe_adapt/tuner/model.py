@@ -106,6 +106,8 @@ class RoutedLoraModel(BaseTuner):
             self.model,
             model_config.get("model_type"),
             peft_config.modules_to_save or (),
+            peft_config.layers_to_transform,
+            peft_config.layers_pattern,
         )
         return peft_config
 
@@ -138,7 +140,7 @@ class RoutedLoraModel(BaseTuner):
             groups = f" with {layer.groups} groups" if isinstance(layer, nn.Conv2d) else ""
             raise UserError(
                 f"the layer {current_key!r} is a {type(layer).__name__}{groups}; routed LoRA adapts "
-                "nn.Linear, GPT-2's Conv1D, bitsandbytes linears and 2-D convolutions without groups: leave "
+                "nn.Linear, GPT-2's Conv1D, quantised linears and 2-D convolutions without groups: leave "
                 "it out of target_modules."
             )
         site = RoutedConvLayer if isinstance(layer, nn.Conv2d) else RoutedLoraLayer

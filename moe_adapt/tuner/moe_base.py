@@ -2,7 +2,8 @@ r"""Adapt a base that is a mixture of experts itself: its gate gets our router, 
 
 transformers' MoE blocks (Mixtral, OLMoE, Qwen-MoE and their kin) consist of a *gate*, which gives each token
 the numbers and weights of its experts, and *experts*, whose weights are two fused tensors,
-``gate_up_proj`` [E, 2 I, d] and ``down_proj`` [E, d, I]. With ``target_modules="moe"``
+``gate_up_proj`` [E, 2 I, d] and ``down_proj`` [E, d, I] (GPT-OSS has them transposed, with biases). With
+``target_modules="moe"``
 
 * the gate's own logits go through the adapter's modifiers and selector (say `condense_bias` and `condenser`).
   How many experts a token gets, and whether their weights sum to one, is as in the base, unless condensers
@@ -52,6 +53,19 @@ def is_moe_experts(module: nn.Module) -> bool:
 def num_moe_experts(module: nn.Module) -> int:
     """Return how many experts a gate chooses from, or fused experts are."""
     return len(module.weight if is_moe_gate(module) else module.gate_up_proj)  # type: ignore[arg-type]
+
+
+def _is_transposed(experts: Any) -> bool:
+    """Return whether fused weights are stored [E, d, 2 I] and [E, I, d], as GPT-OSS has them."""
+    return experts.gate_up_proj.shape[2] == 2 * experts.down_proj.shape[1]
+
+
+def _gated(experts: Any, gate_up: Tensor) -> Tensor:
+    """Return what goes into the down-projection, [N, I]."""
+    if hasattr(experts, "_apply_gate"):
+        return experts._apply_gate(gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return experts.act_fn(gate) * up
 
 
 class _MoePart(nn.Module, AdapterLayer):
@@ -163,9 +177,14 @@ class RoutedMoeExperts(_MoePart):
         for name in ("gate_up", "down"):
             weight = getattr(base, f"{name}_proj")
             experts, out, width = weight.shape
+            if _is_transposed(base):
+                out, width = width, out
             dtype = torch.promote_types(weight.dtype, torch.float32)
             down = torch.empty(experts, spec.r, width, dtype=dtype).uniform_(-(width**-0.5), width**-0.5)
-            factors = {"A": down, "B": torch.zeros(out, experts, spec.r, dtype=dtype)}
+            up = torch.zeros(out, experts, spec.r, dtype=dtype)
+            if not config.init_weights:
+                up.uniform_(-(spec.r**-0.5), spec.r**-0.5)
+            factors = {"A": down, "B": up}
             for factor, value in factors.items():
                 parameter = nn.Parameter(value.to(weight.device), requires_grad=trainable)
                 getattr(self, f"moe_adapt_{name}_{factor}")[adapter_name] = parameter
@@ -173,7 +192,12 @@ class RoutedMoeExperts(_MoePart):
         self.scales[adapter_name] = spec.scale(config.use_rslora)
 
     def _linear(self, name: str, expert: int, x: Tensor, active: list[str]) -> Tensor:
-        out = F.linear(x, getattr(self.get_base_layer(), f"{name}_proj")[expert])
+        base = self.get_base_layer()
+        weight = getattr(base, f"{name}_proj")[expert]
+        bias = getattr(base, f"{name}_proj_bias", None)
+        out = F.linear(
+            x, weight.t() if _is_transposed(base) else weight, None if bias is None else bias[expert]
+        )
         for adapter in active:
             a, b = (getattr(self, f"moe_adapt_{name}_{factor}")[adapter] for factor in "AB")
             hidden = F.linear(x.to(a.dtype), a[expert])
@@ -198,8 +222,8 @@ class RoutedMoeExperts(_MoePart):
             token, place = torch.where(top_k_index == expert)
             if len(token) == 0:
                 continue
-            gate, up = self._linear("gate_up", expert, hidden_states[token], active).chunk(2, dim=-1)
-            output = self._linear("down", expert, base.act_fn(gate) * up, active)
+            gate_up = self._linear("gate_up", expert, hidden_states[token], active)
+            output = self._linear("down", expert, _gated(base, gate_up), active)
             output = output * top_k_weights[token, place, None]
             result = result.index_add(0, token, output.to(result.dtype))
         return result

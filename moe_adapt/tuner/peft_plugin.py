@@ -8,16 +8,17 @@ that a PEFT or Python release that changes the tables fails here with one clear 
 import math
 import platform
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import peft
 import torch
-from peft import PeftType
+from peft import PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.integrations import dequantize_bnb_weight
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.peft_types import register_peft_method
 from torch import nn
@@ -33,9 +34,9 @@ __all__ = [
     "BaseTuner",
     "BaseTunerLayer",
     "BufferDict",
+    "bnb_weight",
     "check_adapters_to_merge",
     "default_target_modules",
-    "is_quantized",
     "is_supported_layer",
     "layer_shape",
     "linear_lora_layers",
@@ -44,6 +45,8 @@ __all__ = [
 
 PEFT_TYPE = "ROUTED_LORA"
 PREFIX = "moe_adapt_"
+#: Quantised layers that are no `nn.Linear`, by the names of their classes: HQQ, GPTQ, AWQ, EETQ, AQLM.
+_QUANTIZED = ("HQQLinear", "EetqLinear", "QuantizedLinear", "WQLinear_GEMM", "WQLinear_GEMV")
 
 
 class AdapterLayer(BaseTunerLayer):
@@ -107,16 +110,43 @@ def register_method(config_cls: type, model_cls: type) -> PeftType:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _registration_error(str(error)) from error
+    missing = _missing_interface()
+    if missing:
+        raise _registration_error(f"it has no {', '.join(missing)}")
     if not registered:
         raise _registration_error("the enum did not take the new member")
     return peft_type
 
 
+#: What this package overrides or calls beside PEFT's public interface.
+_INTERFACE: dict[type, tuple[str, ...]] = {
+    BaseTuner: ("_create_and_replace", "_pre_injection_hook", "_prepare_adapter_config", "inject_adapter"),
+    BaseTunerLayer: (
+        "_cast_input_dtype",
+        "_get_base_layer_device_and_dtype",
+        "_move_adapter_to_device_of_base_layer",
+        "adapter_layer_names",
+        "other_param_names",
+    ),
+    PeftModel: ("_enable_peft_forward_hooks", "load_adapter", "save_pretrained"),
+}
+
+
+def _missing_interface() -> list[str]:
+    """Return which parts of PEFT that this package builds on are gone, by name."""
+    return [
+        f"{owner.__name__}.{name}"
+        for owner, names in _INTERFACE.items()
+        for name in names
+        if not hasattr(owner, name)
+    ]
+
+
 def _registration_error(reason: str) -> UserError:
     return UserError(
         f"the adapter type {PEFT_TYPE} cannot be registered with PEFT {peft.__version__} on Python "
-        f"{platform.python_version()} ({reason}); install a PEFT version that moe_adapt supports "
-        f"(>=0.20,<0.22)."
+        f"{platform.python_version()} ({reason}); moe_adapt was tested with PEFT 0.20 to 0.21: install one "
+        "of these, or a newer moe-adapt."
     )
 
 
@@ -125,17 +155,30 @@ def default_target_modules(model_type: str) -> Sequence[str] | None:
     return TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
 
 
-def is_quantized(layer: nn.Module) -> bool:
-    """Return whether the layer's weight is stored quantised (bitsandbytes and the like)."""
-    weight = getattr(layer, "weight", None)
-    return weight is None or not weight.is_floating_point()
+def bnb_weight(layer: nn.Module) -> torch.Tensor:
+    """Return the weight of a bitsandbytes layer in floating point, [o, d]."""
+    base = cast(Any, layer)
+    if hasattr(base.weight, "quant_state"):
+        base.state_dict()  # undoes the packing that inference on a CPU leaves in the weight
+        return dequantize_bnb_weight(base.weight, state=base.weight.quant_state)
+    if base.state.SCB is None:
+        base.state.SCB = base.weight.SCB
+    return dequantize_bnb_weight(base.weight, state=base.state)
+
+
+def _is_quantized_linear(layer: nn.Module) -> bool:
+    """Return whether a layer is a quantised linear layer that is no `nn.Linear`."""
+    name = type(layer).__name__
+    known = name in _QUANTIZED or name.endswith("QuantLinear")
+    sides = (getattr(layer, "in_features", None), getattr(layer, "out_features", None))
+    return known and all(isinstance(side, int) for side in sides)
 
 
 def is_supported_layer(layer: nn.Module) -> bool:
-    """Return whether a layer is an `nn.Linear` (bitsandbytes' included) or GPT-2's `Conv1D`."""
+    """Return whether a layer is an `nn.Linear`, a quantised linear layer or GPT-2's `Conv1D`."""
     if isinstance(layer, nn.Linear):
         return type(layer).__name__ != "NonDynamicallyQuantizableLinear"
-    return isinstance(layer, Conv1D)
+    return isinstance(layer, Conv1D) or _is_quantized_linear(layer)
 
 
 def layer_shape(layer: nn.Module) -> tuple[int, int]:

@@ -14,7 +14,12 @@ from torch import nn
 
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.experts.conv import is_supported_convolution
-from moe_adapt.tuner.peft_plugin import default_target_modules, is_supported_layer
+from moe_adapt.tuner.peft_plugin import (
+    AuxiliaryTrainingWrapper,
+    BaseTunerLayer,
+    default_target_modules,
+    is_supported_layer,
+)
 
 __all__ = ["TARGET_GROUPS", "resolve_targets", "site_depth", "site_value", "weights_read_past"]
 
@@ -35,7 +40,7 @@ _ATTENTION = (
 TARGET_GROUPS: dict[str, str] = {
     "ffn": rf".*\.({_FFN})",
     "attention": rf".*\.({_ATTENTION})",
-    "moe": r".*\.(mlp|block_sparse_moe|feed_forward)\.(gate|experts)",
+    "moe": r".*\.(mlp|block_sparse_moe|feed_forward)\.(gate|router|experts)",
 }
 
 #: Projections that fused state-space kernels read past the module: an adapter there would do nothing.
@@ -46,11 +51,28 @@ _BYPASSED = {
 
 
 def _linear_names(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if is_supported_layer(module)]
+    return [name for name, module in _own_modules(model) if is_supported_layer(module)]
+
+
+def _own_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the layers of the base model by their paths there, also if other adapters are on it."""
+    wrapped: list[str] = []
+    found = []
+    for name, module in model.named_modules():
+        owner = next((path for path in wrapped if name.startswith(f"{path}.")), None)
+        if owner is not None:
+            if name == f"{owner}.base_layer":
+                found.append((owner, module))
+            continue
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            wrapped.append(name)
+        else:
+            found.append((name, module))
+    return found
 
 
 def _convolution_names(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if is_supported_convolution(module)]
+    return [name for name, module in _own_modules(model) if is_supported_convolution(module)]
 
 
 def _listing(model: nn.Module) -> str:
@@ -89,6 +111,8 @@ def resolve_targets(
     model: nn.Module,
     model_type: str | None,
     modules_to_save: Sequence[str] = (),
+    layers: Sequence[int] | int | None = None,
+    layers_pattern: Sequence[str] | str | None = None,
 ) -> list[str] | str:
     """Return targets in PEFT's form (a regular expression, or a list of name endings) for a base model.
 
@@ -97,6 +121,8 @@ def resolve_targets(
         model: The base model.
         model_type: Its transformers architecture name, if it has one.
         modules_to_save: Names of modules that are trained whole and get no experts.
+        layers: Numbers of the blocks to adapt, for groups; None for all. PEFT cuts lists of names itself.
+        layers_pattern: Names of the lists of blocks that `layers` counts; None for any.
 
     Raises:
         UserError: If a name, group or expression matches no layer, or names a layer that fused kernels
@@ -122,7 +148,7 @@ def resolve_targets(
         ]
         if not kept:
             raise UserError(f"target_modules={targets!r} finds nothing to adapt. {_listing(model)}")
-        targets = kept
+        targets = _of_blocks(kept, layers, layers_pattern)
     elif isinstance(targets, str):
         expression = TARGET_GROUPS.get(targets, targets)
         if not any(re.fullmatch(expression, name) for name in every):
@@ -130,11 +156,11 @@ def resolve_targets(
                 f"target_modules={targets!r} matches no layer of {type(model).__name__}. {_listing(model)}"
             )
         known = targets in TARGET_GROUPS and any(re.fullmatch(expression, name) for name in unread)
-        targets = (
-            [name for name in every if re.fullmatch(expression, name) and name not in unread]
-            if known
-            else expression
-        )
+        if targets in TARGET_GROUPS and (known or layers is not None):
+            matched = [name for name in every if re.fullmatch(expression, name) and name not in unread]
+            targets = _of_blocks(matched, layers, layers_pattern)
+        else:
+            targets = expression
     else:
         targets = list(targets)
         for target in targets:
@@ -146,6 +172,32 @@ def resolve_targets(
                 )
     _refuse_bypassed(targets, every, model_type)
     return targets
+
+
+def _of_blocks(
+    names: Sequence[str], layers: Sequence[int] | int | None, pattern: Sequence[str] | str | None
+) -> list[str]:
+    """Return the layers of some blocks.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if layers is None:
+        return list(names)
+    numbers = {layers} if isinstance(layers, int) else set(layers)
+    lists = [pattern] if isinstance(pattern, str) else list(pattern or ())
+    of = "|".join(re.escape(name) for name in lists) or r"[^.]+"
+    kept = []
+    for name in names:
+        found = re.search(rf"(?:^|\.)(?:{of})\.(\d+)\.", name)
+        if found and int(found.group(1)) in numbers:
+            kept.append(name)
+    if not kept:
+        raise UserError(
+            f"layers_to_transform={layers!r} leaves no layer to adapt; the blocks of this model are numbered "
+            f"{sorted({depth for name in names if (depth := site_depth(name)) is not None})}."
+        )
+    return kept
 
 
 def _refuse_bypassed(targets: Sequence[str] | str, names: Sequence[str], model_type: str | None) -> None:
