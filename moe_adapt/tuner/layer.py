@@ -302,7 +302,7 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         router, dropout = self.routers[adapter], self.moe_adapt_dropout[adapter]
         place = (adapter, self.site, mask)
         if torch.compiler.is_compiling():
-            decision = router(self, tokens, context, bank, *place)
+            decision = self._told(adapter, context, router(self, tokens, context, bank, *place))
             return bank(dropout(self._cast_input_dtype(tokens, bank.a.dtype)), decision.gates, result)
         rows = router.rows(self)
         slots = router.skeleton.selector.slots(bank.num_experts)
