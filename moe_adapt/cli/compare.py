@@ -80,7 +80,7 @@ def _write(
     to: Path,
     metric: str,
     heads: list[str],
-    rows: list[list[object]],
+    rows: list[list[str | float | None]],
     shared: list[str],
     sentences: list[str],
     overwrite: bool,

@@ -96,7 +96,7 @@ def end_test(trainer: Trainer, module: Any, metrics: Mapping[str, float], headin
     start = next((c for c in trainer.callbacks if isinstance(c, HeadStart)), None)  # type: ignore[attr-defined]
     baselines = {} if start is None else start.found.get("test/acc", {})
     if "test/acc" in metrics and baselines:
-        rows = [(run_name(module), metrics["test/acc"])]
+        rows: list[tuple[str, float | None]] = [(run_name(module), metrics["test/acc"])]
         rows += [(BASELINES[name], value) for name, value in baselines.items()]
         console.print(_table(["", f"accuracy on {heading}"], rows, True))
     for name, value in metrics.items():

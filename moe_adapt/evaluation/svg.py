@@ -102,9 +102,9 @@ def heat_map(
                 said = escape(numbers[down][across])
                 parts.append(f'<text x="{x + cell / 2}" y="{middle:.1f}" text-anchor="middle">{said}</text>')
     for across, name in enumerate(columns):
-        x, y = label + across * cell + cell / 2 + 3, cell * len(rows) + 8
-        turned = f'transform="rotate(-90 {x} {y})"'
-        parts.append(f'<text x="{x}" y="{y}" text-anchor="end" {turned}>{_short(name, foot)}</text>')
+        centre, y = label + across * cell + cell / 2 + 3, cell * len(rows) + 8
+        turned = f'transform="rotate(-90 {centre} {y})"'
+        parts.append(f'<text x="{centre}" y="{y}" text-anchor="end" {turned}>{_short(name, foot)}</text>')
     return (
         f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
         f'style="max-width:none">{"".join(parts)}</svg></div>'

@@ -67,7 +67,7 @@ class Request:
     tokens: list[int]
     adapter: str
     sampling: Sampling = field(default_factory=Sampling)
-    emit: Callable[[str], None] = lambda piece: None
+    emit: Callable[[str], object] = lambda piece: None
     called_off: Callable[[], bool] = lambda: False
     text: str = ""
     written: list[int] = field(default_factory=list)

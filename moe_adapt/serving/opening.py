@@ -142,8 +142,8 @@ def _from_config(config: Mapping[str, Any], module: Any) -> dict[str, Any]:
     data = dict((config.get("data") or {}).get("init_args") or {})
     tokenizer = data.get("tokenizer") or module.name
     if hasattr(module, "max_new_tokens"):
-        names = ("prompt", "response", "chat", "system", "max_length")
-        return {"task": "text-generation", "tokenizer": tokenizer, **{name: data.get(name) for name in names}}
+        kept = {name: data.get(name) for name in ("prompt", "response", "chat", "system", "max_length")}
+        return {"task": "text-generation", "tokenizer": tokenizer, **kept}
     names = data.get("class_names") or [str(number) for number in range(module.num_classes)]
     common = {"class_names": names, "label_column": data.get("label_column", "label")}
     if "image_size" in data:

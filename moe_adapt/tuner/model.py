@@ -125,7 +125,8 @@ class RoutedLoraModel(BaseTuner):
         spec = self._site_spec(peft_config, current_key)
         trainable = adapter_name in self.active_adapters and not peft_config.inference_mode
         if isinstance(target, self.tuner_layer_cls):
-            target.update_layer(adapter_name, spec, peft_config, trainable)
+            layer: Any = target
+            layer.update_layer(adapter_name, spec, peft_config, trainable)
             return
         layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         kind = RoutedMoeGate if is_moe_gate(layer) else RoutedMoeExperts if is_moe_experts(layer) else None
@@ -208,7 +209,7 @@ class RoutedLoraModel(BaseTuner):
         samples = self.hooks.samples
         plain = {name: value for name, value in kwargs.items() if name not in FOR_ROUTERS}
         with samples.generating(samples.in_use(self.hooks.session.named), inputs):
-            return self.model.generate(*args, **plain)  # type: ignore[operator]
+            return self.model.generate(*args, **plain)
 
     def sample_routes(self, adapter_name: str | None = None) -> SampleRoutes:
         """Return the latest decision of a composed adapter about samples.

@@ -41,7 +41,7 @@ def plot_composition(
     methods = list(accuracy)
     means = [100 * accuracy[method]["mean"] for method in methods]
     right.barh(methods[::-1], means[::-1], color="tab:blue")
-    for y, value in enumerate(means[::-1]):
-        right.text(value, y, f" {value:.1f}", va="center")
+    for y, mean in enumerate(means[::-1]):
+        right.text(mean, y, f" {mean:.1f}", va="center")
     right.set_xlabel("mean accuracy, %")
     figure.savefig(path, dpi=120)

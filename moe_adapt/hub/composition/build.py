@@ -152,7 +152,8 @@ class Composer:
 
     def _sample_config(self, tensors: dict[str, Tensor]) -> SampleConfig:
         """Return how samples are routed, and put the router's and the heads' tensors beside the others."""
-        names, head, options = list(self.loras), head_of(self.loras), {}
+        names, head = list(self.loras), head_of(self.loras)
+        options: dict[str, Any] = {}
         if self.router is not None:
             rule = self.router.rule()
             tensors |= {f"{_SAMPLES}{rule_name(name)}": value for name, value in rule.state_dict().items()}

@@ -138,11 +138,12 @@ def _hollow(config: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     root = nn.Module()
     for site in config["sites"]:
         a, b = (tensors[f"{_ROOT}{site}.{PREFIX}{part}_frozen"] for part in "AB")
-        parent, *rest = root, *site.split(".")
-        for part in rest[:-1]:
+        *above, name = site.split(".")
+        parent = root
+        for part in above:
             if not hasattr(parent, part):
                 setattr(parent, part, nn.Module())
             parent = getattr(parent, part)
         with torch.device("meta"):
-            setattr(parent, rest[-1], nn.Linear(a.shape[-1], b.shape[0], bias=False))
+            setattr(parent, name, nn.Linear(a.shape[-1], b.shape[0], bias=False))
     return root

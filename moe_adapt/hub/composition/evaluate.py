@@ -171,7 +171,7 @@ def _routed(
     found.add("best single", by(test, best))
     say("routing")
     found.columns = [*uids, "base"]
-    margins, right, left = [], 0, 0
+    margins, right, left = [], 0.0, 0.0
     total = sum(len(rows) for rows in test.values())
     answers = {}
     start = time.perf_counter()

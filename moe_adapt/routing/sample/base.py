@@ -71,7 +71,8 @@ class SampleRouter(ABC):
         self, features: Tensor, k: int = 1, temperature: float = 1.0, threshold: float | None = None
     ) -> SampleRoutes:
         """Return the decisions for features [B, d]; the arguments are those of `routes.decide`."""
-        return decide(*self.rule()(features), k, temperature, threshold, uids=self.uids)
+        scores, novelty = self.rule()(features)
+        return decide(scores, novelty, k, temperature, threshold, uids=self.uids)
 
     def scores(self, features: Tensor) -> Tensor:
         """Return the score of every expert, [B, E]."""

@@ -84,9 +84,14 @@ class SampleRoutes:
                 "instead of going on with the cache of another."
             )
         times = rows // len(self)
-        parts = (self.index, self.gates, self.posterior, self.novelty)
-        repeated = (part.repeat_interleave(times, dim=0) for part in parts)
-        return SampleRoutes(*repeated, uids=self.uids, held=self.held)
+        return SampleRoutes(
+            self.index.repeat_interleave(times, dim=0),
+            self.gates.repeat_interleave(times, dim=0),
+            self.posterior.repeat_interleave(times, dim=0),
+            self.novelty.repeat_interleave(times, dim=0),
+            uids=self.uids,
+            held=self.held,
+        )
 
 
 def decide(

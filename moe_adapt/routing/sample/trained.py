@@ -76,7 +76,7 @@ class TrainedRouter(SampleRouter):
             return value
 
         with torch.inference_mode(False), torch.enable_grad():
-            optimizer.step(loss)  # type: ignore[arg-type]
+            optimizer.step(loss)
         rule = SampleRule(RuleShape(x.shape[1], len(self.uids), len(self.uids)))
         rule.weight.copy_(weight.detach() / spread)
         rule.bias.copy_(bias.detach())

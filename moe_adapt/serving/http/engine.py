@@ -41,7 +41,7 @@ class Job:
     request: Request | None = None
     inputs: Sequence[Any] = ()
     top: int = 1
-    notify: Callable[[], None] = lambda: None
+    notify: Callable[[], object] = lambda: None
     dropped: threading.Event = field(default_factory=threading.Event)
     answers: list[Answer] = field(default_factory=list)
     error: Exception | None = None

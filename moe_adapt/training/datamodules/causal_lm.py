@@ -221,7 +221,7 @@ class CausalLMData(SeededDataModule):
         for learned, group in groupby(
             zip(example.input_ids, example.labels, strict=True), key=lambda pair: pair[1] != IGNORED
         ):
-            text = self.tokenizer.decode([token for token, _ in group])
+            text = str(self.tokenizer.decode([token for token, _ in group]))
             parts.append(f"«{text}»" if learned else text)
         return "".join(parts)
 

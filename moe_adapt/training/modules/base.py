@@ -123,7 +123,8 @@ class AdaptedModule(LightningTools):
         config.modules_to_save = sorted({*(config.modules_to_save or []), *backbone.head}) or None
         backbone.model.name_or_path = self.name  # type: ignore[assignment]
         model = peft.get_peft_model(backbone.model, config)
-        model.base_model.hooks.uncalled.told = True  # `on_train_batch_end` refuses what it would warn about
+        adapted: Any = model.base_model
+        adapted.hooks.uncalled.told = True  # `on_train_batch_end` refuses what it would warn about
         return model
 
     @property
