@@ -19,8 +19,8 @@ def tests(session: nox.Session, peft: str) -> None:
 
 @nox.session
 def clients(session: nox.Session) -> None:
-    """Run other people's trainers, compilers and quantised bases on routed adapters, the slow cases too."""
-    session.install("--editable", ".[dev,clients,quantized]")
+    """Run other people's trainers, compilers, bases, strategies and backbones on ours, slow cases too."""
+    session.install("--editable", ".[dev,clients,quantized,avalanche]")
     paths = session.posargs or [
         "tests/tuner/test_trainer.py",
         "tests/tuner/test_trl.py",
@@ -29,6 +29,10 @@ def clients(session: nox.Session) -> None:
         "tests/tuner/test_compile.py",
         "tests/tuner/test_quantized.py",
         "tests/tuner/test_bitsandbytes.py",
+        "tests/tuner/test_sharded.py",
+        "tests/backbones/test_timm_families.py",
+        "tests/streams/test_avalanche.py",
+        "tests/training/test_lightning_tools.py",
     ]
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     session.run("python", "-m", "pytest", "-m", "slow or not slow", *paths, env=environment)
