@@ -122,6 +122,6 @@ def check_strategy(strategy: Any) -> None:
     if any(word in str(name).lower() for word in ("fsdp", "deepspeed", "modelparallel")):
         raise UserError(
             f"the strategy {name} shards weights, which adapter checkpoints do not hold; use one device or "
-            "ddp, with a half-precision base (--model.dtype bfloat16) if memory is short. A model larger than "
-            "a device trains in a loop of your own with moe_adapt.tuner.sharded."
+            "ddp, with a half-precision base (--model.dtype bfloat16) if memory is short. Larger models "
+            "train in a loop of your own with moe_adapt.tuner.sharded."
         )
