@@ -10,6 +10,7 @@ import pytest
 
 from moe_adapt.cli import main
 from moe_adapt.cli.described import REGISTRIES, registry_of
+from moe_adapt.extras import EXTRAS
 from moe_adapt.learners import LEARNERS, FineTuning
 from moe_adapt.optim import ROUTER_UPDATES
 from moe_adapt.tuner.methods import METHODS
@@ -137,6 +138,11 @@ def test_the_map_of_rooms_names_every_room():
     rooms -= {"__init__", "__pycache__", "py"}
     drawing = (DOCS / "architecture.md").read_text().partition("## One forward pass")[0]
     assert [room for room in sorted(rooms) if not re.search(rf"\b{room}\b", drawing)] == []
+
+
+def test_the_first_page_names_every_extra():
+    index = (DOCS / "index.md").read_text()
+    assert [extra for extra in EXTRAS if f"| `{extra}` |" not in index] == []
 
 
 def test_the_committed_page_of_methods_is_what_the_code_says(pages):
