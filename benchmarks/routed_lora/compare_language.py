@@ -64,7 +64,8 @@ def answer(module: CausalLM, data: CausalLMData) -> dict[str, dict[str, float]]:
     module.eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         for batch in data.test_dataloader():
-            likelihood, count = token_log_likelihood(module(batch), batch["labels"])
+            unaided = {key: value for key, value in batch.items() if key != "domain_ids"}
+            likelihood, count = token_log_likelihood(module(unaided), batch["labels"])
             row, right = batch["choice_row"], batch["answer"]
             domains = [int(batch["domain_ids"][row == i][0]) for i in range(len(right))]
             for kind, scores in (("acc", likelihood), ("acc_norm", likelihood / count)):

@@ -32,6 +32,7 @@ import moe_adapt.training.modules  # noqa: F401  the classes, for their bare nam
 from moe_adapt.cli import defaults
 from moe_adapt.cli.baseline import Baseline, check_baseline, train_baseline
 from moe_adapt.cli.ending import end_fit, end_test
+from moe_adapt.cli.keyed import count_keys, options_of_key, split_key
 from moe_adapt.cli.main import Interrupted
 from moe_adapt.cli.run_config import CheckClasses, SaveRunConfig
 from moe_adapt.errors import UserError
@@ -61,6 +62,9 @@ class RoutedCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         command, *options = args
         self.custom_modules, options = split_custom_modules(options)
+        self.key, self.key_shared, options = split_key(options)
+        if self.key is not None:
+            options += options_of_key(self.key, self.key_shared)
         import_custom_modules(self.custom_modules)
         super().__init__(
             model_class=LightningModule,
@@ -162,6 +166,9 @@ class RoutedCLI(LightningCLI):
             UserError: If the folder is in use, or the checkpoint does not exist.
         """
         options = self.options
+        if self.key is not None:
+            keys = count_keys(options.data.init_args.train, self.key)
+            options.model.init_args.tuner.num_experts = keys + self.key_shared
         configs = [Path(str(path)).stem for path in options.get("config") or []]
         name = configs[-1] if configs else options.model.class_path.rsplit(".", 1)[-1]
         self.folder = run_folder(options.out, options.trainer.default_root_dir, name)

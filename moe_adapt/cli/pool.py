@@ -60,6 +60,7 @@ def _add(argv: Sequence[str]) -> None:
     )
     options = parser.parse(argv)
     texts = read_texts(options.examples)
+    _check_adapter(options.adapter)
 
     from moe_adapt.hub.pool import AdapterPool
 
@@ -75,6 +76,20 @@ def _add(argv: Sequence[str]) -> None:
     found.add(uid, options.adapter, _embed(found.encoder, texts), options.note)
     found.save(options.pool)
     print(f"{uid}: {len(texts)} examples; the pool has {len(found.members)} adapters")
+
+
+def _check_adapter(source: str) -> None:
+    """Make sure that an adapter is there: a folder with its configuration, or a name on the Hub.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    path = Path(source.partition("@")[0]).expanduser()
+    if path.is_dir():
+        if not (path / "adapter_config.json").is_file():
+            raise UserError(f"{path} holds no adapter: it has no adapter_config.json.")
+    elif source.startswith((".", "/", "~")) or source.count("/") < 1:
+        raise UserError(f"there is no adapter {source}; give its folder, or user/name on the Hub.")
 
 
 def _remove(argv: Sequence[str]) -> None:

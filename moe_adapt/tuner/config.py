@@ -133,7 +133,10 @@ class RoutedLoraConfig(PeftConfig):
         if not self.experts_from or self.sites is not None:
             return
         for name in ("target_modules", "num_experts", "r", "alpha", "shared_a"):
-            if getattr(self, name) is not None:
+            value = getattr(self, name)
+            if value is not None and value == METHODS[self.method].get(name):
+                setattr(self, name, None)  # what a packaged method says of its own experts
+            elif value is not None:
                 raise UserError(
                     f"{name} and experts_from exclude each other: layers, number, ranks and scales of the "
                     "experts are those of the adapters."

@@ -5,6 +5,7 @@ from moe_adapt.routing.selectors.dense import DenseSelector
 from moe_adapt.routing.selectors.dynmole import DynMoleSelector
 from moe_adapt.routing.selectors.growing_top_k import GrowingTopKSelector
 from moe_adapt.routing.selectors.hard_soft import HardSoftSelector
+from moe_adapt.routing.selectors.keyed import KeyedSelector
 from moe_adapt.routing.selectors.null_experts import NullExpertsSelector
 from moe_adapt.routing.selectors.sigmoid import SigmoidSelector
 from moe_adapt.routing.selectors.sparsegen import SparsegenSelector
@@ -18,6 +19,7 @@ __all__ = [
     "DynMoleSelector",
     "GrowingTopKSelector",
     "HardSoftSelector",
+    "KeyedSelector",
     "NullExpertsSelector",
     "SigmoidSelector",
     "SparsegenSelector",

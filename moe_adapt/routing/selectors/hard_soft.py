@@ -1,10 +1,12 @@
 """LoRA-Mixer's hard-soft routing: experts by label first, then all of them, at inference the best few.
 
 * hard (training, until a share of the steps): each sample's tokens go to the expert of its domain, gate 1;
-  expert `i` belongs to domain `i`. Labels are needed for training only: the model is called with
-  ``domain_ids`` [B], which the tuner takes out of its inputs. A sample of domain -1 is routed softly.
+  expert `i` belongs to domain `i`. The model is called with ``domain_ids`` [B], which the tuner takes out of
+  its inputs. A sample of domain -1 is routed softly.
 * soft (training, afterwards): every expert, weighted by its probability; differentiable.
-* inference: the `k` most probable, their weights renormalised (whether the paper does that is not known).
+* inference: the `k` most probable, their weights renormalised (whether the paper does that is not known). A
+  domain that the caller knows wins here too, after label-driven training (`known_at_test`); leave it out of
+  the batch to measure the router.
 
 Decisions by label are no subject of auxiliary losses. The stage depends on the tuner's `progress`, which our
 Lightning modules keep; where nobody sets it, training is soft from the start.
@@ -36,6 +38,7 @@ class HardSoftSelector(TopKSelector):
         hard_until: Share of the optimizer steps that route by label, in [0, 1]. Higher: experts that differ
             more by domain, fewer steps for the router.
         renormalize: Whether the gates at inference sum to one.
+        known_at_test: Whether `domain_ids` at inference choose the expert, if there was a hard stage.
 
     Raises:
         UserError: If an option is out of range.
@@ -43,11 +46,13 @@ class HardSoftSelector(TopKSelector):
 
     reference = "LoRA-Mixer, arXiv 2507.00029"
 
-    def __init__(self, k: int = 3, hard_until: float = 0.5, renormalize: bool = True) -> None:
+    def __init__(
+        self, k: int = 3, hard_until: float = 0.5, renormalize: bool = True, known_at_test: bool = True
+    ) -> None:
         super().__init__(k, renormalize)
         if not 0 <= hard_until <= 1:
             raise UserError(f"hard_until is a share of the steps in [0, 1], got {hard_until}.")
-        self.hard_until = hard_until
+        self.hard_until, self.known_at_test = hard_until, known_at_test
 
     def slots(self, num_experts: int) -> None:  # type: ignore[override]
         """Return None: in training all experts have a gate."""
@@ -59,18 +64,25 @@ class HardSoftSelector(TopKSelector):
             UserError: In the hard stage, if domains are missing or more than the experts.
         """
         if not ctx.training:
-            return super().forward(logits, ctx)
+            routed = super().forward(logits, ctx)
+            if ctx.domain_ids is None or not self.known_at_test or self.hard_until == 0:
+                return routed
+            return self._by_label(ctx, routed)
         gates = logits.weight.softmax(dim=-1)
         everyone = torch.ones_like(gates, dtype=torch.bool)
         if ctx.progress >= self.hard_until or gates.shape[-1] == 1:
             return RoutingDecision(gates, everyone)
-        domains = self._domains(ctx, *gates.shape)
+        return self._by_label(ctx, RoutingDecision(gates, everyone))
+
+    def _by_label(self, ctx: RouteContext, other: RoutingDecision) -> RoutingDecision:
+        """Return the experts of the samples' domains, and another decision where there is none."""
+        domains = self._domains(ctx, *other.gates.shape)
         labelled = (domains >= 0).unsqueeze(-1)
-        own = F.one_hot(domains.clamp(min=0), gates.shape[-1]).bool()
+        own = F.one_hot(domains.clamp(min=0), other.gates.shape[-1]).bool()
         ctx.decided_by_label.add(ctx.site)
         return RoutingDecision(
-            gates=torch.where(labelled, own.to(gates.dtype), gates),
-            selected=torch.where(labelled, own, everyone),
+            gates=torch.where(labelled, own.to(other.gates.dtype), other.gates),
+            selected=torch.where(labelled, own, other.selected),
         )
 
     @staticmethod

@@ -220,6 +220,12 @@ class AdaptedModule(LightningTools):
     def configure_optimizers(self) -> Any:
         """Return the optimiser over router, experts and head, and its schedule."""
         parameters = self.trainable_parameters()
+        if not any(parameters.values()) and self.tuner is not None:
+            raise UserError(
+                "nothing has to be trained: all experts are frozen and the router has no parameters. Use the "
+                "model as it is (moe-adapt test, moe-adapt predict), take a router that learns, or choose "
+                "per input with moe-adapt compose."
+            )
         if not any(parameters.values()):
             raise UserError(
                 f"nothing to train: {type(self).__name__} has no head, so it needs a tuner (for example "
