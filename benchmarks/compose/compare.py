@@ -70,11 +70,11 @@ def final_embeddings(halves: Halves, data: Cached) -> Tensor:
     return torch.cat(parts)
 
 
-def router(name: str, features: dict[str, Tensor], count: int, **options: Any) -> SampleRouter:
-    """Return a router that saw the first `count` examples of each task."""
+def router(name: str, features: dict[str, Tensor], seen: int, **options: Any) -> SampleRouter:
+    """Return a router that saw the first `seen` examples of each task."""
     found = SAMPLE_ROUTERS.build({"name": name, **options})
     for task, own in features.items():
-        found.observe(own[:count], task)
+        found.observe(own[:seen], task)
     return found
 
 
@@ -164,7 +164,6 @@ def run_cell(halves: Halves, args: argparse.Namespace, form: Any, seed: int) -> 
         answered, went = whole_model(halves, model, test)
         accuracy[name] = task_means(answered, tasks)
         if k == 1:
-            cell["abstained"] = sum(name is None for name in went) / len(went)
             pairs = list(zip(tasks, went, strict=True))
             cell["routes"] = {
                 task: {str(to): pairs.count((task, to)) for to in [*names, None]} for task in sources
@@ -195,21 +194,18 @@ def removal(
     lda: SampleRouter, x: Tensor, tasks: list[str], table: Tensor, base: Tensor, sources: list[str]
 ) -> dict[str, dict[str, float]]:
     """Remove every adapter in turn: what its own rows and those of the others lose."""
-    everyone = table.new_zeros(len(tasks), dtype=torch.long)
     before = [sources.index(str(name)) for name in lda.decide(x).names()]
     found = {}
     for gone in sources:
         less = router("lda", {}, 0)
         less.load({k: v for k, v in lda.state().items() if not k.startswith(f"{gone}/")})
         mine = torch.tensor([task == gone for task in tasks])
-        result = {}
-        for word, threshold in (("", None), (" with abstention", 1.0)):
-            went = less.decide(x, threshold=threshold).names()
-            everyone = torch.tensor([len(sources) if n is None else sources.index(n) for n in went])
-            right = torch.cat([table, base[:, None]], dim=1).gather(1, everyone[:, None]).squeeze(1)
-            result[f"own rows{word}"] = float(right[mine].float().mean())
-            result[f"left to the base{word}"] = float((everyone[mine] == len(sources)).float().mean())
-            result[f"others moved{word}"] = float((everyone != torch.tensor(before))[~mine].float().mean())
+        went = torch.tensor([sources.index(str(name)) for name in less.decide(x).names()])
+        right = table.gather(1, went[:, None]).squeeze(1)
+        result = {
+            "own rows": float(right[mine].float().mean()),
+            "others moved": float((went != torch.tensor(before))[~mine].float().mean()),
+        }
         kept = table.gather(1, torch.tensor(before)[:, None]).squeeze(1)
         result |= {"before": float(kept[mine].float().mean()), "base": float(base[mine].float().mean())}
         found[gone] = result

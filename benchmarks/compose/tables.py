@@ -62,19 +62,18 @@ def table(cells: list[dict[str, Any]]) -> str:
 
 def removals(cells: list[dict[str, Any]]) -> str:
     """Return what removing each adapter did, averaged over adapters."""
-    lines = ["| | without abstention | with abstention |", "|---|---|---|"]
+    lines = ["| | % |", "|---|---|"]
 
     def mean(key: str) -> list[float]:
         return [statistics.mean(task[key] for task in cell["removal"].values()) for cell in cells]
 
-    lines.append(f"| own rows before, % | {spread(mean('before'))} | |")
     for label, key in (
-        ("own rows after removal, %", "own rows"),
-        ("of them left to the base, %", "left to the base"),
-        ("others' rows that go elsewhere, %", "others moved"),
+        ("accuracy on its own rows before", "before"),
+        ("accuracy on its own rows afterwards", "own rows"),
+        ("the base on these rows", "base"),
+        ("rows of other tasks that go elsewhere", "others moved"),
     ):
-        lines.append(f"| {label} | {spread(mean(key))} | {spread(mean(f'{key} with abstention'))} |")
-    lines.append(f"| the base on its rows, % | {spread(mean('base'))} | |")
+        lines.append(f"| {label} | {spread(mean(key))} |")
     return "\n".join(lines)
 
 

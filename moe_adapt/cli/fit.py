@@ -168,7 +168,8 @@ class RoutedCLI(LightningCLI):
         options = self.options
         if self.key is not None:
             keys = count_keys(options.data.init_args.train, self.key)
-            options.model.init_args.tuner.num_experts = keys + self.key_shared
+            tuner = options.model.init_args.tuner
+            getattr(tuner, "init_args", tuner).num_experts = keys + self.key_shared
         configs = [Path(str(path)).stem for path in options.get("config") or []]
         name = configs[-1] if configs else options.model.class_path.rsplit(".", 1)[-1]
         self.folder = run_folder(options.out, options.trainer.default_root_dir, name)

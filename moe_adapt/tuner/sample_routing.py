@@ -166,8 +166,9 @@ class SampleRouting:
     def _known(self, adapter: str, inputs: Mapping[str, Any]) -> SampleRoutes | None:
         rows = _rows(inputs)
         kept = (self.held or {}).get(adapter)
-        note = getattr(inputs.get("past_key_values"), "_moe_adapt_routes", None)
-        if kept is None and note is not None and _past(inputs["past_key_values"]):
+        cache = inputs.get("cache") if inputs.get("cache") is not None else inputs.get("past_key_values")
+        note = getattr(cache, "_moe_adapt_routes", None)
+        if kept is None and note is not None and _past(cache):
             kept = note.get(adapter)
         if kept is not None:
             return kept.repeated(rows)
@@ -204,7 +205,7 @@ class SampleRouting:
     def _asked_first(self, adapter: str, inputs: Mapping[str, Any]) -> SampleRoutes:
         """Run the base alone up to the router's block."""
         self._waiting[adapter] = (_counted(inputs), self._told(adapter, inputs))
-        left_out = {*FOR_ROUTERS, "labels", "past_key_values", "use_cache", "output_hidden_states"}
+        left_out = {*FOR_ROUTERS, "labels", "cache", "past_key_values", "use_cache", "output_hidden_states"}
         plain = {name: value for name, value in inputs.items() if name not in left_out}
         try:
             with self.bare(), torch.no_grad():
@@ -246,9 +247,11 @@ class SampleRouting:
 
     def leave_note(self, output: Any) -> None:
         """Leave the decisions on the cache that a forward filled, for the tokens that follow."""
-        cache = getattr(output, "past_key_values", None)
         context = self.session.context
-        if cache is None or context is None or not context.routes or isinstance(cache, tuple):
+        if context is None or not context.routes or not isinstance(output, Mapping):
+            return
+        cache = next((output[name] for name in ("cache", "past_key_values") if name in output), None)
+        if cache is None or isinstance(cache, tuple):
             return
         for routes in context.routes.values():
             routes.held = True

@@ -11,7 +11,8 @@ hidden states of a middle layer, which tell tasks apart better than the final em
 squared Mahalanobis distance to the nearest mean, over what all but a share of that expert's own texts keep
 within. That limit comes from the moments as well: the distance of a new text is taken for a scaled chi-square
 with mean $\mathrm{tr}(P \Sigma_e)$ and variance $2\,\mathrm{tr}((P \Sigma_e)^2)$, raised by what an example's
-own part in `P` hides (`choice`).
+own part in `P` hides (`choice`). Real features have heavier tails than that: each expert keeps how much
+farther its own examples reach, under its own covariance, than a chi-square would say.
 
 Without any scatter (one example per expert) the covariance is the identity: the nearest mean decides.
 
@@ -62,6 +63,15 @@ def oas(covariance: Tensor, freedom: int) -> float:
     return 1.0 if below <= above else above / below
 
 
+def _shrunk_inverse(covariance: Tensor, freedom: int, shrinkage: float | None) -> tuple[Tensor, float]:
+    """Return the inverse of a shrunk covariance, and by how much it is shrunk."""
+    rho = oas(covariance, freedom) if shrinkage is None else shrinkage
+    identity = torch.eye(len(covariance), dtype=covariance.dtype)
+    level = max(float(covariance.trace()) / len(covariance), 1e-12)
+    precision = torch.linalg.inv((1 - rho) * covariance + max(rho, 1e-6) * level * identity)
+    return (precision + precision.t()) / 2, rho
+
+
 @SAMPLE_ROUTERS.register("lda")
 class LdaRouter(SampleRouter):
     """Discriminants between experts.
@@ -72,6 +82,7 @@ class LdaRouter(SampleRouter):
 
     Attributes:
         moments: Of each expert's examples.
+        tails: How much farther each expert's examples reach than their moments say, at least 1.
 
     Raises:
         UserError: If an option is out of range.
@@ -84,6 +95,7 @@ class LdaRouter(SampleRouter):
             raise UserError(f"abstain is a share between 0 and 1, got {abstain}.")
         self.shrinkage, self.abstain = shrinkage, abstain
         self.moments: dict[str, Moments] = {}
+        self.tails: dict[str, float] = {}
 
     @property
     def uids(self) -> list[str]:
@@ -105,11 +117,12 @@ class LdaRouter(SampleRouter):
                 f"{len(known.mean)}; take the same layer of the same model."
             )
         self.moments[uid] = self.moments[uid] + new if uid in self.moments else new
+        self.tails[uid] = max(self.tails.get(uid, 1.0), self._tail(features.detach().cpu().double(), new))
 
     def remove(self, uid: str) -> None:
         """Forget an expert (see `SampleRouter.remove`)."""
         self.check_known(uid)
-        del self.moments[uid]
+        del self.moments[uid], self.tails[uid]
 
     def pooled(self) -> Pooled:
         """Return the experts' means and what they share, combined in the order of their names."""
@@ -123,12 +136,32 @@ class LdaRouter(SampleRouter):
             scatter += part.scatter()
         if freedom < 1 or float(scatter.trace()) <= 0:
             return Pooled(means, identity, 1.0, freedom)
-        covariance = scatter / freedom
-        rho = oas(covariance, freedom) if self.shrinkage is None else self.shrinkage
-        level = float(covariance.trace()) / len(covariance)
-        shrunk = (1 - rho) * covariance + max(rho, 1e-6) * level * identity
-        precision = torch.linalg.inv(shrunk)
-        return Pooled(means, (precision + precision.t()) / 2, rho, freedom)
+        precision, rho = _shrunk_inverse(scatter / freedom, freedom, self.shrinkage)
+        return Pooled(means, precision, rho, freedom)
+
+    def _tail(self, features: Tensor, moments: Moments) -> float:
+        """Return the quantile of examples' distances, each left out, over what their moments say."""
+        count = moments.count
+        if count < 4:
+            return 1.0
+        freedom = count - 1
+        precision, rho = _shrunk_inverse(moments.scatter() / freedom, freedom, self.shrinkage)
+        v = features - moments.mean
+        scale, ratio = (1 - rho) / freedom, count / (count - 1)
+        plain = (v @ precision * v).sum(dim=1)
+        left_out = ratio**2 * plain / (1 - scale * ratio * plain).clamp(min=0.05)
+        reached = float(left_out.quantile(1 - self.abstain))
+        return max(1.0, reached / self._limit(moments, precision, scale))
+
+    def _limit(self, moments: Moments, precision: Tensor, scale: float) -> float:
+        """Return the distance that a share `abstain` of new texts exceeds, if it is a scaled chi-square."""
+        z = 2**0.5 * float(torch.erfinv(torch.tensor(1 - 2 * self.abstain, dtype=torch.float64)))
+        spread = moments.factor @ precision @ moments.factor.t() / (moments.count - 1)
+        mean, half_variance = float(spread.trace()), float((spread * spread).sum())
+        freedom = mean**2 / max(half_variance, 1e-12)
+        quantile = (1 - 2 / (9 * freedom) + z * (2 / (9 * freedom)) ** 0.5) ** 3 * mean
+        ratio = moments.count / (moments.count - 1)
+        return max(ratio**2 * quantile / max(1 - scale * ratio * quantile, 0.05), 1e-12)
 
     def can_abstain(self) -> bool:
         """Return True if some expert has two examples: without any spread nothing is foreign."""
@@ -139,20 +172,11 @@ class LdaRouter(SampleRouter):
 
         Experts with fewer than two examples get the largest limit of the others.
         """
-        z = 2**0.5 * float(torch.erfinv(torch.tensor(1 - 2 * self.abstain, dtype=torch.float64)))
         scale, found = (1 - pooled.shrinkage) / max(pooled.freedom, 1), []
         for uid in self.uids:
             moments = self.moments[uid]
-            if moments.count < 2:
-                found.append(0.0)
-                continue
-            spread = moments.factor @ pooled.precision @ moments.factor.t() / (moments.count - 1)
-            mean, half_variance = float(spread.trace()), float((spread * spread).sum())
-            freedom = mean**2 / max(half_variance, 1e-12)
-            quantile = (1 - 2 / (9 * freedom) + z * (2 / (9 * freedom)) ** 0.5) ** 3 * mean
-            ratio = moments.count / (moments.count - 1)
-            hidden = max(1 - scale * ratio * quantile, 0.05)
-            found.append(ratio**2 * quantile / hidden)
+            single = moments.count < 2
+            found.append(0.0 if single else self.tails[uid] * self._limit(moments, pooled.precision, scale))
         limits = torch.tensor(found, dtype=torch.float64)
         return torch.where(limits > 0, limits, limits.max().clamp(min=1e-12))
 
@@ -182,11 +206,13 @@ class LdaRouter(SampleRouter):
             found[f"{uid}/count"] = torch.tensor(moments.count)
             found[f"{uid}/mean"] = moments.mean
             found[f"{uid}/factor"] = moments.factor
+            found[f"{uid}/tail"] = torch.tensor(self.tails[uid], dtype=torch.float64)
         return found
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over moments (see `SampleRouter.load`)."""
+        found = entries(state)
         self.moments = {
-            uid: Moments(int(parts["count"]), parts["mean"], parts["factor"])
-            for uid, parts in entries(state).items()
+            uid: Moments(int(parts["count"]), parts["mean"], parts["factor"]) for uid, parts in found.items()
         }
+        self.tails = {uid: float(parts["tail"]) for uid, parts in found.items()}
