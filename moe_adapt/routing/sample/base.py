@@ -102,7 +102,7 @@ SAMPLE_ROUTERS: Registry[SampleRouter] = Registry("sample router")
 def entries(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return tensors named ``<uid>/<part>`` by name and part.
 
-    >>> entries({"a/b/mean": torch.zeros(1)})
+    >>> entries({"a/b/mean": Tensor([0.0])})
     {'a/b': {'mean': tensor([0.])}}
     """
     found: dict[str, dict[str, Tensor]] = {}

@@ -32,7 +32,7 @@ class Moments:
         factor: `F` with `F^T F` their scatter around the mean, float64 [m, d], `m <= min(n - 1, d)`.
 
     >>> moments = Moments.of(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
-    >>> moments.count, moments.mean.tolist(), moments.scatter().tolist()
+    >>> moments.count, moments.mean.tolist(), moments.scatter().round(decimals=6).abs().tolist()
     (2, [1.0, 1.0], [[2.0, 0.0], [0.0, 0.0]])
     """
 
