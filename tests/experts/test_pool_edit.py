@@ -161,3 +161,9 @@ def test_null_columns_stay_behind_the_experts():
     edit = PoolEdit.prune(3, [1]).with_nulls(2)
     assert edit.before == 5
     assert edit.sources == (((0, 1.0),), ((2, 1.0),), ((3, 1.0),), ((4, 1.0),))
+
+
+def test_the_error_of_a_truncation_does_not_depend_on_the_size_of_the_factors():
+    a, b = factors(experts=1, rank=3)
+    errors = [truncate(scale * a[0], b[:, 0], 1)[2] for scale in (1.0, 1e-3)]
+    assert errors[0] == pytest.approx(errors[1]) and errors[0] > 0.1

@@ -285,3 +285,18 @@ def test_the_shared_expert_may_drop_hidden_units_while_it_learns():
 def test_a_dropout_of_one_is_refused():
     with pytest.raises(UserError, match="shared_dropout"):
         CareOptions(shared_dropout=1.0)
+
+
+def test_growing_tensors_take_rows_from_a_state_but_no_other_width():
+    bank, other = BottleneckBank(4, 2), BottleneckBank(4, 2)
+    for _ in range(2):
+        other.append(other.fresh())
+    bank.load_state_dict(other.state_dict())
+    assert bank.num_experts == 2
+    bank.load_state_dict({}, strict=False)
+    assert bank.num_experts == 2
+    wide = BottleneckBank(6, 2)
+    wide.append(wide.fresh())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        bank.load_state_dict(wide.state_dict())
+    assert bank.frozen("down").shape[1:] == (2, 4)
