@@ -10,6 +10,7 @@ from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
+from moe_adapt.files import write_file
 from moe_adapt.runs.outcome import Outcome, examine, outcome_of, result_rows, routing_sentences
 from moe_adapt.runs.report import WORDS, judge, write_report
 from moe_adapt.training.callbacks import BestCheckpoint, HeadStart
@@ -64,7 +65,7 @@ def _keep(folder: Path, outcome: Outcome) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["result"] = outcome.record()
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(manifest, indent=2) + "\n")
 
 
 def _next(folder: Path, module: Any, data: Any) -> list[str]:

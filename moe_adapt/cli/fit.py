@@ -38,7 +38,9 @@ from moe_adapt.cli.run_config import CheckClasses, SaveRunConfig
 from moe_adapt.errors import UserError
 from moe_adapt.runs.custom import import_custom_modules, split_custom_modules
 from moe_adapt.runs.folder import (
+    check_unfinished,
     evaluation_checkpoint,
+    own_folder,
     resume_checkpoint,
     resume_hint,
     run_folder,
@@ -170,9 +172,10 @@ class RoutedCLI(LightningCLI):
             keys = count_keys(options.data.init_args.train, self.key)
             tuner = options.model.init_args.tuner
             getattr(tuner, "init_args", tuner).num_experts = keys + self.key_shared
-        configs = [Path(str(path)).stem for path in options.get("config") or []]
-        name = configs[-1] if configs else options.model.class_path.rsplit(".", 1)[-1]
-        self.folder = run_folder(options.out, options.trainer.default_root_dir, name)
+        configs = [Path(str(path)) for path in options.get("config") or []]
+        name = configs[-1].stem if configs else options.model.class_path.rsplit(".", 1)[-1]
+        root = own_folder(configs, options.trainer.default_root_dir)
+        self.folder = run_folder(options.out, root, name)
         options.trainer.default_root_dir = str(self.folder)
         defaults.check_strategy(options.trainer.strategy)
         if self.subcommand == "fit":
@@ -180,6 +183,8 @@ class RoutedCLI(LightningCLI):
             start = resume_checkpoint(options.resume, self.folder) or options.ckpt_path
             if start is not None and options.overwrite:
                 raise UserError("give --resume to continue the run or --overwrite to replace it, not both.")
+            if start is not None and Path(start).resolve().parent == (self.folder / "checkpoints").resolve():
+                check_unfinished(self.folder, options.trainer)
             first_process = os.environ.get("LOCAL_RANK", "0") == "0"
             if first_process and not options.overwrite and not options.trainer.fast_dev_run:
                 claim_folder(self.folder, None if start is None else Path(start))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moe_adapt.cli.arguments import CommandParser
 from moe_adapt.cli.texts import read_texts
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.files import exclusively, settle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,17 +65,19 @@ def _add(argv: Sequence[str]) -> None:
 
     from moe_adapt.hub.pool import AdapterPool
 
-    if (options.pool / "pool.json").is_file():
-        found = AdapterPool.load(options.pool)
-        if options.encoder and options.encoder != found.encoder:
-            raise UserError(f"the pool's encoder is {found.encoder!r}; leave --encoder out.")
-    elif options.encoder:
-        found = AdapterPool(options.encoder, options.centroids)
-    else:
-        raise UserError("a new pool needs --encoder, the model that embeds texts.")
     uid = options.uid or options.adapter.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
-    found.add(uid, options.adapter, _embed(found.encoder, texts), options.note)
-    found.save(options.pool)
+    with exclusively(options.pool):
+        settle(options.pool)
+        if (options.pool / "pool.json").is_file():
+            found = AdapterPool.load(options.pool)
+            if options.encoder and options.encoder != found.encoder:
+                raise UserError(f"the pool's encoder is {found.encoder!r}; leave --encoder out.")
+        elif options.encoder:
+            found = AdapterPool(options.encoder, options.centroids)
+        else:
+            raise UserError("a new pool needs --encoder, the model that embeds texts.")
+        found.add(uid, options.adapter, _embed(found.encoder, texts), options.note)
+        found.save(options.pool)
     print(f"{uid}: {len(texts)} examples; the pool has {len(found.members)} adapters")
 
 
@@ -100,9 +103,10 @@ def _remove(argv: Sequence[str]) -> None:
 
     from moe_adapt.hub.pool import AdapterPool
 
-    found = AdapterPool.load(options.pool)
-    found.remove(options.uid)
-    found.save(options.pool)
+    with exclusively(options.pool):
+        found = AdapterPool.load(options.pool)
+        found.remove(options.uid)
+        found.save(options.pool)
     print(f"removed {options.uid}; the pool has {len(found.members)} adapters")
 
 

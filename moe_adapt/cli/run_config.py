@@ -6,6 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from moe_adapt.errors import UserError
+from moe_adapt.files import write_file
 from moe_adapt.runs.folder import CONFIG_FILE
 
 __all__ = ["CheckClasses", "SaveRunConfig"]
@@ -29,7 +30,7 @@ class SaveRunConfig(SaveConfigCallback):
             for key in ("out", "resume", "overwrite", "baseline", "ckpt_path", "config"):
                 config.pop(key, None)
             content = self.parser.dump(config, skip_unset=False, skip_validation=True)
-            (folder / CONFIG_FILE).write_text(content, encoding="utf-8")
+            write_file(folder / CONFIG_FILE, content)
 
 
 class CheckClasses(Callback):

@@ -26,7 +26,14 @@ from moe_adapt.hub.calibration import constant_gates, mean_gates
 from moe_adapt.hub.card import About, expert_card, hub_id, make_card
 from moe_adapt.hub.folder import folder_size, new_folder, write_json
 from moe_adapt.hub.gap import Gap, measure_gap
-from moe_adapt.hub.load import CONFIG_FILE, check_adapter_folder, compare_tensors, read_tensors
+from moe_adapt.hub.load import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_adapter_folder,
+    compare_tensors,
+    file_hash,
+    read_tensors,
+)
 from moe_adapt.hub.mixture import LowRank, concatenate, single_expert, truncate
 from moe_adapt.hub.stock import served_rank, stock_rank, write_stock_lora
 from moe_adapt.tuner.model import adapted_layers
@@ -295,6 +302,8 @@ def _describe(
     if about.manifest:
         write_json(work / "manifest.json", about.manifest)
     record["bytes"] = folder_size(work)
+    if (work / WEIGHTS_FILE).is_file():
+        record["sha256"] = file_hash(work / WEIGHTS_FILE)
     write_json(work / EXPORT_FILE, record)
 
 

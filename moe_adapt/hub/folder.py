@@ -1,17 +1,13 @@
-"""Write a folder as a whole or not at all: under a temporary name beside the target, then renamed."""
+"""The folder of an export: when it may be replaced, and written as a whole (`moe_adapt.files`)."""
 
-import errno
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from moe_adapt.errors import UserError
+from moe_adapt import files
+from moe_adapt.files import free_for
 
 __all__ = ["check_target", "folder_size", "new_folder", "write_json"]
 
@@ -29,18 +25,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     Raises:
         UserError: If the target is a file, or a folder that is in use.
     """
-    if target.exists() and not target.is_dir():
-        raise UserError(f"the export target {target} is a file; give a folder.")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(
-            f"the export target {target} is not empty; give another folder, or overwrite=True (--overwrite)."
-        )
-    if not any((target / mark).is_file() for mark in MARKS):
-        raise UserError(
-            f"{target} holds other files than an adapter and is not overwritten; give another folder."
-        )
+    free_for(target, "an adapter", MARKS, overwrite)
 
 
 @contextmanager
@@ -55,39 +40,8 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         UserError: If `target` may not be written (`check_target`), or the disk is full.
     """
     check_target(target, overwrite)
-    work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work.mkdir()
+    with files.new_folder(target) as work:
         yield work
-        _move_into_place(work, target)
-    except (OSError, SafetensorError) as error:
-        if not _disk_is_full(error):
-            raise
-        raise UserError(
-            f"there is no space left for {target}; free some and try again (what was there before is intact)."
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _disk_is_full(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"code: {errno.ENOSPC}" in str(error)
-
-
-def _move_into_place(work: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.is_dir():
-        target.rename(old)
-    try:
-        work.rename(target)
-    except OSError:
-        if old.is_dir():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def folder_size(folder: Path) -> int:

@@ -5,20 +5,21 @@ package is not imported. `load_adapter` checks the folder first, loads through P
 tensor with the file.
 """
 
-import json
-import pickle
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from moe_adapt import reading
 from moe_adapt.errors import UserError
+from moe_adapt.files import settle, write_file
 from moe_adapt.hub.remote import fetch_folder, looks_like_repository
 from moe_adapt.hub.soundness import check_layers
+from moe_adapt.reading import read_json, read_torch, tensor_shapes
 from moe_adapt.tuner.config import FORMAT_VERSION
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE, PREFIX
 
@@ -26,14 +27,17 @@ __all__ = [
     "CONFIG_FILE",
     "WEIGHTS_FILE",
     "check_adapter_folder",
+    "check_sum",
     "compare_tensors",
     "convert_pickle",
+    "file_hash",
     "load_adapter",
     "read_tensors",
 ]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_AGAIN = "export or download the adapter again"
 
 #: Endings of files that are pickles inside.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -50,6 +54,7 @@ def check_adapter_folder(path: str | Path) -> dict[str, Any]:
             newer version wrote it.
     """
     folder = Path(path)
+    settle(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the folder that `moe-adapt export` wrote.")
     config = _read_config(folder)
@@ -78,15 +83,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{folder} has no {CONFIG_FILE}, so it is not an adapter; give an exported folder.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); export or download the adapter again."
-        ) from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds a {type(config).__name__}, an object is needed; export it again.")
-    return config
+    return read_json(path, "an adapter's configuration", _AGAIN)
 
 
 def read_tensors(folder: Path, shapes_only: bool = False) -> dict[str, Tensor]:
@@ -108,14 +105,42 @@ def read_tensors(folder: Path, shapes_only: bool = False) -> dict[str, Tensor]:
                 "read; it is not opened: ask for safetensors, or convert it (`convert_pickle`)."
             )
         raise UserError(f"{folder} has no {WEIGHTS_FILE}, the experts' weights; export or download it again.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            if shapes_only:
-                return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
-            return {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); export or download the adapter again.") from error
+    if shapes_only:
+        shapes, _ = tensor_shapes(path, "an adapter's weights", _AGAIN)
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    check_sum(path)
+    tensors = reading.read_tensors(path, "an adapter's weights", _AGAIN)
+    broken = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{path} holds values that are not finite ({len(broken)} tensors, such as {broken[0]!r}); "
+            "the adapter is "
+            "broken: train or download it again."
+        )
+    return tensors
+
+
+def check_sum(path: Path) -> None:
+    """Compare the weights with the hash that ``export.json`` beside them has, if it has one.
+
+    Raises:
+        UserError: If they differ.
+    """
+    record = path.with_name("export.json")
+    said = (
+        read_json(record, "what an export says of itself", _AGAIN).get("sha256") if record.is_file() else None
+    )
+    if said is not None and said != file_hash(path):
+        raise UserError(
+            f"{path} is damaged, or belongs to another export: its hash is not that of {record.name}; "
+            f"{_AGAIN}."
+        )
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def convert_pickle(folder: str | Path, *, trust: bool = False) -> None:
@@ -133,11 +158,9 @@ def convert_pickle(folder: str | Path, *, trust: bool = False) -> None:
         raise UserError(f"{path} is a pickle; pass trust=True if you know where it comes from.")
     if not path.is_file():
         raise UserError(f"there is no {path}.")
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        save_file({name: tensor.clone() for name, tensor in tensors.items()}, path.with_name(WEIGHTS_FILE))
-    except (RuntimeError, EOFError, pickle.UnpicklingError, AttributeError) as error:
-        raise UserError(f"{path} is damaged, or holds something else than tensors.") from error
+    tensors = read_torch(path, "a file of tensors alone", _AGAIN)
+    with reading.foreign(path, "a file of tensors alone", _AGAIN):
+        write_file(path.with_name(WEIGHTS_FILE), save({name: t.clone() for name, t in tensors.items()}))
 
 
 def load_adapter(
@@ -189,12 +212,6 @@ def compare_tensors(model: PeftModel, adapter_name: str, folder: Path) -> dict[s
         UserError: If a tensor is missing, unexpected, different or not finite.
     """
     stored = read_tensors(folder)
-    broken = [name for name, tensor in stored.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise UserError(
-            f"{folder / WEIGHTS_FILE} holds values that are not finite ({len(broken)} tensors, such as "
-            f"{broken[0]!r}); the adapter is broken: train or download it again."
-        )
     live = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     unexpected = {name for name in stored.keys() - live.keys() if PREFIX in name}
     different = {

@@ -10,9 +10,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import yaml
-
 from moe_adapt.errors import UserError
+from moe_adapt.reading import read_yaml
 from moe_adapt.runs.config_names import resolve_config
 
 __all__ = ["import_custom_modules", "split_custom_modules"]
@@ -38,17 +37,17 @@ def split_custom_modules(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _listed_in(config: Path) -> list[str]:
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as problem:
-        raise UserError(f"{config} is not valid YAML: {' '.join(str(problem).split())}.") from problem
+    content = read_yaml(config, "a configuration")
     if content is None:
         return []
     if not isinstance(content, dict):
         raise UserError(
             f"{config} should hold options such as 'model:' and 'data:', but holds {content!r:.80}."
         )
-    return content.get("custom_modules") or []
+    listed = content.get("custom_modules") or []
+    if not isinstance(listed, list) or not all(isinstance(path, str) for path in listed):
+        raise UserError(f"{config}: custom_modules is a list of Python files, got {listed!r:.80}.")
+    return listed
 
 
 def _other_module(name: str, path: Path) -> bool:

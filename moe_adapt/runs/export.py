@@ -1,7 +1,6 @@
 """Export a run folder: its adapter, with what the run knows about itself in the card."""
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +14,7 @@ from moe_adapt.hub.base_code import BaseCode
 from moe_adapt.hub.card import About
 from moe_adapt.hub.export import ExportReport, export_experts, export_merged, export_model
 from moe_adapt.hub.folder import check_target
+from moe_adapt.reading import read_json
 from moe_adapt.runs.rebuild import load_data, load_module, read_run_config
 from moe_adapt.training.checkpoint import checkpoint_path, read_checkpoint
 from moe_adapt.training.tracing import Split, split_batches
@@ -116,7 +116,7 @@ def _answering(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_manifest(run: Path) -> dict[str, Any]:
     path = run / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path, "the manifest of a run") if path.is_file() else {}
 
 
 def _checkpoint_metrics(path: Path, manifest: Mapping[str, Any]) -> dict[str, float]:

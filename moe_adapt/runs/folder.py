@@ -5,14 +5,24 @@ A run folder is ``--out``; without it ``trainer.default_root_dir`` (which a save
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from moe_adapt.errors import UserError
+from moe_adapt.reading import read_json, read_yaml
 from moe_adapt.training.checkpoint import checkpoint_path
 
-__all__ = ["CONFIG_FILE", "evaluation_checkpoint", "resume_checkpoint", "resume_hint", "run_folder"]
+__all__ = [
+    "CONFIG_FILE",
+    "check_unfinished",
+    "evaluation_checkpoint",
+    "own_folder",
+    "resume_checkpoint",
+    "resume_hint",
+    "run_folder",
+]
 
 CONFIG_FILE = "moe_adapt_config.yaml"
 
@@ -53,6 +63,46 @@ def resume_checkpoint(resume: Any, folder: Path) -> Path | None:
     if not path.is_file():
         raise UserError(f"nothing to resume: there is no checkpoint {path}; give the run's folder as --out.")
     return path
+
+
+def check_unfinished(folder: Path, trainer: Mapping[str, Any]) -> None:
+    """Check that a run that is to go on has something left to do; a finished one stays as it is.
+
+    Args:
+        folder: The run folder.
+        trainer: Options of the trainer: with other limits than those it was finished under, it goes on.
+
+    Raises:
+        UserError: If it has finished.
+    """
+    path, config = folder / "manifest.json", folder / CONFIG_FILE
+    if not path.is_file() or not config.is_file():
+        return
+    if read_json(path, "the manifest of a run").get("status") != "finished":
+        return
+    limits = ("max_epochs", "max_steps", "max_time")
+    before = (read_yaml(config, "the configuration of a run") or {}).get("trainer") or {}
+    if all(before.get(name) == trainer.get(name) for name in limits):
+        raise UserError(
+            f"the run in {folder} has finished: nothing is left to train, and it was left as it is; raise "
+            "--trainer.max_epochs (or max_steps) to train on."
+        )
+
+
+def own_folder(configs: Sequence[Path], default_root_dir: str | None) -> str | None:
+    """Return the folder of a run's saved configuration, wherever it was copied, else `default_root_dir`.
+
+    Args:
+        configs: The configurations given.
+        default_root_dir: ``trainer.default_root_dir`` after all of them and the command line.
+    """
+    for path in reversed(configs):
+        beside = path.name == CONFIG_FILE and (path.parent / "checkpoints").is_dir()
+        if beside and default_root_dir is not None:
+            saved = (read_yaml(path, "the configuration of a run") or {}).get("trainer") or {}
+            if saved.get("default_root_dir") == default_root_dir:
+                return str(path.parent)
+    return default_root_dir
 
 
 def evaluation_checkpoint(ckpt_path: str | None, folder: Path) -> Path | None:

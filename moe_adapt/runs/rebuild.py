@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning import LightningDataModule, LightningModule
 
 import moe_adapt.training.datamodules
 import moe_adapt.training.modules  # noqa: F401  the classes, for their bare names
 from moe_adapt.errors import UserError
+from moe_adapt.reading import read_yaml
 from moe_adapt.runs.custom import import_custom_modules
 from moe_adapt.runs.folder import CONFIG_FILE
 from moe_adapt.runs.parser import RoutedParser
@@ -29,7 +29,7 @@ def read_run_config(run: Path) -> dict[str, Any]:
     path = Path(run) / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{run} is not the folder of a run: it has no {CONFIG_FILE}.")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = read_yaml(path, "the configuration of a run")
     if not isinstance(config, dict) or "model" not in config:
         raise UserError(f"{path} describes no model; it is not the configuration of a run.")
     return config

@@ -9,6 +9,7 @@ from typing import Any
 
 from moe_adapt.evaluation.html import facts, page, table, verdict
 from moe_adapt.evaluation.svg import heat_map, line_chart
+from moe_adapt.files import write_file
 from moe_adapt.runs.outcome import Outcome, result_rows, routing_sentences
 
 __all__ = ["REPORT_FILE", "judge", "metric_curves", "write_report"]
@@ -93,7 +94,7 @@ def write_report(folder: Path, outcome: Outcome, name: str) -> Path:
         facts(_costs(manifest)),
     ]
     path = folder / REPORT_FILE
-    path.write_text(page(f"Run {folder.name}", parts), encoding="utf-8")
+    write_file(path, page(f"Run {folder.name}", parts))
     return path
 
 

@@ -1,11 +1,8 @@
 """Export the folder of a run over a task stream: its learner as it stood after the last finished task."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 import moe_adapt.learners  # noqa: F401  the classes, for their bare names
 from moe_adapt.backbones import Pretrained
@@ -15,6 +12,7 @@ from moe_adapt.hub.export import ExportReport
 from moe_adapt.hub.folder import check_target
 from moe_adapt.hub.published import save
 from moe_adapt.learners import Learner
+from moe_adapt.reading import read_json, read_yaml
 from moe_adapt.runs.custom import import_custom_modules
 from moe_adapt.runs.export import dataset_name
 from moe_adapt.runs.folder import CONFIG_FILE
@@ -93,12 +91,12 @@ def _config(run: Path) -> dict[str, Any]:
     path = run / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{run} is not the folder of a run: it has no {CONFIG_FILE}.")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = read_yaml(path, "the configuration of a run")
     return config if isinstance(config, dict) else {}
 
 
 def _result(run: Path) -> Mapping[str, Any]:
     """Return what a finished run found; nothing of one that was interrupted."""
     path = run / "result.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_json(path, "the result of a run") if path.is_file() else {}
     return found if found.get("status") == "finished" else {}

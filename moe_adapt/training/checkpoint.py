@@ -10,8 +10,6 @@ Reading verifies all of it, because Lightning itself has to load such a file wit
 or unexpected tensor, another base or another configuration is an error that says what differs.
 """
 
-import os
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,7 +20,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
+from moe_adapt.files import write_file
 from moe_adapt.hub.fingerprint import adapter_state
+from moe_adapt.reading import read_torch
 from moe_adapt.training.randomness import rng_state
 from moe_adapt.tuner import RoutedLoraConfig
 
@@ -186,13 +186,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint at {path}; expected a .ckpt file of a run folder.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise UserError(
-            f"the checkpoint {path} is damaged or foreign ({str(error).splitlines()[0]}); use another one."
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    checkpoint = read_torch(path, "a checkpoint")
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict):
         raise UserError(f"{path} holds no state_dict; expected a checkpoint written by moe_adapt.")
     return checkpoint
 
@@ -214,17 +210,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: Checkpoint, path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_file(Path(path), lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> Checkpoint:
         """Read the checkpoint at `path` with `read_checkpoint`."""

@@ -1,6 +1,8 @@
 """Loggers that write into the run's folder: ``metrics.csv``, and TensorBoard's events if installed."""
 
 import csv
+import io
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
+
+from moe_adapt.files import write_file
 
 __all__ = ["RunCSVLogger", "run_loggers"]
 
@@ -22,15 +26,23 @@ class _Appending(ExperimentWriter):
                 self.metrics_keys = next(csv.reader(file), [])
 
     def forget_from(self, step: int) -> None:
-        """Drop the rows of `step` and later, which a killed run wrote after its last checkpoint."""
+        """Drop rows of `step` and later, and half ones, written after a killed run's last checkpoint."""
         path = Path(self.metrics_file_path)
         if path.is_file():
             with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-                writer.writeheader()
-                writer.writerows(rows)
+                rows = [row for row in csv.DictReader(file) if None not in row.values()]
+            self._write(row for row in rows if row["step"].isdigit() and int(row["step"]) < step)
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with Path(self.metrics_file_path).open(newline="") as file:
+            self._write(list(csv.DictReader(file)))
+
+    def _write(self, rows: Iterable[dict[str, Any]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=self.metrics_keys)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_file(Path(self.metrics_file_path), text.getvalue())
 
 
 class RunCSVLogger(CSVLogger):

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +17,7 @@ from moe_adapt.evaluation.trace.file import TRACE_FILE, save_trace
 from moe_adapt.evaluation.trace.metrics import trace_metrics
 from moe_adapt.evaluation.trace.record import RoutingTrace
 from moe_adapt.evaluation.trace.report import html_report
+from moe_adapt.files import free_for, new_folder
 from moe_adapt.training.modules.base import AdaptedModule
 from moe_adapt.tuner.tracing import TraceRecorder, router_geometry
 
@@ -106,19 +105,7 @@ def check_target(folder: Path, overwrite: bool) -> None:
         UserError: If the folder is in use, or matplotlib is not installed.
     """
     pyplot_figure(1.0, 1.0, [1.0])
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file; give a folder for the trace.")
-    present = {path.name for path in folder.iterdir()}
-    if present and not overwrite:
-        raise UserError(
-            f"{folder} is not empty; choose another folder or replace the trace with --overwrite."
-        )
-    if present - set(FILES):
-        raise UserError(
-            f"{folder} holds more than a trace ({min(present - set(FILES))}); choose another folder."
-        )
+    free_for(folder, "a trace", FILES, overwrite, alone=True)
 
 
 def write_trace(
@@ -139,20 +126,12 @@ def write_trace(
     for site, values in (geometry or {}).items():
         if site in metrics["sites"]:
             metrics["sites"][site] |= values
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    work.mkdir()
-    try:
+    with new_folder(folder) as work:
         save_trace(trace, work)
         text = json.dumps(metrics, indent=1, allow_nan=False)
         (work / "metrics.json").write_text(text + "\n", encoding="utf-8")
         report = html_report(metrics, _draw(trace, metrics, work), title)
         (work / "report.html").write_text(report, encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return metrics
 
 

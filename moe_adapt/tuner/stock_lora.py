@@ -13,7 +13,6 @@ adapter types, other base models, pickled weights. A classification head that wa
 left out, with a warning.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,13 +23,12 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.experts import pad_rank
 from moe_adapt.experts.conv import is_supported_convolution
+from moe_adapt.reading import read_json, read_tensors
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.peft_plugin import is_supported_layer, layer_shape
 from moe_adapt.tuner.site import SiteSpec
@@ -114,11 +112,8 @@ def read_lora(source: str, uid: str | None = None, keep_head: bool = False) -> S
         UserError: If there is no such adapter, or it cannot be carried over exactly.
     """
     config_path, weights_path = (_file(source, name) for name in (_CONFIG, _WEIGHTS))
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        tensors = load_file(weights_path)
-    except (ValueError, SafetensorError) as error:
-        raise UserError(f"the adapter {source!r} is damaged ({error}); download it again.") from error
+    config = read_json(config_path, f"the configuration of the adapter {source!r}", "download it again")
+    tensors = read_tensors(weights_path, f"the weights of the adapter {source!r}", "download it again")
     _refuse_other_kinds(source, config)
     factors: dict[str, dict[str, Tensor]] = {}
     heads = [str(name) for name in config.get("modules_to_save") or ()]

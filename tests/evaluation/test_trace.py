@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from moe_adapt.errors import UserError
@@ -73,7 +74,7 @@ def test_later_versions_and_missing_tensors(tmp_path, monkeypatch):
         load_trace(file)
     save_trace(trace(), file)
     tensors = load_file(file)
-    with trace_file.safe_open(file, framework="pt") as opened:
+    with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     del tensors["sites.1.packed"]
     save_file(tensors, file, metadata=metadata)

@@ -117,10 +117,10 @@ def test_foreign_newer_damaged_and_absent_files_are_refused(trained, tmp_path):
         module.on_load_checkpoint(newer)
     damaged = tmp_path / "damaged.ckpt"
     damaged.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="damaged or foreign"):
+    with pytest.raises(UserError, match="is damaged or not a checkpoint"):
         read_checkpoint(damaged)
     damaged.write_text("not a checkpoint")
-    with pytest.raises(UserError, match="damaged or foreign"):
+    with pytest.raises(UserError, match="is damaged or not a checkpoint"):
         read_checkpoint(damaged)
     with pytest.raises(UserError, match="there is no checkpoint"):
         read_checkpoint(tmp_path / "absent.ckpt")

@@ -6,7 +6,6 @@ the settings it was made with; if they are not the recipe's, the folder belongs 
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,8 @@ from moe_adapt.drift.comparison.recipe import Cell, Recipe
 from moe_adapt.drift.metrics import prequential_metrics, recovery, windowed
 from moe_adapt.drift.prequential import test_then_train
 from moe_adapt.errors import UserError
+from moe_adapt.files import write_file
+from moe_adapt.reading import read_json
 
 __all__ = ["finished", "run_cell", "write_json"]
 
@@ -35,8 +36,8 @@ def finished(cell: Cell, recipe: Recipe, folder: Path) -> dict[str, Any] | None:
     path = cell.path(folder)
     if not path.is_file():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if result["settings"] != _settings(cell, recipe):
+    result = read_json(path, "the result of a cell", "delete it, and it is run again")
+    if result.get("settings") != _settings(cell, recipe):
         raise UserError(
             f"{path} was made with other settings than the recipe's; give a new --out folder or delete it."
         )
@@ -102,10 +103,7 @@ def run_cell(
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file beside its name and rename it: never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_file(path, json.dumps(content, indent=1) + "\n")
 
 
 def _settings(cell: Cell, recipe: Recipe) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from moe_adapt.drift.comparison.recipe import Cell, Recipe, read_recipe
 from moe_adapt.drift.comparison.report import drift_report
 from moe_adapt.drift.comparison.summary import METRICS, summarise
 from moe_adapt.errors import UserError
+from moe_adapt.files import write_file
 from moe_adapt.manifest import collect, now
 
 __all__ = ["collect_results", "compare"]
@@ -61,7 +62,7 @@ def compare(
         raise UserError(f"{out} holds no results of this recipe: leave --report-only out.")
     _print_table(results)
     report = drift_report(recipe.title, results, collect(), len(list(recipe.cells())))
-    (out / REPORT_FILE).write_text(report, encoding="utf-8")
+    write_file(out / REPORT_FILE, report)
     print(f"report: {out / REPORT_FILE}")
 
 

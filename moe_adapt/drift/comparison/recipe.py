@@ -5,13 +5,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moe_adapt.drift.comparison.methods import METHODS
 from moe_adapt.drift.streams.base import DriftStream
 from moe_adapt.drift.streams.real import REAL_STREAMS, SHIPPED, real_stream
 from moe_adapt.drift.streams.suites import SUITES, synthetic_stream
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.reading import read_yaml
 
 __all__ = ["Cell", "MethodSpec", "Recipe", "StreamSpec", "read_recipe"]
 
@@ -146,10 +145,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UserError: If the file is not YAML or does not describe a comparison.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as problem:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(problem).split())}.") from problem
+    content = read_yaml(path, "a recipe in YAML")
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold streams and methods, but holds {content!r:.80}.")
     known = [entry.name for entry in fields(Recipe)]

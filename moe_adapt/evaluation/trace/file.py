@@ -4,16 +4,16 @@ Nothing is pickled. The file is written beside its final name and renamed, so th
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.trace.record import RoutingTrace, SiteTrace, TokenTable
+from moe_adapt.files import write_file
+from moe_adapt.reading import foreign, read_tensors, tensor_shapes
 
 __all__ = ["FORMAT_VERSION", "TRACE_FILE", "load_trace", "save_trace"]
 
@@ -57,14 +57,8 @@ def save_trace(trace: RoutingTrace, path: str | Path) -> Path:
         "group_names": list(trace.group_names),
         "meta": dict(trace.meta),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-        save_file(kept, work, metadata={_KEY: json.dumps(description)})
-        os.replace(work, target)
-    finally:
-        work.unlink(missing_ok=True)
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+    write_file(target, save(kept, metadata={_KEY: json.dumps(description)}))
     return target
 
 
@@ -84,25 +78,18 @@ def load_trace(path: str | Path) -> RoutingTrace:
     file = _trace_path(Path(path))
     if not file.is_file():
         raise UserError(f"there is no routing trace {file}; `moe-adapt trace RUN --to DIR` writes one.")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            text = (opened.metadata() or {}).get(_KEY)
-        tensors = load_file(file) if text else {}
-    except SafetensorError as problem:
-        raise UserError(f"{file} is damaged or no safetensors file: {problem}.") from problem
+    text = tensor_shapes(file, "a routing trace")[1].get(_KEY)
     if text is None:
         raise UserError(f"{file} holds tensors but no routing trace; record one with `moe-adapt trace`.")
-    description = json.loads(text)
-    version = description.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{file} has format version {version}, this moe_adapt reads {FORMAT_VERSION}; "
-            "use the version that wrote it, or record the trace again."
-        )
-    try:
-        return _build(description, tensors)
-    except KeyError as missing:
-        raise UserError(f"{file} is damaged: it lacks {missing}.") from missing
+    with foreign(file, "a routing trace", "record it again"):
+        description = json.loads(text)
+        version = description.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{file} has format version {version}, this moe_adapt reads {FORMAT_VERSION}; "
+                "use the version that wrote it, or record the trace again."
+            )
+        return _build(description, read_tensors(file, "a routing trace"))
 
 
 def _build(description: dict[str, Any], tensors: dict[str, Tensor]) -> RoutingTrace:

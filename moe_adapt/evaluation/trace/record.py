@@ -152,6 +152,10 @@ class RoutingTrace:
 def _inconsistency(trace: RoutingTrace) -> str:
     """Return what does not fit together in a trace, or nothing."""
     samples = len(trace.samples)
+    if not isinstance(trace.meta, Mapping) or not all(isinstance(name, str) for name in trace.group_names):
+        return "what describes it has values of another type"
+    if trace.groups is not None and len(trace.groups) and int(trace.groups.min()) < -1:
+        return f"a sample is in group {int(trace.groups.min())}"
     if trace.groups is not None:
         if len(trace.groups) != samples:
             return f"it has {samples} samples but groups of {len(trace.groups)}"
@@ -165,6 +169,10 @@ def _inconsistency(trace: RoutingTrace) -> str:
         if not known:
             return f"token table {number} refers to samples that are not there"
     for name, site in trace.sites.items():
+        if not all(type(value) is int for value in (site.table, site.num_experts, site.nulls)):
+            return f"{name} is described by values of another type"
+        if site.num_experts < 1 or site.nulls < 0:
+            return f"{name} has {site.num_experts} experts and {site.nulls} null experts"
         if not 0 <= site.table < len(trace.tables):
             return f"{name} refers to a token table that is not there"
         tokens = len(trace.tables[site.table].sample)
@@ -176,6 +184,8 @@ def _inconsistency(trace: RoutingTrace) -> str:
         for what, (tensor, shape) in shapes.items():
             if tensor is not None and tuple(tensor.shape) != shape:
                 return f"the {what} of {name} has shape {tuple(tensor.shape)} instead of {shape}"
+        if len(site.first) and not -1 <= int(site.first.min()) <= int(site.first.max()) < site.num_experts:
+            return f"a first choice of {name} is none of its {site.num_experts} experts"
         if site.origins is not None and len(site.origins) != site.num_experts:
             return f"{name} has {site.num_experts} experts but origins of {len(site.origins)}"
         if len(site.weights) != int(site.selected.sum()):

@@ -1,18 +1,18 @@
 """A pool on disk: where its adapters are, what they are good at, their gates. JSON and safetensors."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moe_adapt.errors import UserError
+from moe_adapt.files import settle
 from moe_adapt.hub.folder import new_folder, write_json
 from moe_adapt.hub.pool.router import Plan, PrototypeRouter
+from moe_adapt.reading import foreign, read_json, read_tensors
 
 __all__ = ["POOL_FILE", "AdapterPool", "Member"]
 
@@ -128,19 +128,16 @@ class AdapterPool:
             UserError: If it is no pool, damaged, or of a newer format.
         """
         path = Path(folder) / POOL_FILE
+        settle(Path(folder))
         if not path.is_file():
             raise UserError(
                 f"{folder} is no pool: it has no {POOL_FILE}; make one with `moe-adapt pool add`."
             )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+        with foreign(folder, "a pool", "make it again"):
+            content = read_json(path, "a pool", "make it again")
             if content["format_version"] > FORMAT_VERSION:
                 raise UserError(f"{path} was written by a newer moe-adapt; upgrade it.")
-            return cls._read(content, load_file(path.with_name(TENSORS)))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"the pool in {folder} is damaged ({error}); make it again.") from error
+            return cls._read(content, read_tensors(path.with_name(TENSORS), "the centroids of a pool"))
 
     @classmethod
     def _read(cls, content: dict[str, Any], tensors: dict[str, Tensor]) -> "AdapterPool":
@@ -156,4 +153,16 @@ class AdapterPool:
                 str(stored["source"]), int(stored["examples"]), str(stored["note"]), gates
             )
             pool.router.prototypes[uid] = tensors[f"prototypes/{uid}"]
+        shapes = {tuple(means.shape) for means in pool.router.prototypes.values()}
+        if any(len(shape) != 2 or 0 in shape for shape in shapes) or len({shape[-1] for shape in shapes}) > 1:
+            raise ValueError(f"its centroids have the shapes {sorted(shapes)}")
+        used = set(tensors) - {f"prototypes/{uid}" for uid in pool.members}
+        if set(content["order"]) != set(content["members"]) or any(
+            name.split("/")[0] != "gates" or name.split("/")[1] not in pool.members for name in used
+        ):
+            raise ValueError("its members and its tensors are not the same adapters")
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("a centroid or gate is not finite")
+        if not all(gate.ndim == 1 for member in pool.members.values() for gate in member.gates.values()):
+            raise ValueError("a gate is no vector")
         return pool

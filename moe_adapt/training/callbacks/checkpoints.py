@@ -1,4 +1,9 @@
-"""The two checkpoints of a run: ``checkpoints/last.ckpt`` to go on from, ``checkpoints/best.ckpt`` to use."""
+"""The two checkpoints of a run: ``checkpoints/last.ckpt`` to go on from, ``checkpoints/best.ckpt`` to use.
+
+The best is written before the last, so that the last knows the best score. A run that goes on takes that
+score from ``best.ckpt`` itself: whenever the run was killed, and wherever its folder was moved to, a worse
+state does not replace it.
+"""
 
 import warnings
 from pathlib import Path
@@ -7,6 +12,8 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from moe_adapt.training.checkpoint import read_checkpoint
 
 __all__ = ["BestCheckpoint", "LastCheckpoint"]
 
@@ -45,6 +52,12 @@ class LastCheckpoint(_RunCheckpoint):
         """Save if it is time; after an epoch's last batch `on_train_epoch_end` does, after validation."""
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        """Save, after the metrics up to here: a killed run logs those that come after it again."""
+        for logger in trainer.loggers:
+            logger.save()
+        super()._save_checkpoint(trainer, filepath)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the state between two epochs."""
@@ -92,6 +105,21 @@ class BestCheckpoint(_RunCheckpoint):
         known = torch.nextafter(torch.tensor(score), away)
         candidates = {str(self.monitor): known, "epoch": torch.tensor(0), "step": torch.tensor(0)}
         self._save_topk_checkpoint(trainer, candidates)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep nothing of the checkpoint: `on_fit_start` reads the score that belongs to the file."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the score of the file that is there, if the run goes on."""
+        path = Path(str(self.dirpath)) / "best.ckpt"
+        if trainer.ckpt_path is None or not path.is_file():
+            return
+        for state in read_checkpoint(path).get("callbacks", {}).values():
+            score = state.get("best_model_score")
+            if state.get("monitor") == self.monitor and score is not None:
+                self.best_model_score = self.current_score = self.kth_value = score
+                self.best_model_path = self.kth_best_model_path = str(path)
+                self.best_k_models = {str(path): score}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save if there was a validation."""

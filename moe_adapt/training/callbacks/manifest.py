@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 
 from moe_adapt import manifest
+from moe_adapt.errors import UserError
+from moe_adapt.files import write_file
 
 __all__ = ["ManifestCallback"]
 
@@ -45,6 +47,13 @@ class ManifestCallback(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add time, memory and metrics."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.default_root_dir)
+            if not (folder / "manifest.json").is_file():
+                raise UserError(
+                    f"{folder} was deleted while the run wrote into it, so parts of the run are lost; "
+                    "run it again."
+                )
         self._close(trainer, "finished")
 
     def on_exception(
@@ -71,5 +80,4 @@ class ManifestCallback(L.Callback):
     def _write(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "manifest.json").write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
+            write_file(folder / "manifest.json", json.dumps(self.record, indent=2) + "\n")

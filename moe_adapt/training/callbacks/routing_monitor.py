@@ -13,6 +13,7 @@ from torch import Tensor
 from moe_adapt.evaluation.balance import max_violation
 from moe_adapt.evaluation.plots import draw_routing
 from moe_adapt.evaluation.routing import RoutingStats
+from moe_adapt.files import write_file
 
 __all__ = ["RoutingMonitor"]
 
@@ -82,7 +83,7 @@ class RoutingMonitor(L.Callback):
             return
         folder, report = Path(trainer.default_root_dir), self.report()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "routing.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_file(folder / "routing.json", json.dumps(report, indent=1) + "\n")
         if find_spec("matplotlib") is None:
             rank_zero_warn(
                 "routing.png was not drawn: matplotlib is missing (pip install 'moe-adapt[plots]')."

@@ -34,6 +34,7 @@ from moe_adapt.evaluation.trace.record import RoutingTrace
 from moe_adapt.learners import Learner
 from moe_adapt.learners.instructions import InstructionLearner, PrototypeLoRA
 from moe_adapt.learners.instructions.observing import LayerInput, watch_layers
+from moe_adapt.reading import read_torch
 from moe_adapt.streams import Batch, TaskStream
 from moe_adapt.training.stream.files import write_file
 from moe_adapt.tuner.loading import is_adapter_key
@@ -121,7 +122,7 @@ class Attribution:
             file = None if self.folder is None else self.folder / f"task{record.index}.pt"
             if record.index in self.snapshots or file is None or not file.is_file():
                 continue
-            tensors = torch.load(file, weights_only=True)
+            tensors = read_torch(file, "what a task left", "run the stream again without --resume")
             trace = load_trace(file.with_suffix(".safetensors"))
             self.snapshots[record.index] = _Snapshot(tensors["adapter"], trace, tensors["inputs"])
 

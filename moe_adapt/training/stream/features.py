@@ -20,6 +20,7 @@ from moe_adapt.backbones import Encoder
 from moe_adapt.errors import UserError
 from moe_adapt.hub.fingerprint import fingerprint
 from moe_adapt.learners import Learner
+from moe_adapt.reading import foreign
 from moe_adapt.streams import Examples, TaskStream
 from moe_adapt.streams.arrays import Vectors
 from moe_adapt.training.stream.evaluate import loader, move
@@ -64,8 +65,10 @@ def cached_stream(
     key = _key(encoder, stream)
     path = None if folder is None else folder / f"features-{key}.npz"
     if path is not None and path.is_file():
-        with np.load(path) as file:
+        with foreign(path, "kept features", "delete it, and it is made again"), np.load(path) as file:
             parts = [torch.from_numpy(file[split]) for split in ("train", "test")]
+            if [len(part) for part in parts] != [len(stream.train), len(stream.test)]:
+                raise ValueError("it has another number of rows than the stream")
         forwards = 0
     else:
         parts = list(encode_stream(encoder, stream, learner.device, batch_size, num_workers, progress))

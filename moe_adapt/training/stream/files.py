@@ -12,15 +12,13 @@ import csv
 import io
 import json
 import math
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from moe_adapt.errors import UserError
+from moe_adapt.files import delete, used, write_file
 from moe_adapt.training.stream.evaluate import Evaluation
 from moe_adapt.training.stream.result import StreamResult
 
@@ -35,55 +33,26 @@ def reserve(folder: Path, overwrite: bool) -> None:
     Raises:
         UserError: If it holds a run that may not be replaced; nothing was changed.
     """
-    used = [folder / name for name in FILES if (folder / name).exists()]
-    if used and not overwrite:
+    present = used(folder, FILES)
+    if present and not overwrite:
         raise UserError(
-            f"{folder} already holds a stream run ({', '.join(path.name for path in used)}); choose another "
+            f"{folder} already holds a stream run ({', '.join(path.name for path in present)}); "
+            "choose another "
             "folder with --out, continue that run with --resume, or replace it with --overwrite."
         )
-    for path in used:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def write_file(path: Path, write: Callable[[BinaryIO], Any], flush: bool = True) -> None:
-    """Write a file beside its name, flush it, rename it.
-
-    Args:
-        path: The file.
-        write: Writes into the open file.
-        flush: Whether to wait for the disk.
-
-    Raises:
-        UserError: If the disk refuses; a file that was there is intact then.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            if flush:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    delete(present)
 
 
 def write_result(folder: Path, result: StreamResult) -> None:
     """Write ``result.json`` and ``tasks.csv``."""
     text = json_text(result.to_dict(), nested=3) + "\n"
-    write_file(folder / "result.json", lambda file: file.write(text.encode()))
+    write_file(folder / "result.json", text)
     rows = result.table()
     table = io.StringIO()
     writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
     writer.writerows(rows)
-    write_file(folder / "tasks.csv", lambda file: file.write(table.getvalue().encode()))
+    write_file(folder / "tasks.csv", table.getvalue())
 
 
 def write_predictions(folder: Path, step: int, found: Evaluation) -> None:
@@ -91,7 +60,7 @@ def write_predictions(folder: Path, step: int, found: Evaluation) -> None:
     values = found.prediction
     if values.max(initial=0) < 2**15:
         values = values.astype(np.int16)
-    write_file(folder / "predictions" / f"{step:04d}.npy", lambda file: np.save(file, values), flush=False)
+    write_file(folder / "predictions" / f"{step:04d}.npy", lambda file: np.save(file, values), sync=False)
 
 
 def json_text(value: Any, nested: int) -> str:

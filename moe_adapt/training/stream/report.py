@@ -14,6 +14,7 @@ from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.evaluation.continual import backward_transfer
 from moe_adapt.evaluation.html import image, page, table
 from moe_adapt.evaluation.plots.stream import draw_curve, draw_forgetting, draw_load, draw_matrix, draw_pareto
+from moe_adapt.reading import foreign, read_json
 from moe_adapt.training.stream.files import write_file
 from moe_adapt.training.stream.result import StreamResult
 
@@ -33,7 +34,11 @@ def read_bound(folder: Path, fingerprint: str) -> tuple[str, AccuracyMatrix, dic
     path = folder / "result.json"
     if not path.is_file():
         raise UserError(f"there is no result {path}; give the folder of a finished stream run.")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    with foreign(path, "the result of a stream run"):
+        return _curve(folder, fingerprint, read_json(path, "the result of a stream run"))
+
+
+def _curve(folder: Path, fingerprint: str, content: dict[str, Any]) -> Any:
     if content["status"] != "finished":
         raise UserError(f"the run in {folder} is not finished; go on with --resume first.")
     if content["manifest"]["stream"]["fingerprint"] != fingerprint:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.reading import read_json, read_yaml
 
 __all__ = ["Sweep", "Trial"]
 
@@ -56,10 +55,10 @@ class Trial:
         """Return the metrics of the run if it has finished, else None."""
         path = self.folder / RECORDS[self.command][0]
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            record = read_json(path, "the record of a run")
+        except UserError:  # none yet, or not whole: the trial runs again
             return None
-        if not isinstance(record, dict) or record.get("status") != "finished":
+        if record.get("status") != "finished" or not isinstance(record.get("metrics"), dict):
             return None
         return {name: value for name, value in record["metrics"].items() if value is not None}
 
@@ -89,10 +88,7 @@ class Sweep:
         """
         if not path.is_file():
             raise UserError(f"there is no sweep {path}; give a YAML file with methods, tasks and seeds.")
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not YAML: {str(error).splitlines()[0]}.") from error
+        content = read_yaml(path, "a sweep in YAML")
         if not isinstance(content, dict):
             raise UserError(f"{path} holds no mapping; a sweep has the keys {', '.join(KEYS)}.")
         for key in content:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_adapt.evaluation.plots._matplotlib import pyplot_figure
+from moe_adapt.files import write_file
 from moe_adapt.manifest import collect
 from moe_adapt.training.sweep.plan import Sweep, Trial
 from moe_adapt.training.sweep.run import Outcome
@@ -37,22 +38,16 @@ def write_results(sweep: Sweep, outcomes: Sequence[Outcome], out: Path) -> str:
     """
     rows = [_row(outcome) for outcome in outcomes]
     content = {"manifest": collect(), "metric": sweep.metric, "trials": rows}
-    _write(out / "results.json", json.dumps(content, indent=1) + "\n")
+    write_file(out / "results.json", json.dumps(content, indent=1) + "\n")
     table = _table(sweep)
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     if failed:
         lines = [f"* {o.trial.task}/{o.trial.method}/{o.trial.seed}: {o.error}" for o in failed]
         table += "\n\nFailed:\n\n" + "\n".join(lines)
-    _write(out / "results.md", table + "\n")
+    write_file(out / "results.md", table + "\n")
     if sweep.metric is not None:
         _draw(sweep, out / "results.png")
     return table
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
@@ -110,4 +105,4 @@ def _draw(sweep: Sweep, path: Path) -> None:
     axes.set_ylabel(sweep.metric)
     axes.set_title("mean and standard deviation over seeds", fontsize="medium")
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    write_file(path, lambda file: figure.savefig(file, dpi=120, format="png"))
