@@ -45,6 +45,7 @@ from moe_adapt.runs.folder import (
     resume_hint,
     run_folder,
 )
+from moe_adapt.runs.messages import unwrapped
 from moe_adapt.runs.parser import ConfigByName, RoutedParser
 from moe_adapt.training.callbacks import claim_folder
 
@@ -267,13 +268,6 @@ class RoutedCLI(LightningCLI):
             if not self.trainer.interrupted:
                 raise
             raise Interrupted(resume_hint(self.folder) if self.subcommand == "fit" else "") from end
-
-
-def unwrapped(error: BaseException) -> BaseException:
-    """Return what a constructor raised: jsonargparse wraps it in one or more ValueErrors of its own."""
-    while type(error) is ValueError and error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def tokenizer_or_backbone(model: Namespace | None, data: Namespace | None) -> str | None:

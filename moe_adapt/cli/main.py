@@ -6,17 +6,20 @@ Exit codes: 0 done, 1 a fault in the program (with its traceback), 2 a mistake i
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.extras import advice, unmet
+from moe_adapt.runs.trust import trusting
 
 __all__ = ["COMMANDS", "Command", "Interrupted", "main"]
 
 EPILOG = """\
 Every command explains itself with --help; `moe-adapt fit --model.help CausalLM` lists one model's options.
 A mistake is told in one line; --debug (or MOE_ADAPT_DEBUG=1) shows the traceback as well.
+A run folder from somebody else runs no code of its own; --trust lets it (read its configuration first).
 
 Start here:
   moe-adapt list
@@ -84,9 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words or os.environ.get("MOE_ADAPT_DEBUG", "0") not in ("", "0")
-    words = [word for word in words if word != "--debug"]
+    trust = trusting() if "--trust" in words else nullcontext()
+    words = [word for word in words if word not in ("--debug", "--trust")]
     try:
-        _dispatch(words)
+        with trust:
+            _dispatch(words)
     except KeyboardInterrupt as interruption:
         print(f"interrupted. {interruption}".rstrip(), file=sys.stderr)
         return 130

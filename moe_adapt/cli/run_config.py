@@ -8,6 +8,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from moe_adapt.errors import UserError
 from moe_adapt.files import write_file
 from moe_adapt.runs.folder import CONFIG_FILE
+from moe_adapt.runs.trust import sign
 
 __all__ = ["CheckClasses", "SaveRunConfig"]
 
@@ -31,6 +32,7 @@ class SaveRunConfig(SaveConfigCallback):
                 config.pop(key, None)
             content = self.parser.dump(config, skip_unset=False, skip_validation=True)
             write_file(folder / CONFIG_FILE, content)
+            sign(folder / CONFIG_FILE)
 
 
 class CheckClasses(Callback):

@@ -16,13 +16,14 @@ from lightning.pytorch.utilities import rank_zero_only
 import moe_adapt.learners
 import moe_adapt.streams  # noqa: F401  the classes, for their bare names
 from moe_adapt.backbones import Pretrained
-from moe_adapt.cli.fit import unwrapped
 from moe_adapt.cli.main import Interrupted
 from moe_adapt.errors import UserError
 from moe_adapt.learners import Learner
 from moe_adapt.runs.custom import import_custom_modules, split_custom_modules
 from moe_adapt.runs.folder import CONFIG_FILE, run_folder
+from moe_adapt.runs.messages import unwrapped
 from moe_adapt.runs.parser import ConfigByName, RoutedParser
+from moe_adapt.runs.trust import sign
 from moe_adapt.streams import TaskStream
 from moe_adapt.training.stream import StreamResult, StreamRunner
 from moe_adapt.training.stream.files import reserve, write_file
@@ -128,6 +129,10 @@ def stream(argv: Sequence[str]) -> None:
         raise Interrupted(_hint(folder)) from interruption
     if not first:
         return
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{folder} was deleted while the run wrote into it, so parts of the run are lost; run it again."
+        )
     _export_adapter(made.learner, folder / "adapter")
     bounds = [options.bounds] if isinstance(options.bounds, str) else options.bounds
     write_report(folder, result, [Path(bound) for bound in bounds])
@@ -143,7 +148,8 @@ def _save_config(parser: RoutedParser, options: Namespace, folder: Path) -> None
     for key in ("out", "resume", "overwrite", "config"):
         config.pop(key, None)
     content = parser.dump(config, skip_unset=False, skip_validation=True)
-    write_file(folder / CONFIG_FILE, lambda file: file.write(content.encode()))
+    write_file(folder / CONFIG_FILE, content)
+    sign(folder / CONFIG_FILE)
 
 
 def _export_adapter(learner: Learner, folder: Path) -> None:

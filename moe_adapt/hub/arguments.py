@@ -8,7 +8,7 @@ and ``"options"``: what it was made with. Reading imports nothing and calls noth
 import dataclasses
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from moe_adapt.registry import Registry
 from moe_adapt.signatures import constructor_arguments
 from moe_adapt.tuner import RoutedLoraConfig
 
-__all__ = ["SETTINGS", "describe", "rebuild", "settings_of"]
+__all__ = ["SETTINGS", "check_options", "describe", "rebuild", "settings_of"]
 
 #: Settings objects by name; a learner with settings of its own registers their dataclass where it is defined.
 SETTINGS: Registry[Any] = Registry("settings object")
@@ -132,8 +132,77 @@ def rebuild(value: Any) -> Any:
         return {key: rebuild(item) for key, item in value.items()}
     kind, options = str(value["is"]), rebuild(value.get("options") or {})
     if kind in SETTINGS:
+        _check_settings(kind, options)
         return SETTINGS.get(kind)(**options)
     optimizer = OPTIMIZERS.get(kind.removeprefix("optimizer "))
     if optimizer is None:
         raise UserError(f"its settings name {kind!r}, which is none of ours.")
+    known = inspect.signature(optimizer).parameters
+    for key, option in options.items():
+        if key not in known or not isinstance(option, bool | int | float | str | list | None):
+            raise UserError(f"its settings give the optimiser {kind!r} the option {key}={option!r:.60}.")
     return partial(optimizer, **options) if options else optimizer
+
+
+def _check_settings(kind: str, options: Mapping[str, Any]) -> None:
+    allowed = {field.name for field in dataclasses.fields(SETTINGS.get(kind))} - LEFT_OUT
+    unknown = sorted(options.keys() - allowed)
+    if unknown:
+        raise UserError(
+            f"its settings name {unknown[0]!r}, which is no option of {kind} that a file may set."
+        )
+    sources = options.get("experts_from") or []
+    for source in sources.values() if isinstance(sources, dict) else sources:
+        if Path(str(source)).expanduser().exists():
+            raise UserError(
+                f"its settings take experts from {source!r}, a folder here that nobody asked to open."
+            )
+
+
+def check_options(options: Mapping[str, Any], known: Collection[str], kind: str) -> None:
+    """Check that a file sets only what shapes a backbone, never what runs code or opens files.
+
+    Args:
+        options: Options of a backbone, from a file.
+        known: Names of its constructor's arguments.
+        kind: Name of its class, for messages.
+
+    Raises:
+        UserError: If an option is not in the list, or its value is not plain.
+    """
+    for key, value in options.items():
+        if key in ("checkpoint", "backbone") and value is not None:
+            raise UserError(f"it sets {key} of {kind} to {value!r}, a file here that nobody asked to open.")
+        if key not in known:
+            raise UserError(f"it sets {key!r}, which is no option of {kind}.")
+        inner = value if isinstance(value, Mapping) else {}
+        for name, setting in inner.items():
+            plain = setting is None or isinstance(setting, bool | int | float | list)
+            if name not in MODEL_OPTIONS or not (plain or setting in MODEL_WORDS):
+                raise UserError(
+                    f"it sets {key}.{name} of {kind} to {setting!r:.60}, which a file must not; build "
+                    "the backbone and "
+                    "pass it as backbone."
+                )
+
+
+#: Options of a pretrained model that a file may set: what changes shapes and dropout.
+MODEL_OPTIONS = {
+    "add_pooling_layer",
+    "attn_drop_rate",
+    "attn_implementation",
+    "drop_path_rate",
+    "drop_rate",
+    "dynamic_img_pad",
+    "dynamic_img_size",
+    "global_pool",
+    "image_size",
+    "img_size",
+    "in_chans",
+    "patch_drop_rate",
+    "patch_size",
+    "pos_drop_rate",
+    "proj_drop_rate",
+}
+#: Texts that such an option may have.
+MODEL_WORDS = ("", "avg", "avgmax", "eager", "map", "max", "sdpa", "token")

@@ -6,6 +6,7 @@ tensor with the file.
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,12 @@ def convert_pickle(folder: str | Path, *, trust: bool = False) -> None:
         raise UserError(f"there is no {path}.")
     tensors = read_torch(path, "a file of tensors alone", _AGAIN)
     with reading.foreign(path, "a file of tensors alone", _AGAIN):
-        write_file(path.with_name(WEIGHTS_FILE), save({name: t.clone() for name, t in tensors.items()}))
+        weights = path.with_name(WEIGHTS_FILE)
+        write_file(weights, save({name: t.clone() for name, t in tensors.items()}))
+        record = path.with_name("export.json")
+        if record.is_file():
+            content = read_json(record) | {"sha256": file_hash(weights)}
+            write_file(record, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def load_adapter(

@@ -17,11 +17,12 @@ from torch import Tensor
 import moe_adapt.backbones
 from moe_adapt.backbones import Pretrained
 from moe_adapt.errors import UserError
-from moe_adapt.hub.arguments import describe, rebuild, settings_of
+from moe_adapt.hub.arguments import check_options, describe, rebuild, settings_of
 from moe_adapt.hub.base_code import is_timm_model
 from moe_adapt.hub.card import hub_id
 from moe_adapt.hub.fingerprint import digest
 from moe_adapt.registry import Registry
+from moe_adapt.signatures import constructor_arguments
 from moe_adapt.streams import TaskRecord
 from moe_adapt.tuner.loading import is_adapter_key
 
@@ -93,6 +94,9 @@ def learner_from_parts(
     state: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if _INNER not in name}
     for name, keys in content["inner"].items():
         state[name] = {key: tensors[f"{name}{_INNER}{key}"] for key in keys}
+    unknown = sorted(arguments.keys() - {*constructor_arguments(cls), "backbone"})
+    if unknown:
+        raise UserError(f"its settings name {unknown[0]!r}, which is no argument of {cls.__name__}.")
     learner = cls(**arguments)
     learner.restore(history, state)
     return learner.eval()
@@ -163,7 +167,19 @@ def _build(described: Mapping[str, Any]) -> Pretrained:
         raise UserError(
             f"it was trained over {name!r}, a {kind} that cannot be built from its name; pass it as backbone."
         )
-    return cls(backbone=name, **rebuild(described["options"]))
+    if hub_id(str(name)) is None and not is_timm_model(str(name)):
+        raise UserError(
+            f"it names the backbone {name!r}, which is none on the Hub or in timm; pass it as backbone."
+        )
+    if Path(str(name)).exists():
+        raise UserError(
+            f"it names the backbone {name!r}, and there is a folder of that name here, which nobody "
+            "asked to open; pass "
+            "the backbone, or work in another folder."
+        )
+    options = rebuild(described["options"])
+    check_options(options, inspect.signature(cls).parameters, kind)
+    return cls(backbone=name, **options)
 
 
 def _check_base(described: Mapping[str, Any], backbone: Pretrained) -> None:

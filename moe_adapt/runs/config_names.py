@@ -9,7 +9,11 @@ from pathlib import Path
 
 from moe_adapt.errors import UserError, did_you_mean
 
-__all__ = ["config_root", "first_line", "packaged_configs", "resolve_config"]
+__all__ = ["CONFIG_FILE", "config_root", "first_line", "packaged_configs", "resolve_config"]
+
+
+#: The configuration that a run saves in its folder.
+CONFIG_FILE = "moe_adapt_config.yaml"
 
 
 def config_root() -> Path:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from moe_adapt.errors import UserError
 from moe_adapt.reading import read_yaml
-from moe_adapt.runs.config_names import resolve_config
+from moe_adapt.runs.config_names import CONFIG_FILE, resolve_config
+from moe_adapt.runs.trust import check_trusted, what_runs_code
 
 __all__ = ["import_custom_modules", "split_custom_modules"]
 
@@ -37,6 +38,10 @@ def split_custom_modules(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _listed_in(config: Path) -> list[str]:
+    """Return the custom modules of a configuration, after checking that it may run what it names.
+
+    A configuration that a user wrote is the user's own word; one that a run saved came with a folder.
+    """
     content = read_yaml(config, "a configuration")
     if content is None:
         return []
@@ -44,6 +49,8 @@ def _listed_in(config: Path) -> list[str]:
         raise UserError(
             f"{config} should hold options such as 'model:' and 'data:', but holds {content!r:.80}."
         )
+    if config.name == CONFIG_FILE or any("trust_remote_code" in risk for risk in what_runs_code(content)):
+        check_trusted(config, content)
     listed = content.get("custom_modules") or []
     if not isinstance(listed, list) or not all(isinstance(path, str) for path in listed):
         raise UserError(f"{config}: custom_modules is a list of Python files, got {listed!r:.80}.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from moe_adapt.errors import UserError
 from moe_adapt.reading import read_json, read_yaml
+from moe_adapt.runs.config_names import CONFIG_FILE
 from moe_adapt.training.checkpoint import checkpoint_path
 
 __all__ = [
@@ -23,8 +24,6 @@ __all__ = [
     "resume_hint",
     "run_folder",
 ]
-
-CONFIG_FILE = "moe_adapt_config.yaml"
 
 #: Set for the processes that a distributed launch starts with the same command, so that all use one folder.
 FOLDER_VARIABLE = "MOE_ADAPT_RUN_FOLDER"

@@ -12,7 +12,7 @@ from importlib import import_module
 from moe_adapt.errors import did_you_mean
 from moe_adapt.signatures import constructor_arguments
 
-__all__ = ["explain", "options_of"]
+__all__ = ["explain", "options_of", "unwrapped"]
 
 KEY = re.compile(r'(?:(?:Parser key|Key) "|^--)([\w.]+?)(?:\.help: |")')
 CLASS = re.compile(r"class_path '([^']+)'")
@@ -114,3 +114,10 @@ def _plain_type(text: str) -> str:
     text = re.sub(r"<(?:class|enum) '([\w.]+)'>", lambda match: match.group(1).rsplit(".", 1)[-1], text)
     literal = re.fullmatch(r"typing\.Literal\[(.*)\]", text)
     return f"one of {literal.group(1)}" if literal else text.replace("typing.", "")
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """Return what a constructor raised: jsonargparse wraps it in one or more ValueErrors of its own."""
+    while type(error) is ValueError and error.__cause__ is not None:
+        error = error.__cause__
+    return error

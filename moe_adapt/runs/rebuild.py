@@ -11,7 +11,9 @@ from moe_adapt.errors import UserError
 from moe_adapt.reading import read_yaml
 from moe_adapt.runs.custom import import_custom_modules
 from moe_adapt.runs.folder import CONFIG_FILE
+from moe_adapt.runs.messages import unwrapped
 from moe_adapt.runs.parser import RoutedParser
+from moe_adapt.runs.trust import check_trusted
 from moe_adapt.training.checkpoint import checkpoint_path, load_checkpoint
 
 __all__ = ["load_data", "load_module", "read_run_config"]
@@ -35,39 +37,56 @@ def read_run_config(run: Path) -> dict[str, Any]:
     return config
 
 
-def load_module(run: str | Path, checkpoint: str | Path = "best") -> LightningModule:
+def _trusted(run: str | Path, config: dict[str, Any], part: str, trust: bool) -> None:
+    used = {key: config[key] for key in (part, "custom_modules") if key in config}
+    check_trusted(Path(run) / CONFIG_FILE, used, trust)
+
+
+def _made(parser: RoutedParser, config: dict[str, Any]) -> Any:
+    try:
+        return parser.instantiate_classes(parser.parse_object(config))
+    except ValueError as error:
+        raise unwrapped(error) from None
+
+
+def load_module(run: str | Path, checkpoint: str | Path = "best", *, trust: bool = False) -> LightningModule:
     """Build the run's model and load its trained adapter, verified, on the CPU and in evaluation mode.
 
     Args:
         run: The run folder.
         checkpoint: ``"best"``, ``"last"`` or the path of a checkpoint.
+        trust: Whether it may run code that its configuration names (`moe_adapt.runs.trust`).
 
     Raises:
-        UserError: If the folder or the checkpoint is not there, or if they do not belong together.
+        UserError: If the folder is not trusted with what it names, or it or the checkpoint is not there, or
+        if they do not belong together.
     """
     config = read_run_config(Path(run))
+    _trusted(run, config, "model", trust)
     path = checkpoint_path(run, str(checkpoint))
     import_custom_modules(config.get("custom_modules") or [])
     parser = RoutedParser()
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
-    module = parser.instantiate_classes(parser.parse_object({"model": config["model"]})).model
+    module = _made(parser, {"model": config["model"]}).model
     load_checkpoint(module, path)
     return module.eval()
 
 
-def load_data(run: str | Path) -> LightningDataModule:
+def load_data(run: str | Path, *, trust: bool = False) -> LightningDataModule:
     """Build the run's data module; nothing is read yet.
 
     Args:
         run: The run folder.
+        trust: Whether it may run code that its configuration names (`moe_adapt.runs.trust`).
 
     Raises:
-        UserError: If the folder is not that of a run with data.
+        UserError: If the folder is not that of a run with data, or not trusted with what it names.
     """
     config = read_run_config(Path(run))
     if not config.get("data"):
         raise UserError(f"the configuration of {run} names no data.")
+    _trusted(run, config, "data", trust)
     import_custom_modules(config.get("custom_modules") or [])
     parser = RoutedParser()
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-    return parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    return _made(parser, {"data": config["data"]}).data

@@ -17,6 +17,7 @@ from moe_adapt.runs.custom import import_custom_modules
 from moe_adapt.runs.export import dataset_name
 from moe_adapt.runs.folder import CONFIG_FILE
 from moe_adapt.runs.parser import RoutedParser
+from moe_adapt.runs.trust import check_trusted
 from moe_adapt.training.stream.state import restore_learner
 
 __all__ = ["export_stream_run", "is_stream_run", "load_stream_learner"]
@@ -63,19 +64,23 @@ def export_stream_run(
     return save(learner, to, about=about, overwrite=overwrite)
 
 
-def load_stream_learner(run: str | Path) -> Learner:
+def load_stream_learner(run: str | Path, *, trust: bool = False) -> Learner:
     """Build the run's learner and bring it to where the run's checkpoint left off, in evaluation mode.
 
     Args:
         run: Folder that ``moe-adapt stream`` wrote.
+        trust: Whether it may run code that its configuration names (`moe_adapt.runs.trust`).
 
     Raises:
-        UserError: If the folder is not that of such a run, or has no finished task.
+        UserError: If the folder is not trusted with what it names, is not that of such a run, or has no
+        finished task.
     """
     run = Path(run)
     config = _config(run)
     if "learner" not in config:
         raise UserError(f"{run} is not the folder of a run over a stream: {CONFIG_FILE} names no learner.")
+    used = {key: config[key] for key in ("backbone", "learner", "custom_modules") if key in config}
+    check_trusted(run / CONFIG_FILE, used, trust)
     import_custom_modules(config.get("custom_modules") or [])
     parser = RoutedParser()
     parser.add_subclass_arguments(Pretrained, "backbone", required=True)

@@ -78,7 +78,7 @@ def test_later_versions_and_missing_tensors(tmp_path, monkeypatch):
         metadata = opened.metadata()
     del tensors["sites.1.packed"]
     save_file(tensors, file, metadata=metadata)
-    with pytest.raises(UserError, match=r"lacks 'sites\.1\.packed'"):
+    with pytest.raises(UserError, match=r"is damaged or not a routing trace \(KeyError: 'sites\.1\.packed'"):
         load_trace(file)
 
 

@@ -165,7 +165,7 @@ def truncate(path):
     ("damage", "message"),
     [
         (lambda folder: (folder / "adapter_config.json").unlink(), "has no adapter_config.json"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "not an adapter.s configuration"),
         (lambda folder: edit_config(folder, peft_type="LORA"), "of type 'LORA'"),
         (lambda folder: edit_config(folder, format_version=FORMAT_VERSION + 1), "upgrade moe-adapt"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),

@@ -13,7 +13,7 @@ __all__ = ["OutputFolderGuard", "claim_folder"]
 
 #: What a run writes; a folder that holds one of these is in use.
 RUN_FILES = (
-    "moe_adapt_config.yaml",
+    "moe_adapt_config.yaml*",
     "manifest.json",
     "metrics.csv",
     "hparams.yaml",
