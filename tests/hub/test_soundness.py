@@ -36,7 +36,7 @@ def adapter(tmp_path_factory):
     model = get_peft_model(base(), config)
     model.base_model.freeze_experts([1])
     folder = export_model(model, tmp_path_factory.mktemp("sound") / "adapter").folder
-    (folder / "export.json").unlink()  # whose hash would find every change of the weights before they are read
+    (folder / "export.json").unlink()  # its hash would find every change before the weights are read
     return folder, json.loads((folder / CONFIG).read_text()), (folder / WEIGHTS).read_bytes()
 
 
@@ -151,7 +151,7 @@ def test_configurations_that_ask_for_something_else(adapter, tmp_path, change, w
 def test_deeply_nested_json_is_no_way_to_crash(adapter, tmp_path):
     shutil.copytree(adapter[0], tmp_path / "deep")
     (tmp_path / "deep" / CONFIG).write_text("[" * 100_000)
-    with pytest.raises(UserError, match="not an adapter.s configuration"):
+    with pytest.raises(UserError, match=r"not an adapter.s configuration"):
         check_adapter_folder(tmp_path / "deep")
 
 
