@@ -28,6 +28,7 @@ __all__ = ["delete", "exclusively", "free_for", "new_folder", "settle", "used", 
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _HERE = -100  # AT_FDCWD
+_LEFT = (".tmp", ".old")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (
     errno.EACCES,
@@ -131,7 +132,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(folder))
     with _readable_refusal(folder), exclusively(target):
-        settle(target)
         work, held = _fresh(target, folder=True)
         try:
             yield work
@@ -147,15 +147,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> None:
-    """Finish what a killed `new_folder` began, where names cannot be exchanged: bring the old folder back.
+    """Finish what a killed writer of `folder` began: bring an old folder back, remove what nobody holds.
 
-    Readers call it before they say that a folder is not there; it does nothing if the folder is.
+    Where names cannot be exchanged, a kill between two renames leaves the old folder aside. Readers call this
+    before they say that a folder is not there.
     """
     target = Path(os.path.realpath(folder))
-    if not os.path.lexists(target):
-        for old in sorted(target.parent.glob(f".{_escaped(target.name)}.*.old")):
-            with suppress(OSError):  # another process was faster
-                old.rename(target)
+    beside = [path for path in target.parent.glob(f".{_escaped(target.name)}.*") if path.suffix in _LEFT]
+    for path in beside:
+        _if_dead(path, lambda path: _bring_back(path, target))
 
 
 @contextmanager
@@ -216,9 +216,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 def _fresh(target: Path, folder: bool) -> tuple[Path, int]:
     """Return a new empty file or folder beside `target` and the handle that locks it; remove dead ones."""
-    for other in target.parent.glob(f".{_escaped(target.name)}.*"):
-        if other.suffix in (".tmp", ".old") and (other.suffix == ".tmp" or os.path.lexists(target)):
-            _remove_if_dead(other)
+    settle(target)
     while True:
         work = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         if folder:
@@ -233,21 +231,24 @@ def _fresh(target: Path, folder: bool) -> tuple[Path, int]:
         os.close(held)
 
 
-def _remove_if_dead(path: Path) -> None:
-    try:
+def _if_dead(path: Path, act: Callable[[Path], None]) -> None:
+    """Call `act` with a file or folder that no living process holds."""
+    with suppress(OSError):  # another process was faster, or holds it
         held = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    except OSError:
-        pass
-    finally:
-        os.close(held)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            act(path)
+        finally:
+            os.close(held)
+
+
+def _bring_back(path: Path, target: Path) -> None:
+    if path.suffix == ".old" and not os.path.lexists(target):
+        path.rename(target)
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _take_place(work: Path, target: Path) -> None:
@@ -255,13 +256,19 @@ def _take_place(work: Path, target: Path) -> None:
         os.rename(work, target)
     elif not _exchanged(work, target):
         old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-        os.rename(target, old)
+        held = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.rename(work, target)
-        except OSError:
-            os.rename(old, target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+            with suppress(OSError):
+                fcntl.flock(held, fcntl.LOCK_EX)  # so that nobody brings it back meanwhile
+            os.rename(target, old)
+            try:
+                os.rename(work, target)
+            except OSError:
+                os.rename(old, target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            os.close(held)
 
 
 def _exchanged(one: Path, other: Path) -> bool:
