@@ -6,10 +6,10 @@ Importing this package imports nothing heavy, not even torch. `moe_adapt.registe
 
 from typing import Any
 
-from moe_adapt import renamed
 from moe_adapt.errors import UserError
+from moe_adapt.renamed import install
 
-renamed.install()
+install()
 
 __all__ = ["UserError", "__version__", "pipeline", "register"]
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moe_adapt import files
 from moe_adapt.files import free_for
+from moe_adapt.files import new_folder as whole_folder
 
 __all__ = ["check_target", "folder_size", "new_folder", "write_json"]
 
@@ -40,7 +40,7 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         UserError: If `target` may not be written (`check_target`), or the disk is full.
     """
     check_target(target, overwrite)
-    with files.new_folder(target) as work:
+    with whole_folder(target) as work:
         yield work
 
 

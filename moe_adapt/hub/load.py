@@ -15,12 +15,12 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from moe_adapt import reading
 from moe_adapt.errors import UserError
 from moe_adapt.files import settle, write_file
 from moe_adapt.hub.remote import fetch_folder, looks_like_repository
 from moe_adapt.hub.soundness import check_layers
-from moe_adapt.reading import read_json, read_torch, tensor_shapes
+from moe_adapt.reading import foreign, read_json, read_torch, tensor_shapes
+from moe_adapt.reading import read_tensors as read_file
 from moe_adapt.tuner.config import FORMAT_VERSION
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE, PREFIX
 
@@ -110,7 +110,7 @@ def read_tensors(folder: Path, shapes_only: bool = False) -> dict[str, Tensor]:
         shapes, _ = tensor_shapes(path, "an adapter's weights", _AGAIN)
         return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     check_sum(path)
-    tensors = reading.read_tensors(path, "an adapter's weights", _AGAIN)
+    tensors = read_file(path, "an adapter's weights", _AGAIN)
     broken = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
     if broken:
         raise UserError(
@@ -160,7 +160,7 @@ def convert_pickle(folder: str | Path, *, trust: bool = False) -> None:
     if not path.is_file():
         raise UserError(f"there is no {path}.")
     tensors = read_torch(path, "a file of tensors alone", _AGAIN)
-    with reading.foreign(path, "a file of tensors alone", _AGAIN):
+    with foreign(path, "a file of tensors alone", _AGAIN):
         weights = path.with_name(WEIGHTS_FILE)
         write_file(weights, save({name: t.clone() for name, t in tensors.items()}))
         record = path.with_name("export.json")
