@@ -79,7 +79,9 @@ def load_stream_learner(run: str | Path, *, trust: bool = False) -> Learner:
     config = _config(run)
     if "learner" not in config:
         raise UserError(f"{run} is not the folder of a run over a stream: {CONFIG_FILE} names no learner.")
-    used = {key: config[key] for key in ("backbone", "learner", "custom_modules") if key in config}
+    used: dict[str, Any] = {
+        key: config[key] for key in ("backbone", "learner", "custom_modules") if key in config
+    }
     check_trusted(run / CONFIG_FILE, used, trust)
     import_custom_modules(config.get("custom_modules") or [])
     parser = RoutedParser()
