@@ -23,6 +23,7 @@ MIRRORED = {
     "benchmarks/results/class_incremental.md": "results/class_incremental.md",
     "benchmarks/continual_instructions/README.md": "results/continual_instructions.md",
     "benchmarks/results/drift.md": "results/drift.md",
+    "benchmarks/results/compose.md": "results/compose.md",
 }
 #: Those of them that the site has a page of its own for.
 OWN = ("README.md", "examples/README.md")
