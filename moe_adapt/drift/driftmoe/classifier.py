@@ -1,9 +1,13 @@
-r"""DriftMoE: online experts and a neural router that learns, from the experts' mistakes, whom to ask.
+r"""DriftMoE: online experts, and a vote or a router that learns from their mistakes whom to ask.
 
-For every row the router gives logits \(z \in \mathbb R^E\) and each expert probabilities \(p_e\). When the
-label arrives, \(m_e = [\arg\max p_e = y]\) says which experts were right (if none was: the one that gave
-\(y\) most); rows and masks are kept until there are `update_every`, then the router takes one step on the
-binary cross-entropy of \(z\) against \(m\). Experts learn by `train_rule`.
+The default, mode ``committee``: voices of several kinds (a committee of bagged Hoeffding trees, two networks, the
+nearest of the last rows, any River classifier) whose words are weighted by how right they were lately; see
+`moe_adapt.drift.committee.engine`. Whether a router on top adds anything is measured in the documentation.
+
+The modes of the paper: for every row the router gives logits \(z \in \mathbb R^E\) and each expert probabilities
+\(p_e\). When the label arrives, \(m_e = [\arg\max p_e = y]\) says which experts were right (if none was: the one
+that gave \(y\) most); rows and masks are kept until there are `update_every`, then the router takes one step on
+the binary cross-entropy of \(z\) against \(m\). Experts learn by `train_rule`.
 
 Mode ``data``: experts are multi-class. The answer is the top expert's, or the vote
 \(\sum_e \mathrm{softmax}(z / T)_e\, p_e\). Mode ``task``: expert \(c\) tells class \(c\) from the others, all
@@ -13,23 +17,23 @@ learn every row, the answer is \(\arg\max_c \sigma(z_c) P_c(1 \mid x)\).
 reads the router's choice as a class and never uses its trees; ours multiplies both, `task_rule="released"` is
 theirs. (2) Predictions are made without dropout. (3) Graphs are not kept per row: the router is constant
 within a buffer, so one batched step is the same. The published numbers of the data mode exceed the Bayes
-accuracy of LED and are no target. The defaults are the drift-aware preset: each of its parts is listed with
-its measured gain in the documentation.
+accuracy of LED and are no target.
 
 Reference: Aspis et al., DriftMoE: A Mixture of Experts Approach to Handle Concept Drifts, arXiv 2507.18464.
 Written from the paper's rules; nothing is taken from its release.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from river import base
 
-from moe_adapt.drift.driftmoe.engine import Engine
+from moe_adapt.drift.driftmoe.insight import Insight
 from moe_adapt.drift.driftmoe.many import ManyRows
+from moe_adapt.drift.driftmoe.settings import check_settings, make_engine
 from moe_adapt.drift.driftmoe.state import driftmoe_from_state, driftmoe_state
-from moe_adapt.drift.driftmoe.task import TaskEngine
+from moe_adapt.drift.hoeffding.labels import check_weight
 from moe_adapt.errors import UserError
 from moe_adapt.hub.card_parts import CardParts
 from moe_adapt.hub.publishable import Publishable
@@ -45,13 +49,14 @@ model.predict_one(x)
 model.learn_one(x, y)  # goes on where it was kept"""
 
 
-class DriftMoEClassifier(Publishable, ManyRows, base.MiniBatchClassifier):
+class DriftMoEClassifier(Publishable, Insight, ManyRows, base.MiniBatchClassifier):
     """A mixture of online experts for streams that drift.
 
     Args:
-        expert: A River classifier to clone; None for Hoeffding trees (grace period 50).
-        mode: ``data`` (multi-class experts) or ``task`` (an expert per class).
-        n_experts: Experts in mode ``data``; mode ``task`` has one per class.
+        expert: A River classifier to clone for each of the experts; None for Hoeffding trees.
+        mode: ``committee`` (voices weighted by how right they were lately), or a mode of the paper: ``data``
+            (multi-class experts), ``task`` (an expert per class).
+        n_experts: Trees of the committee, experts in mode ``data``; mode ``task`` has one per class.
         top_k: Experts that a row is routed to.
         hidden: Units of the router's first layer.
         dropout: Dropout in the router's updates.
@@ -65,12 +70,18 @@ class DriftMoEClassifier(Publishable, ManyRows, base.MiniBatchClassifier):
             best of those that were right) or ``all``.
         warmup_rows: Rows that every expert learns before routing decides.
         task_rule: ``intended`` or ``released``.
-        detector: Watch every expert's error and replace it when it rises.
-        poisson: Mean of the Poisson weight with which an expert learns a row; 0 for weight 1.
-        neural: Let a small network be one more expert.
+        detector: Watch every expert's error and replace it when it rises; a drift detector of River watches
+            in place of our own.
+        poisson: Mean of the Poisson weight with which an expert learns a row, 0 for weight 1; None for 6 in
+            mode ``committee`` and 0 in the others.
+        neural: Let a small network be one more expert, in the modes of the paper.
         nominal_attributes: Names of columns that are nominal although their values are numbers.
-        backend: ``array`` (trees in one pool), ``river`` (classifiers of River) or ``auto``.
+        backend: ``compiled`` (numba), ``array`` (numpy), ``river`` (trees of River) or ``auto``, the first of
+            these that is there.
         seed: Of weights and draws.
+        experts: The voices of mode ``committee``: any of ``trees``, ``mlp``, ``linear``, ``neighbours`` and
+            classifiers of River; None for those four.
+        router: Let a network that learns which voices are right weigh them along, in mode ``committee``.
 
     >>> from river.datasets import Phishing
     >>> model = DriftMoEClassifier(n_experts=4, top_k=2, seed=1)
@@ -85,7 +96,7 @@ class DriftMoEClassifier(Publishable, ManyRows, base.MiniBatchClassifier):
     def __init__(
         self,
         expert: base.Classifier | None = None,
-        mode: str = "data",
+        mode: str = "committee",
         n_experts: int = 12,
         top_k: int = 3,
         hidden: int = 256,
@@ -98,12 +109,14 @@ class DriftMoEClassifier(Publishable, ManyRows, base.MiniBatchClassifier):
         train_rule: str = "routed_or_responsible",
         warmup_rows: int = 200,
         task_rule: str = "intended",
-        detector: bool = True,
-        poisson: float = 0.0,
+        detector: bool | base.DriftDetector | base.BinaryDriftDetector = True,
+        poisson: float | None = None,
         neural: bool = True,
         nominal_attributes: Iterable[Hashable] | None = None,
         backend: str = "auto",
         seed: int | None = None,
+        experts: Sequence[str | base.Classifier] | None = None,
+        router: bool = False,
     ) -> None:
         self.expert = expert
         self.mode = mode
@@ -125,8 +138,10 @@ class DriftMoEClassifier(Publishable, ManyRows, base.MiniBatchClassifier):
         self.nominal_attributes = nominal_attributes
         self.backend = backend
         self.seed = seed
-        _check(self)
-        self._engine = TaskEngine(self) if mode == "task" else Engine(self)
+        self.experts = experts
+        self.router = router
+        check_settings(self)
+        self._engine = make_engine(self)
 
     @classmethod
     def paper(cls, mode: str = "data", **options: Any) -> "DriftMoEClassifier":
@@ -191,12 +206,13 @@ class DriftMoEClassifier(Publishable, ManyRows, base.MiniBatchClassifier):
 
     @classmethod
     def _unit_test_params(cls) -> Iterator[dict[str, Any]]:
+        yield {"seed": 1}
         yield {"mode": "data", "seed": 1}
         yield {"mode": "task", "seed": 1}
 
     @property
     def expert_rows(self) -> list[int]:
-        """How many rows each expert was the router's first choice for."""
+        """How many rows each voice had most weight in, or each expert was the router's first choice for."""
         return self._engine.chosen.tolist()
 
     @property
@@ -204,42 +220,27 @@ class DriftMoEClassifier(Publishable, ManyRows, base.MiniBatchClassifier):
         """What happened so far: rows, router steps, experts replaced."""
         return dict(self._engine.events)
 
-    def learn_one(self, x: dict[Hashable, Any], y: Hashable) -> None:
+    def learn_one(self, x: dict[Hashable, Any], y: Hashable, w: float = 1.0) -> None:
         """Learn a row.
 
         Args:
             x: Values by feature name.
             y: The label.
+            w: Weight of the row; a row without weight is ignored. The router and the network of the modes
+                of the paper count every row once.
 
         Raises:
-            UserError: If a numeric feature holds text or infinity; the model stays as it was.
+            UserError: If a numeric feature holds text or infinity, the label is missing or the weight below 0;
+                the model stays as it was.
         """
-        self._engine.learn(x, y)
+        check_weight(w)
+        if w > 0:
+            self._engine.learn(x, y, w)
 
     def predict_proba_one(self, x: dict[Hashable, Any], **kwargs: Any) -> dict[Any, float]:
         """Return the probability of every label met so far."""
         return self._engine.labels.named(self._engine.predict(x))
 
-
-def _check(model: DriftMoEClassifier) -> None:
-    choices = {
-        "mode": ("data", "task"),
-        "combine": ("vote", "top1"),
-        "train_rule": ("routed", "routed_or_responsible", "all"),
-        "task_rule": ("intended", "released"),
-        "backend": ("auto", "array", "river"),
-    }
-    for name, known in choices.items():
-        if getattr(model, name) not in known:
-            raise UserError(f"{name} is one of {', '.join(known)}, not {getattr(model, name)!r}.")
-    for name in ("n_experts", "top_k", "hidden", "update_every"):
-        if getattr(model, name) < 1:
-            raise UserError(f"{name} must be at least 1, got {getattr(model, name)}.")
-    if model.mode == "data" and model.top_k > model.n_experts:
-        raise UserError(f"top_k={model.top_k} experts cannot be chosen from n_experts={model.n_experts}.")
-    if not 0 <= model.dropout < 1:
-        raise UserError(f"dropout is a share from 0 up to but not 1, got {model.dropout}.")
-    if model.temperature <= 0 or model.lr <= 0 or model.poisson < 0 or model.warmup_rows < 0:
-        raise UserError("temperature and lr must be above 0, poisson and warmup_rows not below 0.")
-    if model.backend == "array" and model.expert is not None:
-        raise UserError("backend='array' has its own trees: leave expert out, or use backend='river'.")
+    def predict_one(self, x: dict[Hashable, Any], **kwargs: Any) -> Any:
+        """Return the most probable label, None before any was learned."""
+        return self._engine.labels.best(self._engine.predict(x))

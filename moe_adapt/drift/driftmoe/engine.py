@@ -14,7 +14,7 @@ from moe_adapt.drift.driftmoe.buffer import RowBuffer
 from moe_adapt.drift.driftmoe.experts import Answers, PoolExperts, RiverExperts
 from moe_adapt.drift.driftmoe.inputs import NetworkInputs
 from moe_adapt.drift.driftmoe.network import OnlineNetwork, softmax
-from moe_adapt.drift.driftmoe.watch import ErrorWatch
+from moe_adapt.drift.driftmoe.watch import MOST_DRIFTS, error_watch
 from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row
 from moe_adapt.drift.hoeffding.growth import TreeOptions
 from moe_adapt.drift.hoeffding.labels import LabelTable
@@ -59,16 +59,18 @@ class Engine:
         self.labels = LabelTable()
         self.inputs = NetworkInputs(options.scale_inputs)
         self.n_trees = 0 if self.task else options.n_experts
-        self.reserve = options.detector and not self.task
+        self.reserve = bool(options.detector) and not self.task
         self.trees = self._trees(self.n_trees + self.reserve)
         self.router = OnlineNetwork(options.hidden, options.dropout, options.lr, "bce", self.rng)
         self.buffer = RowBuffer()
         self.neural = OnlineNetwork(64, 0.0, 5e-3, "softmax", self.rng) if options.neural else None
         self.neural_buffer = RowBuffer()
-        self.watch = ErrorWatch(self.n_trees)
+        self.watch = error_watch(options.detector, self.n_trees)
         self.learned = [0] * (self.n_trees + self.reserve)
         self.chosen = np.zeros(self.n_experts, dtype=np.int64)
         self.events = {"rows": 0, "router_steps": 0, "replaced": 0}
+        self.weight = 1.0
+        self.drifts: list[tuple[int, int]] = []
         self._seen: Seen | None = None
 
     @property
@@ -129,11 +131,13 @@ class Engine:
 
     # --- learning ----------------------------------------------------------------------------------------
 
-    def learn(self, x: Mapping[Hashable, Any], label: Hashable) -> None:
-        """Learn a row."""
+    def learn(self, x: Mapping[Hashable, Any], label: Hashable, w: float = 1.0) -> None:
+        """Learn a row of weight `w` > 0."""
         seen = self._seen
+        self.labels.check(label)
         known = label in self.labels.number
-        if not (known and seen is not None and seen.row.complete and seen.copy == x):
+        self.weight = w
+        if not (known and seen is not None and self.features.covers(x, seen.row) and seen.copy == x):
             row = self.features.learn(x)
             self.labels.learn(label)
             self._fit()
@@ -148,7 +152,10 @@ class Engine:
             if len(self.neural_buffer) >= _NEURAL_EVERY:
                 self.neural.step(*self.neural_buffer.take())
         if self.options.detector:
-            self._replace(self.watch.update(~right[: self.n_trees]))
+            alarmed = self.watch.update(~right[: self.n_trees])
+            self.drifts += [(self.events["rows"], expert) for expert in alarmed]
+            del self.drifts[:-MOST_DRIFTS]
+            self._replace(alarmed)
         self.inputs.update(seen.raw)
         self.events["rows"] += 1
 
@@ -165,7 +172,7 @@ class Engine:
         if self.reserve:
             experts.append(self.n_trees)
             if weights is not None:
-                weights.append(1.0)
+                weights.append(self.weight)
         self.trees.learn(seen.row, seen.x, y, label, seen.answers, experts, weights)
         for expert in experts:
             self.learned[expert] += 1
@@ -179,10 +186,11 @@ class Engine:
 
     def _weighted(self, experts: list[int]) -> tuple[list[int], list[float] | None]:
         """Draw the weight with which each expert learns a row; those that draw 0 do not."""
-        if self.options.poisson == 0:
-            return experts, None
+        w = self.weight
+        if not self.options.poisson:
+            return experts, None if w == 1 else [w] * len(experts)
         draws = self.rng.poisson(self.options.poisson, len(experts)).tolist()
-        return [e for e, draw in zip(experts, draws, strict=True) if draw], [float(d) for d in draws if d]
+        return [e for e, draw in zip(experts, draws, strict=True) if draw], [w * d for d in draws if d]
 
     def _learners(self, logits: np.ndarray, mask: np.ndarray, given: np.ndarray) -> list[int]:
         count = self.n_trees
@@ -227,6 +235,11 @@ class Engine:
         if self.neural is not None:
             self.neural.grow(self.inputs.n_inputs, len(self.labels))
             self.neural_buffer.fit(self.inputs.n_inputs, len(self.labels))
+
+    def last_seen(self) -> Seen:
+        """Return what was made of the row that was looked at last."""
+        assert self._seen is not None
+        return self._seen
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": None}

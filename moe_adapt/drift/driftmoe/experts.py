@@ -16,7 +16,7 @@ from moe_adapt.drift.hoeffding.forest import FastHoeffdingTreePool, Reading
 from moe_adapt.drift.hoeffding.growth import TreeOptions
 from moe_adapt.drift.hoeffding.labels import LabelTable
 
-__all__ = ["Answers", "PoolExperts", "RiverExperts"]
+__all__ = ["Answers", "PoolExperts", "RiverExperts", "known_proba", "many_classes"]
 
 
 @dataclass(slots=True)
@@ -87,6 +87,25 @@ class PoolExperts:
         self.pool.swap(one, other)
 
 
+def many_classes(prototype: base.Classifier) -> base.Classifier:
+    """Return a classifier for any number of classes: one that knows two is asked for one against the rest."""
+    if prototype._multiclass:
+        return prototype
+    from river.multiclass import OneVsRestClassifier
+
+    return OneVsRestClassifier(prototype)
+
+
+def known_proba(model: base.Classifier, x: Mapping[Hashable, Any], labels: LabelTable) -> np.ndarray:
+    """Return what a River classifier says about the labels that were learned [C]; others are left out."""
+    found = np.zeros(len(labels))
+    for label, value in model.predict_proba_one(x).items():  # type: ignore[arg-type]
+        number = labels.number.get(label)
+        if number is not None and value == value:
+            found[number] = value
+    return found
+
+
 class RiverExperts:
     """Experts that are River classifiers.
 
@@ -97,7 +116,7 @@ class RiverExperts:
     """
 
     def __init__(self, n_experts: int, prototype: base.Classifier, rng: np.random.Generator) -> None:
-        self.prototype, self.rng = prototype, rng
+        self.prototype, self.rng = many_classes(prototype), rng
         self.models = [self._fresh() for _ in range(n_experts)]
 
     def _fresh(self) -> base.Classifier:
@@ -116,9 +135,7 @@ class RiverExperts:
         """Return the experts' answers."""
         proba = np.zeros((len(self.models), len(labels)))
         for expert, model in enumerate(self.models):
-            answer = model.predict_proba_one(x)  # type: ignore[arg-type]
-            for label, value in answer.items():
-                proba[expert, labels.number[label]] = value
+            proba[expert] = known_proba(model, x, labels)
         total = proba.sum(axis=1, keepdims=True)
         proba /= np.where(total > 0, total, 1.0)
         _uniform_where_empty(proba)

@@ -3,7 +3,8 @@ r"""What the networks see of a row: numbers, scaled by what was seen so far, and
 Numbers, also those that stand for nominal values, enter as they are; words and booleans become one
 indicator per value, appended when a value is first met. With `scale`, numbers are standardised by
 running mean and deviation, \(\hat x = (x - \mu) / \sigma\), clipped to \([-10, 10]\), before the row updates
-them. A missing value is 0.
+them. A missing value is 0. A value more than a hundred deviations away moves mean and deviation as one that
+is a hundred away: one wild number must not hide a column for ever.
 DriftMoE's release feeds raw values; on unscaled tables that costs up to twenty points.
 """
 
@@ -14,10 +15,15 @@ import numpy as np
 
 from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row
 
-__all__ = ["NetworkInputs"]
+__all__ = ["FAR", "MOST", "SETTLED", "NetworkInputs"]
+
+#: Deviations within which a value counts in full, once there are so many rows.
+FAR, SETTLED = 100.0, 30
+#: Scaled values are clipped to this.
+MOST = 10.0
 
 # numbers as arrays: numpy converts a Python number anew in every operation
-_HIGH, _LOW, _ZERO, _ONE = (np.array(value) for value in (10.0, -10.0, 0.0, 1.0))
+_HIGH, _LOW, _ZERO, _ONE = (np.array(value) for value in (MOST, -MOST, 0.0, 1.0))
 
 
 class NetworkInputs:
@@ -25,10 +31,11 @@ class NetworkInputs:
 
     Args:
         scale: Standardise numbers.
+        dtype: Of the vectors.
     """
 
-    def __init__(self, scale: bool) -> None:
-        self.scale = scale
+    def __init__(self, scale: bool, dtype: type = np.float32) -> None:
+        self.scale, self.dtype = scale, dtype
         self.n_inputs = 0
         self.place: dict[
             tuple[str, int, int], int
@@ -102,7 +109,20 @@ class NetworkInputs:
             np.maximum(found, _LOW, out=found)
         if math.isnan(found.dot(found)):
             found = np.where(np.isnan(found), 0.0, found)
-        return found.astype(np.float32)
+        return found.astype(self.dtype)
+
+    def bounded(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the numbers of a row [F], none further than a hundred deviations from its mean."""
+        if not self.scale or self.count <= SETTLED or not len(numbers):
+            return numbers
+        mean, reach = self.mean[self.numeric], self._reach()[self.numeric]
+        return np.minimum(np.maximum(numbers, mean - reach), mean + reach)
+
+    def _reach(self) -> np.ndarray:
+        """Return a hundred deviations of every input, infinity where it has none."""
+        reach = FAR * np.sqrt(self.squares / (self.count - 1))
+        np.copyto(reach, np.inf, where=reach == 0)
+        return reach
 
     def update(self, raw: np.ndarray) -> None:
         """Let a row move mean and deviation; a missing value counts as the mean."""
@@ -112,6 +132,9 @@ class NetworkInputs:
         delta = raw - self.mean
         if math.isnan(delta.dot(delta)):
             delta = np.where(np.isnan(delta), 0.0, delta)
+        if self.count > SETTLED:
+            reach = self._reach()
+            np.clip(delta, -reach, reach, out=delta)
         delta *= self.scaled
         self.mean += delta / self.count
         delta *= delta

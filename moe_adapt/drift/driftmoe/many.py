@@ -1,5 +1,6 @@
 """Mini-batches: the rows of a data frame one after the other, so that chunks give the bits of single rows."""
 
+from itertools import repeat
 from typing import Any
 
 import narwhals as nw
@@ -10,16 +11,18 @@ __all__ = ["ManyRows"]
 class ManyRows:
     """`learn_many` and `predict_many` for a classifier that has `learn_one` and `predict_proba_one`."""
 
-    def learn_many(self, X: Any, y: Any) -> None:
+    def learn_many(self, X: Any, y: Any, w: Any = 1.0) -> None:
         """Learn the rows of a data frame.
 
         Args:
             X: Data frame, one column per feature.
             y: Series of labels.
+            w: Weight of the rows, or a series of weights.
         """
         labels = nw.from_native(y, series_only=True).to_list()
-        for x, label in zip(_rows(X), labels, strict=True):
-            self.learn_one(x, label)  # type: ignore[attr-defined]
+        weights = repeat(w, len(labels)) if isinstance(w, (int, float)) else list(w)
+        for x, label, weight in zip(_rows(X), labels, weights, strict=True):
+            self.learn_one(x, label, weight)  # type: ignore[attr-defined]
 
     def predict_proba_many(self, X: Any) -> Any:
         """Return a data frame with one column of probabilities per label met so far."""

@@ -124,7 +124,7 @@ def _engine_state(engine: Engine) -> dict[str, Any]:
 def _engine_arrays(engine: Engine) -> dict[str, np.ndarray]:
     assert isinstance(engine.trees, PoolExperts)
     found = {"learned": np.array(engine.learned, dtype=np.int64), "chosen": engine.chosen}
-    found |= {f"leaves/{name}": getattr(engine.trees.pool.store, name) for name in LeafStore.ARRAYS}
+    found |= _leaf_arrays(engine.trees.pool.store, len(engine.expert_labels), engine.features.n_values)
     found |= {f"watch/{name}": getattr(engine.watch, name) for name in engine.watch.ARRAYS}
     found |= {f"inputs/{name}": getattr(engine.inputs, name) for name in ("mean", "squares")}
     for name, network in _networks(engine).items():
@@ -132,6 +132,31 @@ def _engine_arrays(engine: Engine) -> dict[str, np.ndarray]:
     for name, buffer in _buffers(engine).items():
         for part in ("inputs", "targets"):
             found[f"{name}/{part}"] = np.array(getattr(buffer, part), dtype=np.float32)
+    return found
+
+
+#: Which axes of a leaf's arrays count classes and nominal values.
+_AXES = {
+    "count": (1, None),
+    "gauss": (2, None),
+    "moments": (1, None),
+    "table": (3, 2),
+    "logs": (3, 2),
+    "base": (1, None),
+    "normaliser": (1, None),
+}
+
+
+def _leaf_arrays(store: LeafStore, n_classes: int, n_values: int) -> dict[str, np.ndarray]:
+    """Return the statistics of the leaves without the room kept for classes and values to come."""
+    found = {}
+    for name, (classes, values) in _AXES.items():
+        array = getattr(store, name)
+        cut = [slice(None)] * array.ndim
+        cut[classes] = slice(n_classes)
+        if values is not None:
+            cut[values] = slice(n_values)
+        found[f"leaves/{name}"] = array[tuple(cut)]
     return found
 
 

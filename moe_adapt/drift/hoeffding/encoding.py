@@ -3,15 +3,18 @@
 Columns are append-only: what a column means never changes, so statistics and weights keep their places. New
 names of one row are added as they come or, on demand, in a canonical order, so that the order of keys in a
 dictionary does not matter.
-A feature is nominal if it is declared so or if its first value is not a number, and stays what it is. None,
-NaN and absence mean missing. A nominal column has at most `MOST_VALUES` values: those that come later are
-treated as unknown ones, so that a column of identifiers does not fill the memory.
+A feature is nominal if it is declared so or if its first value is neither a number nor a date, and stays what
+it is. Dates count seconds. None, NaN, NaT, pandas' NA and absence mean missing, and so does a number beyond
+`LARGEST`: its square would overflow, and such numbers are marks, not measurements. A nominal column has at
+most `MOST_VALUES` values: those that come later are treated as unknown ones, so that a column of identifiers
+does not fill the memory.
 """
 
 import math
 from array import array
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from numbers import Number
 from operator import getitem, itemgetter
 from typing import Any
@@ -20,9 +23,10 @@ import numpy as np
 
 from moe_adapt.errors import UserError
 
-__all__ = ["MOST_VALUES", "FeatureTable", "Row", "ordered"]
+__all__ = ["LARGEST", "MOST_VALUES", "FeatureTable", "Row", "ordered"]
 
 MOST_VALUES = 1000
+LARGEST = 1e100
 
 
 @dataclass(slots=True)
@@ -54,7 +58,16 @@ def ordered(known: dict[Hashable, int]) -> dict[Hashable, int]:
 
 
 def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, Number) and value != value)
+    if value is None:
+        return True
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):  # pandas' NA is neither equal to itself nor not
+        return type(value).__name__ == "NAType"
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, (Number, date, np.datetime64))
 
 
 class FeatureTable:
@@ -79,6 +92,15 @@ class FeatureTable:
         self.n_values = 0
         self._get_numbers = self._get_codes = None
 
+    @property
+    def n_columns(self) -> int:
+        """Columns of both kinds."""
+        return len(self.numeric) + len(self.nominal)
+
+    def covers(self, x: Mapping[Hashable, Any], row: Row) -> bool:
+        """Return whether `row`, as it was read from `x`, holds all that there is in it."""
+        return row.complete and len(x) == self.n_columns
+
     def read(self, x: Mapping[Hashable, Any]) -> Row:
         """Return a row without learning from it: unknown features are ignored.
 
@@ -91,7 +113,9 @@ class FeatureTable:
         try:
             numbers = array("d", self._get_numbers(x)) if self._get_numbers else array("d")
             codes: list[int] = list(map(getitem, self.values, self._get_codes(x))) if self._get_codes else []
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return self._read_slowly(x)
+        if numbers and not -LARGEST <= min(numbers) <= max(numbers) <= LARGEST:
             return self._read_slowly(x)
         if not math.isfinite(sum(numbers)):
             return self._read_slowly(x)
@@ -103,21 +127,22 @@ class FeatureTable:
         Raises:
             UserError: If a numeric feature holds text or infinity; nothing is added then.
         """
-        if len(x) == len(self.numeric) + len(self.nominal):
+        if len(x) == self.n_columns:
             row = self.read(x)
             if row.complete:
                 return row
         self._read_slowly(x)  # raises before anything is added
         fresh = [name for name in x if name not in self.numeric and name not in self.nominal]
+        for name in fresh:
+            _check_new(name, x[name], name in self.declared)
         for name in sorted(fresh, key=_canonical) if self.canonical else fresh:
             value = x[name]
             if _missing(value):
                 continue
-            if name in self.declared or not isinstance(value, Number):
+            if name in self.declared or not _numeric(value):
                 self.nominal[name] = len(self.nominal)
                 self.values.append({})
-            else:
-                _number(name, value)
+            elif not math.isnan(_number(name, value)):
                 self.numeric[name] = len(self.numeric)
         for name, column in self.nominal.items():
             value, known = x.get(name), self.values[column]
@@ -141,7 +166,7 @@ class FeatureTable:
         codes = []
         for name, column in self.nominal.items():
             value = x.get(name)
-            codes.append(-1 if _missing(value) else self.values[column].get(value, -2))
+            codes.append(-1 if _missing(value) else self.values[column].get(_value(name, value), -2))
         complete = not np.isnan(numbers).any() and all(code >= 0 for code in codes)
         return Row(numbers, codes, complete)
 
@@ -162,12 +187,39 @@ def _getter(names: list[Hashable]) -> Any:
     return itemgetter(*names)
 
 
+def _check_new(name: Hashable, value: Any, declared: bool) -> None:
+    """Raise for a value that a new column cannot begin with."""
+    if declared or not _numeric(value):
+        _value(name, value)
+    elif not _missing(value):
+        _number(name, value)
+
+
+def _value(name: Hashable, value: Any) -> Hashable:
+    try:
+        hash(value)
+    except TypeError:
+        raise UserError(
+            f"the feature {name!r} holds a {type(value).__name__}; a value is a number, a date, text or a truth value."
+        ) from None
+    return value
+
+
 def _number(name: Hashable, value: Any) -> float:
-    if isinstance(value, str) or not isinstance(value, (Number, np.generic)):
+    """Return a number, NaN for one beyond `LARGEST`."""
+    if isinstance(value, (str, complex)) or not _numeric(value):
         raise UserError(
             f"the feature {name!r} was numeric and now holds {value!r}; convert it, or declare it nominal."
         )
-    number = float(value)  # type: ignore[arg-type]
+    if isinstance(value, date):
+        moment = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, np.datetime64):
+        return float(value.astype("datetime64[ns]").astype(np.int64)) / 1e9
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond the doubles
+        return math.nan
     if math.isinf(number):
         raise UserError(f"the feature {name!r} is infinite; clip it, or leave it out where it is unknown.")
-    return number
+    return number if abs(number) <= LARGEST else math.nan

@@ -62,6 +62,7 @@ class FastHoeffdingTreePool(GrowingTrees):
             raise UserError(f"a pool has at least one tree, got {n_trees}.")
         super().__init__(options or TreeOptions())
         self.n_leaves = [0] * n_trees
+        self.gains = [{} for _ in range(n_trees)]
         self.root = [self._new_leaf(tree, 0) for tree in range(n_trees)]
 
     @property
@@ -72,7 +73,7 @@ class FastHoeffdingTreePool(GrowingTrees):
     def fit(self, features: FeatureTable, labels: LabelTable) -> None:
         """Make room for the columns, values and classes that these tables hold by now."""
         self.store.resize(len(labels), len(features.numeric), len(features.nominal), features.n_values)
-        self.label_rank, self.values = labels.rank, features.values
+        self.labels, self.values = labels, features.values
 
     def read(self, row: Row) -> Reading:
         """Return leaves, scores and probabilities of all trees for a row."""
@@ -97,7 +98,7 @@ class FastHoeffdingTreePool(GrowingTrees):
         totals = store.total
         certain = min([totals[s] for s in slots]) > 0
         top = np.maximum.reduce(scores, axis=1, keepdims=True)
-        proba = self._proba(index, scores, top, bayes, certain)
+        proba = self._proba(index, scores, top, bayes, certain)[:, : len(self.labels)]
         return Reading(leaves, slots, regular, scores, top, proba, certain)
 
     def _proba(
@@ -122,6 +123,7 @@ class FastHoeffdingTreePool(GrowingTrees):
         reading: Reading,
         trees: list[int] | None = None,
         weights: list[float] | None = None,
+        columns: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         """Let trees learn a row.
 
@@ -131,6 +133,7 @@ class FastHoeffdingTreePool(GrowingTrees):
             reading: What `read` returned for this row, with nothing learned since.
             trees: Which trees; all if not given.
             weights: Weight of the row in each of them, above 0; 1 if not given.
+            columns: Which numeric [E, F] and nominal [E, G] columns each tree of the pool looks at.
         """
         chosen = list(range(self.n_trees)) if trees is None else trees
         if not chosen:
@@ -148,7 +151,11 @@ class FastHoeffdingTreePool(GrowingTrees):
             self._count_right(observing, chosen, slots, y, reading, mass)
         if observing:
             own = None if weights is None else np.array([mass[position] for position in observing])
-            store.observe(np.array([slots[position] for position in observing]), row, y, own)
+            seen = columns
+            if columns is not None:
+                members = [chosen[position] for position in observing]
+                seen = columns[0][members], columns[1][members]
+            store.observe(np.array([slots[position] for position in observing]), row, y, own, seen)
         for position in observing:
             observed = store.observed[slots[position]]
             if y not in observed:
@@ -209,17 +216,18 @@ class FastHoeffdingTreePool(GrowingTrees):
                 self.store.free.append(self.slot[node])
             self.branches.pop(node, None)
             self.free_nodes.append(node)
-        self.n_leaves[tree] = 0
+        self.n_leaves[tree], self.gains[tree] = 0, {}
         self.root[tree] = self._new_leaf(tree, 0)
 
     def add_tree(self) -> None:
         """Add an empty tree."""
         self.n_leaves.append(0)
+        self.gains.append({})
         self.root.append(self._new_leaf(len(self.root), 0))
 
     def swap(self, one: int, other: int) -> None:
         """Exchange two trees."""
-        for values in (self.root, self.n_leaves):
+        for values in (self.root, self.n_leaves, self.gains):
             values[one], values[other] = values[other], values[one]
 
 

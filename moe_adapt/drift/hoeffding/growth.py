@@ -2,7 +2,10 @@ r"""Where and how Hoeffding trees grow.
 
 A leaf is split when the gain of its best test exceeds that of the second best by
 \(\epsilon = \sqrt{R^2 \ln(1/\delta) / 2n}\), \(R = \log_2\) of the number of classes, or when
-\(\epsilon < \tau\); it is looked at again after every `grace_period` of weight.
+\(\epsilon < \tau\); it is looked at again after every `grace_period` of weight. With `patience`, a leaf whose best test led by
+\(g\) is looked at again when its weight has reached \(\min(a / g^2, a / \tau^2, n + 4\,\text{grace})\),
+\(a = R^2 \ln(1/\delta) / 2\), but not before a grace period has passed: before that no attempt can succeed
+unless the gap grows.
 
 Reference: Domingos and Hulten, Mining High-Speed Data Streams, KDD 2000.
 """
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe_adapt.drift.hoeffding.encoding import ordered
+from moe_adapt.drift.hoeffding.labels import LabelTable
 from moe_adapt.drift.hoeffding.nodes import TreeNodes
 from moe_adapt.drift.hoeffding.splits import (
     entropy,
@@ -27,6 +31,8 @@ __all__ = ["GrowingTrees", "TreeOptions"]
 
 #: Weight that sums of fractional weights may be off by, compared with adding them afresh.
 _ROUNDING = 1e-6
+#: Grace periods that patience waits at most.
+_LONGEST_WAIT = 4
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class TreeOptions:
         min_branch_fraction: Share of the weight that two branches must exceed.
         max_share_to_split: Share of the majority class above which a leaf is not split.
         n_splits: Thresholds tried per numeric column.
+        patience: After a failed attempt wait until the bound may have sunk to the gap that was found.
     """
 
     grace_period: int = 200
@@ -56,6 +63,7 @@ class TreeOptions:
     min_branch_fraction: float = 0.01
     max_share_to_split: float = 1.0
     n_splits: int = 10
+    patience: bool = False
 
     def __post_init__(self) -> None:
         if self.leaf_prediction not in ("nba", "nb", "mc"):
@@ -76,16 +84,18 @@ class GrowingTrees(TreeNodes):
 
     Attributes:
         n_leaves: Leaves of each tree.
-        label_rank: Place of each class in the order of labels.
+        labels: The classes.
         values: Number of each value, per nominal column.
+        gains: Per tree and test, information gain times weight of the splits so far.
     """
 
     def __init__(self, options: TreeOptions) -> None:
         super().__init__()
         self.options = options
         self.n_leaves: list[int] = []
-        self.label_rank: list[int] = []
+        self.labels = LabelTable()
         self.values: list[dict[Hashable, int]] = []
+        self.gains: list[dict[int, float]] = []
 
     def _new_leaf(self, tree: int, depth: int) -> int:
         self.n_leaves[tree] += 1
@@ -130,15 +140,29 @@ class GrowingTrees(TreeNodes):
         best, second = ranked[-1], ranked[-2]
         spread = math.log2(max(len(store.order[slot]), 2))
         bound = math.sqrt(spread * spread * math.log(1.0 / options.delta) / (2.0 * total))
-        if not (merits[best] - merits[second] > bound or bound < options.tau):
+        gap = merits[best] - merits[second]
+        if not (gap > bound or bound < options.tau):
+            if options.patience:
+                self._wait(slot, total, gap, spread)
             return
         if merits[best] == -math.inf:
             store.forget(slot)
-        elif best <= store.n_numeric:
+            return
+        test = best - 1 if best <= store.n_numeric else store.n_numeric - 1 - best
+        self.gains[tree][test] = self.gains[tree].get(test, 0.0) + merits[best] * total
+        if best <= store.n_numeric:
             self._split_numeric(tree, node, slot, best - 1, float(numeric.threshold[best - 1]))
         else:
             column = best - 1 - store.n_numeric
             self._split_nominal(tree, node, slot, column, int(nominal.value[column]))
+
+    def _wait(self, slot: int, total: float, gap: float, spread: float) -> None:
+        """Put off the next attempt; `tried_at` is a grace period before it."""
+        options = self.options
+        needed = 0.5 * spread * spread * math.log(1.0 / options.delta)
+        least = max(gap, options.tau) if gap == gap else options.tau
+        wait = min(needed / (least * least) - total, _LONGEST_WAIT * options.grace_period)
+        self.store.tried_at[slot] = total + max(wait - options.grace_period, 0.0)
 
     def _child(self, tree: int, parent: int, weights: dict[int, float]) -> int:
         node = self._new_leaf(tree, self.depth[parent] + 1)
@@ -163,7 +187,7 @@ class GrowingTrees(TreeNodes):
         store = self.store
         table = store.table[slot, column].tolist()  # [V, C]
         if value < 0:
-            order = sorted(store.order[slot], key=self.label_rank.__getitem__)
+            order = sorted(store.order[slot], key=self.labels.rank.__getitem__)
             self.branches[node] = {
                 code: self._child(tree, node, {c: weights[c] for c in order if weights[c] > 0})
                 for code, weights in ((code, table[code]) for code in ordered(self.values[column]).values())

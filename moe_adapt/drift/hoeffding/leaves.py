@@ -14,11 +14,21 @@ import numpy as np
 
 from moe_adapt.drift.hoeffding.encoding import Row
 
-__all__ = ["LeafStore"]
+__all__ = ["LeafStore", "room"]
 
 _GROWTH = 1.5
 # numbers as arrays: numpy converts a Python number anew in every operation
 _ZERO, _ONE, _OVER_PI = np.array(0.0), np.array(1.0), np.array(-1.0 / np.pi)
+# what a row far from all that a class has shown costs at most: -inf would leave no class at all
+_LOWEST = np.array(-1e200)
+
+
+def room(count: int) -> int:
+    """Return the places to keep for `count` classes or values: all of a few, a quarter more of many."""
+    places = 8
+    while places < count:
+        places += max(places // 4, 1)
+    return count if count <= 8 else places
 
 
 class LeafStore:
@@ -62,14 +72,18 @@ class LeafStore:
         self._columns = self._cell_places = np.zeros(0, dtype=int)
 
     def resize(self, n_classes: int, n_numeric: int, n_nominal: int, n_values: int) -> None:
-        """Make room for more classes, columns and values; everything keeps its place."""
-        shape = (n_classes, n_numeric, n_nominal, n_values)
+        """Make room for more classes, columns and values; everything keeps its place.
+
+        `n_classes` and `n_values` become what there is room for, so that a stream in which classes or
+        values keep coming does not copy everything for each of them.
+        """
+        shape = (room(n_classes), n_numeric, n_nominal, room(n_values))
         if shape != (self.n_classes, self.n_numeric, self.n_nominal, self.n_values):
             self.n_classes, self.n_numeric, self.n_nominal, self.n_values = shape
             self._allocate(len(self.count))
-            n_cells = n_nominal * n_values
-            self._columns = np.arange(0, n_cells, n_values) if n_cells else np.zeros(0, dtype=int)
-            self._cell_places = np.arange(n_cells) * n_classes
+            n_cells = n_nominal * self.n_values
+            self._columns = np.arange(0, n_cells, self.n_values) if n_cells else np.zeros(0, dtype=int)
+            self._cell_places = np.arange(n_cells) * self.n_classes
 
     def _allocate(self, slots: int) -> None:
         c, f, g, v = self.n_classes, self.n_numeric, self.n_nominal, self.n_values
@@ -159,7 +173,7 @@ class LeafStore:
                 np.subtract(squares, np.where(present, row.numbers, 0.0), out=squares)
                 squares *= present
             np.multiply(squares, squares, out=squares)
-            found += np.einsum("ecf,ecf->ec", squares, gathered[:, 1])
+            found += np.maximum(np.einsum("ecf,ecf->ec", squares, gathered[:, 1]), _LOWEST)
         if self.n_nominal:
             places = self._cells(row)[:, None] + slots * (self.n_nominal * self.n_values)
             found += self.logs.reshape(-1, self.n_classes).take(places, axis=0).sum(axis=0)
@@ -171,7 +185,14 @@ class LeafStore:
         cells = codes + self._columns
         return cells if row.complete else cells[codes >= 0]
 
-    def observe(self, slots: np.ndarray, row: Row, y: int, weights: np.ndarray | None) -> None:
+    def observe(
+        self,
+        slots: np.ndarray,
+        row: Row,
+        y: int,
+        weights: np.ndarray | None,
+        columns: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         """Add a row to the distributions of class `y` of some leaves; class weights are not touched.
 
         Args:
@@ -179,21 +200,27 @@ class LeafStore:
             row: The row.
             y: Number of the class.
             weights: Weight of the row in each leaf [k]; None for 1.
+            columns: Which numeric [k, F] and nominal [k, G] columns each leaf looks at; None for all.
         """
         w = _ONE if weights is None else weights[:, None]
         if self.n_numeric:
-            self._observe_numbers(slots, row, y, w)
+            self._observe_numbers(slots, row, y, w, None if columns is None else columns[0])
         if self.n_nominal:
-            self._observe_values(slots, row, y, w)
+            self._observe_values(slots, row, y, w, None if columns is None else columns[1])
 
-    def _observe_numbers(self, slots: np.ndarray, row: Row, y: int, w: np.ndarray) -> None:
+    def _observe_numbers(
+        self, slots: np.ndarray, row: Row, y: int, w: np.ndarray, columns: np.ndarray | None
+    ) -> None:
         x, c = row.numbers, self.n_classes
+        some = columns is not None or not row.complete
+        if columns is not None:
+            x = np.where(columns, x, np.nan)
         gauss, moments = self.gauss.reshape(-1, self.n_numeric), self.moments.reshape(-1, 4, self.n_numeric)
         first = slots * c
         at = first + y
         mean_at = first + at
         old_mean, new = gauss.take(mean_at, axis=0), moments.take(at, axis=0)
-        old = None if row.complete else new.copy()
+        old = new.copy() if some else None
         n, squares, low, high = new[:, 0], new[:, 1], new[:, 2], new[:, 3]
         n += w
         delta = x - old_mean
@@ -208,7 +235,7 @@ class LeafStore:
         if old is not None:
             here = ~np.isnan(x)
             mean = np.where(here, mean, old_mean)
-            np.copyto(new, old, where=~here)
+            np.copyto(new, old, where=~here if here.ndim == 1 else ~here[:, None])
         precision = _ONE - n
         precision *= 0.5
         known = (squares > _ZERO) & (n > _ONE)
@@ -224,11 +251,17 @@ class LeafStore:
         np.log(logs, out=logs)
         self.normaliser.reshape(-1)[at] = 0.5 * np.add.reduce(logs, axis=1)
 
-    def _observe_values(self, slots: np.ndarray, row: Row, y: int, w: np.ndarray) -> None:
+    def _observe_values(
+        self, slots: np.ndarray, row: Row, y: int, w: np.ndarray, columns: np.ndarray | None
+    ) -> None:
         n_cells, c = self.n_nominal * self.n_values, self.n_classes
         first = (slots * (n_cells * c) + y)[:, None]
         table = self.table.reshape(-1)
-        table[first + self._cells(row) * c] += w
+        if columns is None:
+            table[first + self._cells(row) * c] += w
+        else:
+            codes = np.array(row.codes)
+            table[first + (np.maximum(codes, 0) + self._columns) * c] += w * (columns & (codes >= 0))
         places = first + self._cell_places
         own = table.take(places).reshape(len(slots), self.n_nominal, self.n_values)
         whole = np.add.reduce(own, axis=2, keepdims=True)

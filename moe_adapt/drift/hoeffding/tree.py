@@ -8,7 +8,7 @@ from river import base
 from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row
 from moe_adapt.drift.hoeffding.forest import FastHoeffdingTreePool, Reading
 from moe_adapt.drift.hoeffding.growth import TreeOptions
-from moe_adapt.drift.hoeffding.labels import LabelTable
+from moe_adapt.drift.hoeffding.labels import LabelTable, check_weight
 
 __all__ = ["FastHoeffdingTree"]
 
@@ -101,17 +101,21 @@ class FastHoeffdingTree(base.Classifier):
             w: Weight; a row without weight is ignored.
 
         Raises:
-            UserError: If a numeric feature holds text or infinity; the tree stays as it was.
+            UserError: If a numeric feature holds text or infinity, the label is missing or the weight below 0;
+                the tree stays as it was.
         """
         seen, self._seen = self._seen, None
-        if seen is None or y not in self._labels.number or not seen[1].complete or seen[0] != x:
+        self._labels.check(y)
+        check_weight(w)
+        if w == 0:
+            return
+        known = seen is not None and y in self._labels.number and self._features.covers(x, seen[1])
+        if not (known and seen[0] == x):
             row = self._features.learn(x)
             self._labels.learn(y)
             self._pool.fit(self._features, self._labels)
             seen = x, row, self._pool.read(row)
-        if w > 0:
-            weights = None if w == 1 else [w]
-            self._pool.learn(seen[1], self._labels.number[y], seen[2], weights=weights)
+        self._pool.learn(seen[1], self._labels.number[y], seen[2], weights=None if w == 1 else [w])
 
     def predict_proba_one(self, x: dict[Hashable, Any], **kwargs: Any) -> dict[Any, float]:
         """Return the probability of every label met so far."""

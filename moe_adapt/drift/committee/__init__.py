@@ -1,0 +1,1 @@
+"""Voices that vote by how right they were lately: DriftMoE's default."""

@@ -1,0 +1,162 @@
+"""Forward pass and step of `moe_adapt.drift.committee.layers.Layers` in compiled code, on the same arrays.
+
+Weights are walked row by row, so that the inner loops run over units that lie side by side. A step computes all
+errors first, then the gradient of one row of weights at a time, which goes into Adam at once and is not kept.
+"""
+
+import math
+
+import numpy as np
+
+from moe_adapt.drift.committee.layers import BETAS, EPSILON
+from moe_adapt.drift.compiled.jit import entry, kernel, quick_kernel
+
+__all__ = ["forward", "linear_forward", "linear_step", "softmax_into", "step"]
+
+_ONE, _TWO = BETAS
+_MOST = 60.0
+
+
+@quick_kernel
+def _affine(values, at, n_in, n_out, x, out):
+    """Write x W + b [out]; weights [in, out] and biases begin at `at`. Return where the next layer begins."""
+    biases = values[at + n_in * n_out : at + (n_in + 1) * n_out]
+    for j in range(n_out):
+        out[j] = biases[j]
+    for i in range(n_in):
+        xi = x[i]
+        if xi != 0.0:
+            row = values[at + i * n_out : at + (i + 1) * n_out]
+            for j in range(n_out):
+                out[j] += xi * row[j]
+    return at + (n_in + 1) * n_out
+
+
+@kernel
+def forward(values, n_in, one, two, n_out, x, hidden, inner, out):
+    """Write the logits [out] of a network with hidden layers of `one` and `two` units."""
+    parameters = values[0]
+    at = _affine(parameters, 0, n_in, one, x, hidden)
+    for j in range(one):
+        hidden[j] = max(hidden[j], 0.0)
+    at = _affine(parameters, at, one, two, hidden, inner)
+    for j in range(two):
+        inner[j] = max(inner[j], 0.0)
+    _affine(parameters, at, two, n_out, inner, out)
+
+
+@kernel
+def linear_forward(values, n_in, n_out, x, out):
+    """Write the logits [out] of a linear model."""
+    _affine(values[0], 0, n_in, n_out, x, out)
+
+
+@kernel
+def softmax_into(logits, n, out):
+    """Write the softmax of the first `n` logits."""
+    top = -np.inf
+    for k in range(n):
+        top = max(top, logits[k])
+    total = 0.0
+    for k in range(n):
+        out[k] = math.exp(logits[k] - top)
+        total += out[k]
+    for k in range(n):
+        out[k] /= total
+
+
+@kernel
+def _errors(logits, n_out, labels, weights, masks, bce, out):
+    """Turn logits [B, out] into the gradient of the loss with respect to them."""
+    rows = len(labels)
+    for b in range(rows):
+        if bce:
+            for k in range(n_out):
+                z = min(max(logits[b, k], -_MOST), _MOST)
+                error = 1.0 / (1.0 + math.exp(-z)) - masks[b, k]
+                out[b, k] = error * (weights[b] / (rows * n_out))
+        else:
+            softmax_into(logits[b], n_out, out[b])
+            out[b, labels[b]] -= 1.0
+            for k in range(n_out):
+                out[b, k] *= weights[b] / rows
+
+
+@quick_kernel
+def _back(values, at, n_in, n_out, error, seen, out):
+    """Write the errors [B, in] of a layer's inputs, 0 where the unit was off."""
+    for b in range(len(error)):
+        for i in range(n_in):
+            total = 0.0
+            if seen[b, i] > 0.0:
+                row = values[at + i * n_out : at + (i + 1) * n_out]
+                for j in range(n_out):
+                    total += error[b, j] * row[j]
+            out[b, i] = total
+
+
+@quick_kernel
+def _adam_row(values, at, size, gradient, scale, eps):
+    parameters = values[0, at : at + size]
+    first = values[1, at : at + size]
+    second = values[2, at : at + size]
+    for j in range(size):
+        g = gradient[j]
+        m = first[j] * _ONE + (1.0 - _ONE) * g
+        v = second[j] * _TWO + (1.0 - _TWO) * g * g
+        first[j], second[j] = m, v
+        parameters[j] -= scale * m / (math.sqrt(v) + eps)
+
+
+@quick_kernel
+def _learn_layer(values, at, n_in, n_out, seen, error, gradient, scale, eps):
+    """Let one layer take its step: weights row by row, then biases."""
+    rows = len(error)
+    for i in range(n_in + 1):
+        for j in range(n_out):
+            gradient[j] = 0.0
+        for b in range(rows):
+            x = seen[b, i] if i < n_in else 1.0
+            if x != 0.0:
+                for j in range(n_out):
+                    gradient[j] += x * error[b, j]
+        _adam_row(values, at + i * n_out, n_out, gradient, scale, eps)
+
+
+@kernel
+def _scales(lr, steps):
+    root = math.sqrt(1.0 - _TWO**steps)
+    return lr * root / (1.0 - _ONE**steps), EPSILON * root
+
+
+@entry
+def step(values, n_in, one, two, n_out, x, labels, weights, masks, bce, lr, steps):
+    """Take one step of Adam on rows [B, in], the `steps`-th."""
+    rows, parameters = len(x), values[0]
+    hidden, inner = np.empty((rows, one)), np.empty((rows, two))
+    logits, error = np.empty((rows, n_out)), np.empty((rows, n_out))
+    for b in range(rows):
+        forward(values, n_in, one, two, n_out, x[b], hidden[b], inner[b], logits[b])
+    _errors(logits, n_out, labels, weights, masks, bce, error)
+    second = (n_in + 1) * one
+    third = second + (one + 1) * two
+    back_inner, back_hidden = np.empty((rows, two)), np.empty((rows, one))
+    _back(parameters, third, two, n_out, error, inner, back_inner)
+    _back(parameters, second, one, two, back_inner, hidden, back_hidden)
+    scale, eps = _scales(lr, steps)
+    gradient = np.empty(max(one, two, n_out))
+    _learn_layer(values, 0, n_in, one, x, back_hidden, gradient, scale, eps)
+    _learn_layer(values, second, one, two, hidden, back_inner, gradient, scale, eps)
+    _learn_layer(values, third, two, n_out, inner, error, gradient, scale, eps)
+
+
+@entry
+def linear_step(values, n_in, n_out, x, labels, weights, masks, lr, steps):
+    """Take one step of Adam with a linear model."""
+    rows = len(x)
+    logits, error = np.empty((rows, n_out)), np.empty((rows, n_out))
+    for b in range(rows):
+        _affine(values[0], 0, n_in, n_out, x[b], logits[b])
+    _errors(logits, n_out, labels, weights, masks, False, error)
+    scale, eps = _scales(lr, steps)
+    _learn_layer(values, 0, n_in, n_out, x, error, np.empty(n_out), scale, eps)
