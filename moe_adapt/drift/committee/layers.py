@@ -124,4 +124,5 @@ class Layers:
         first += (1.0 - one) * gradient
         second *= two
         second += (1.0 - two) * gradient * gradient
-        parameters -= scale * first / (np.sqrt(second) + eps)
+        short = np.sqrt(second.astype(np.float32)) + np.float32(eps)
+        parameters -= scale * (first.astype(np.float32) / short).astype(np.float64)

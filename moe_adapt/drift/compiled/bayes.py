@@ -1,4 +1,7 @@
-"""What a leaf says about a row, and how it learns one: `LeafStore` for one leaf, in compiled code."""
+"""What a leaf says about a row, and how it learns one: `LeafStore` for one leaf, whose arrays are handed over.
+
+Weights are whole numbers as long as rows count once, so that most logarithms are looked up.
+"""
 
 import math
 
@@ -18,17 +21,26 @@ from moe_adapt.drift.compiled.layout import (
     TOTAL,
 )
 
-__all__ = ["add_row", "count_right", "exact_total", "leaf_proba", "leaf_scores", "observe", "refresh_base"]
+__all__ = ["add_row", "count_right", "exact_total", "leaf_proba", "leaf_scores", "log", "observe", "refresh_base"]
 
 _LOWEST = -1e200
+_KNOWN = 2048
+_LOGS = np.array([0.0, *(math.log(number) for number in range(1, _KNOWN))])
+
+
+@kernel
+def log(value):
+    """Return the natural logarithm of a number above 0."""
+    whole = int(value)
+    return _LOGS[whole] if whole == value and whole < _KNOWN else math.log(value)
 
 
 @quick_kernel
 def _far(mean, precision, numbers):
     total = 0.0
-    for f in range(len(numbers)):
-        gap = numbers[f] - mean[f]
-        total += gap * gap * precision[f]
+    for k in range(len(numbers)):
+        gap = numbers[k] - mean[k]
+        total += gap * gap * precision[k]
     return total
 
 
@@ -36,35 +48,36 @@ def _far(mean, precision, numbers):
 def _far_with_gaps(mean, precision, numbers):
     """Return the same where numbers are missing, without what the missing columns add to the normaliser."""
     total, absent = 0.0, 0.0
-    for f in range(len(numbers)):
-        if numbers[f] == numbers[f]:
-            gap = numbers[f] - mean[f]
-            total += gap * gap * precision[f]
-        elif precision[f] < 0.0:
-            absent += 0.5 * math.log(precision[f] / -math.pi)
+    for k in range(len(numbers)):
+        if numbers[k] == numbers[k]:
+            gap = numbers[k] - mean[k]
+            total += gap * gap * precision[k]
+        elif precision[k] < 0.0:
+            absent += 0.5 * math.log(precision[k] / -math.pi)
     return max(total, _LOWEST) - absent
 
 
 @kernel
-def leaf_scores(weights, gauss, table, whole, numbers, codes, complete, n_classes, out):
-    """Write the naive Bayes scores of one leaf [C]; its arrays are those of its slot."""
+def leaf_scores(weights, gauss, table, whole, nominal, numbers, codes, complete, n_classes, out):
+    """Write the naive Bayes scores of a leaf [C], -inf for classes that it has not met."""
     for c in range(n_classes):
-        score = weights[BASE, c]
-        if score > -np.inf:
-            if len(numbers):
-                if complete:
-                    score += max(_far(gauss[0, c], gauss[1, c], numbers), _LOWEST)
-                else:
-                    score += _far_with_gaps(gauss[0, c], gauss[1, c], numbers)
-            for g in range(len(codes)):
-                if codes[g] >= 0 and table[0, g, codes[g], c] > 0.0:
-                    score += table[1, g, codes[g], c] - whole[g, c]
-        out[c] = score
+        out[c] = weights[BASE, c]
+        if len(numbers) and out[c] > -np.inf:
+            mean, precision = gauss[0, c], gauss[1, c]
+            if complete:
+                out[c] += max(_far(mean, precision, numbers), _LOWEST)
+            else:
+                out[c] += _far_with_gaps(mean, precision, numbers)
+    for g in range(len(codes)):
+        if nominal[g] and codes[g] >= 0:
+            v = codes[g]
+            for c in range(n_classes):
+                out[c] += table[1, g, v, c] - whole[g, c] if table[0, g, v, c] > 0.0 else 0.0
 
 
 @kernel
 def leaf_proba(leaf, marks, weights, scores, n_classes, out):
-    """Write the probabilities of one leaf [C]: naive Bayes, or class shares where those were right more often."""
+    """Write the probabilities of a leaf [C]: naive Bayes, or class shares where those were right more often."""
     total = 0.0
     for c in range(n_classes):
         total += weights[COUNT, c]
@@ -76,10 +89,9 @@ def leaf_proba(leaf, marks, weights, scores, n_classes, out):
         for c in range(n_classes):
             out[c] = weights[COUNT, c] / total
         return
-    top = -np.inf
+    top, mass = -np.inf, 0.0
     for c in range(n_classes):
         top = max(top, scores[c])
-    mass = 0.0
     for c in range(n_classes):
         out[c] = math.exp(scores[c] - top) if scores[c] > -np.inf else 0.0
         mass += out[c]
@@ -105,40 +117,40 @@ def count_right(leaf, marks, classes, scores, y, w):
 
 
 @kernel
-def observe(marks, classes, weights, gauss, moments, table, whole, numbers, codes, numeric, nominal, y, w):
+def observe(marks, classes, weights, gauss, moments, table, whole, numeric, nominal, numbers, codes, y, w):
     """Add a row to the distributions of class `y` in the columns that the tree looks at."""
+    mean, precision, own = gauss[0, y], gauss[1, y], moments[y]
     logs = 0.0
-    for f in range(len(numbers)):
-        if not numeric[f]:
+    for k in range(len(numbers)):
+        if not numeric[k]:
             continue
-        x, n = numbers[f], moments[y, 0, f]
+        x = numbers[k]
         if x == x:
-            n += w
-            old = gauss[0, y, f]
+            n, old = own[0, k] + w, mean[k]
             delta = x - old
-            mean = w / n * delta + old
-            squares = moments[y, 1, f] + delta * w * (x - mean)
-            gauss[0, y, f], moments[y, 0, f], moments[y, 1, f] = mean, n, squares
-            moments[y, 2, f] = min(moments[y, 2, f], x)
-            moments[y, 3, f] = max(moments[y, 3, f], x)
-            gauss[1, y, f] = (1.0 - n) * 0.5 / squares if squares > 0.0 and n > 1.0 else 0.0
-        if gauss[1, y, f] < 0.0:
-            logs += math.log(gauss[1, y, f] * (-1.0 / math.pi))
+            new = w / n * delta + old
+            squares = own[1, k] + delta * w * (x - new)
+            mean[k], own[0, k], own[1, k] = new, n, squares
+            own[2, k], own[3, k] = min(own[2, k], x), max(own[3, k], x)
+            precision[k] = (1.0 - n) * 0.5 / squares if squares > 0.0 and n > 1.0 else 0.0
+        if precision[k] < 0.0:
+            logs += math.log(precision[k] * (-1.0 / math.pi))
     if len(numbers):
         weights[NORMALISER, y] = 0.5 * logs
     for g in range(len(codes)):
         if nominal[g] and codes[g] >= 0:
             table[0, g, codes[g], y] += w
-            table[1, g, codes[g], y] = math.log(table[0, g, codes[g], y])
+            table[1, g, codes[g], y] = log(table[0, g, codes[g], y])
             total = 0.0
             for v in range(table.shape[2]):
                 total += table[0, g, v, y]
-            whole[g, y] = math.log(total)
-    for place in range(marks[OBSERVED]):
+            whole[g, y] = log(total)
+    observed = marks[OBSERVED]
+    for place in range(observed):
         if classes[1, place] == y:
             return
-    classes[1, marks[OBSERVED]] = y
-    marks[OBSERVED] += 1
+    classes[1, observed] = y
+    marks[OBSERVED] = observed + 1
 
 
 @kernel
@@ -147,10 +159,13 @@ def refresh_base(marks, classes, weights):
     total = 0.0
     for place in range(marks[ORDERED]):
         total += weights[COUNT, classes[0, place]]
+    if total <= 0.0:
+        return
+    whole = log(total)
     for place in range(marks[ORDERED]):
         c = classes[0, place]
         share = weights[COUNT, c]
-        weights[BASE, c] = math.log(share / total) + weights[NORMALISER, c] if share > 0.0 else 0.0
+        weights[BASE, c] = log(share) - whole + weights[NORMALISER, c] if share > 0.0 else 0.0
 
 
 @kernel
@@ -158,20 +173,20 @@ def add_row(leaf, marks, classes, weights, y, w):
     """Add a row of class `y` to the class weights of a leaf."""
     leaf[TOTAL] += w
     weights[COUNT, y] += w
-    own, best = -1, -1
+    own, best, top = -1, -1, marks[BEST]
     for place in range(marks[ORDERED]):
         if classes[0, place] == y:
             own = place
-        if classes[0, place] == marks[BEST]:
+        if classes[0, place] == top:
             best = place
     if own < 0:
         own = marks[ORDERED]
         classes[0, own] = y
         marks[ORDERED] += 1
-    if marks[BEST] < 0:
+    if top < 0:
         marks[BEST] = y
-    elif y != marks[BEST]:
-        mine, other = weights[COUNT, y], weights[COUNT, marks[BEST]]
+    elif y != top:
+        mine, other = weights[COUNT, y], weights[COUNT, top]
         if mine > other or (mine == other and own < best):
             marks[BEST] = y
     refresh_base(marks, classes, weights)

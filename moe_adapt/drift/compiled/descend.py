@@ -1,4 +1,7 @@
-"""How a row finds its leaves in compiled trees."""
+"""How a row finds its leaf in a compiled tree.
+
+Functions that every row calls take the few arrays they need: handing on the whole `Forest` costs more than they do.
+"""
 
 import numpy as np
 
@@ -52,7 +55,7 @@ def _heaviest(nodes, threshold, leaf, node):
 
 
 @kernel
-def child_of(nodes, threshold, node, code):
+def child_of(nodes, node, code):
     """Return the child of a test of all values for one of them, NONE if it has none."""
     child = nodes[node, LEFT]
     while child != NONE and nodes[child, CODE] != code:
@@ -71,7 +74,7 @@ def step_down(nodes, threshold, leaf, numbers, codes, node):
     else:
         code = codes[-2 - test]
         if threshold[node] < 0.0:
-            child = child_of(nodes, threshold, node, code)
+            child = child_of(nodes, node, code)
             if child != NONE:
                 return child, 1
         elif code != -1:

@@ -16,8 +16,9 @@ import numpy as np
 from moe_adapt.drift.committee.engine import TREES, CommitteeEngine, Seen
 from moe_adapt.drift.committee.neighbours import WINDOW
 from moe_adapt.drift.committee.voices import STEP_EVERY, make_network
-from moe_adapt.drift.compiled.layout import SLOT, CompiledForest
+from moe_adapt.drift.compiled.layout import CompiledForest
 from moe_adapt.drift.driftmoe.experts import Answers
+from moe_adapt.drift.driftmoe.watch import ErrorWatch
 from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row, ordered
 from moe_adapt.drift.hoeffding.forest import FastHoeffdingTreePool
 from moe_adapt.drift.hoeffding.labels import LabelTable
@@ -32,31 +33,31 @@ class CompiledExperts:
 
     Args:
         n_experts: How many.
+
+    Attributes:
+        table: Returns the engine's table of arrays, made anew.
     """
 
     def __init__(self, n_experts: int) -> None:
         self.forest = CompiledForest(n_experts, TREES)
         self.planted = False
+        self.table: Any = None
 
     def fit(self, features: FeatureTable, labels: LabelTable) -> None:
         """Make room for new columns, values and classes."""
         forest = self.forest
         forest.resize(len(labels), len(features.numeric), len(features.nominal), features.n_values)
-        if not self.planted:
-            self.planted = True
-            for tree in range(forest.n_trees):
-                self.reset(tree)
+
+    def plant(self) -> None:
+        """Begin with empty trees."""
+        self.planted = True
+        for tree in range(self.forest.n_trees):
+            self.reset(tree)
 
     def reset(self, expert: int) -> None:
         """Put an empty tree in the place of an expert."""
-        from moe_adapt.drift.compiled.grow import replace_tree
-
-        f = self.forest
-        f.spare(1)
-        replace_tree(
-            expert, f.nodes, f.threshold, f.trees, f.free_nodes, f.free_slots, f.leaf, f.marks, f.weights,
-            f.gauss, f.moments, f.table, f.whole, f.gains,
-        )  # fmt: skip
+        self.forest.spare(1)
+        _row().renew_tree(expert, self.table())
 
     @property
     def pool(self) -> FastHoeffdingTreePool:
@@ -69,6 +70,7 @@ class _Looked:
     x: dict[Hashable, Any]
     row: Row
     proba: np.ndarray
+    place: int
 
 
 class CompiledEngine(CommitteeEngine):
@@ -77,10 +79,6 @@ class CompiledEngine(CommitteeEngine):
     Args:
         options: The classifier, for its settings.
     """
-
-    def __init__(self, options: Any) -> None:
-        super().__init__(options)
-        self._prepare()
 
     def make_pool(self) -> Any:
         """Return the committee's trees."""
@@ -95,90 +93,107 @@ class CompiledEngine(CommitteeEngine):
         """Lay out what the compiled functions are called with."""
         n_classes, n_voices, inputs = len(self.labels), len(self.names), self.inputs
         count = 0 if self.trees is None else self.trees.count
-        shape = (len(self.features.nominal), max(self.features.n_values, 1))
-        self._code_place = np.zeros(shape, dtype=np.int64)
-        self._code_value = np.zeros(shape)
-        for column, (numbers, places) in enumerate(inputs.columns):
-            self._code_place[column, : len(places)] = places
-            self._code_value[column, : len(numbers)] = numbers
-        self._value_order = np.zeros(self._code_place.shape, dtype=np.int64)
-        for column, known in enumerate(self.features.values):
-            order = list(ordered(known).values())
-            self._value_order[column] = [*order, *range(len(order), self._value_order.shape[1])]
-        self._class_order = np.array(self.labels.sorted, dtype=np.int64)
-        self._scaled = inputs.scaled if inputs.scale else np.zeros(0)
-        n_numeric = len(self.features.numeric)
-        self._row = np.zeros(n_numeric), np.zeros(inputs.n_inputs), np.zeros(inputs.n_inputs)
-        self._found = np.zeros((count, 2), dtype=np.int64)
-        self._scores, self._tree_proba = np.zeros((count, n_classes)), np.zeros((count, n_classes))
-        self._tree_odds, self._tree_wrong = np.zeros(count), np.zeros(count)
-        self._short, self._alarms = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-        self._voices = np.zeros((n_voices, n_classes))
-        self._voice_weights, self._voice_wrong = np.zeros(n_voices), np.zeros(n_voices)
-        self._logits, self._proba = np.zeros(n_voices), np.zeros(n_classes)
-        self._scratch = np.zeros((4, max(WINDOW, n_classes)))
-        places = [self.names.index(name) if name in self.names else -1 for name in _VOICES]
-        self._voice_at = np.array([*places, 0 if "router" in self.networks else -1], dtype=np.int64)
-        self._empty = {name: make_network(name, np.random.default_rng(0)) for name in ("mlp", "linear", "router")}
-        self._idle = _Idle() if self.neighbours is None else self.neighbours
         self._forest = CompiledForest(0, TREES) if self.trees is None else self.trees.experts.forest
-        self._arguments()
+        n_numeric = len(self.features.numeric)
+        kinds = {
+            "bounded": n_numeric,
+            "raw": inputs.n_inputs,
+            "vector": inputs.n_inputs,
+            "scores": (count, n_classes),
+            "tree_proba": (count, n_classes),
+            "tree_odds": count,
+            "tree_wrong": count,
+            "voices": (n_voices, n_classes),
+            "voice_weights": n_voices,
+            "voice_wrong": n_voices,
+            "logits": n_voices,
+            "proba": n_classes,
+            "scratch": (4, max(WINDOW, n_classes)),
+        }
+        self._own = {name: np.zeros(shape) for name, shape in kinds.items()}
+        whole = {"found": (count, 2), "short": count, "alarms": count, "codes": len(self.features.nominal)}
+        self._own |= {name: np.zeros(shape, dtype=np.int64) for name, shape in whole.items()}
+        places = [self.names.index(name) if name in self.names else -1 for name in _VOICES]
+        self._own["voice_at"] = np.array([*places, 0 if "router" in self.networks else -1], dtype=np.int64)
+        self._own["places"] = inputs.numeric.astype(np.int64)
+        self._own["scaled"] = inputs.scaled if inputs.scale else np.zeros(0)
+        self._own |= self._orders()
+        networks = [self.networks.get(name) or _UNUSED[name] for name in _UNUSED]
+        self._own["rates"] = np.array([network.lr for network in networks])
+        for name, network in zip(_UNUSED, networks, strict=True):
+            self._own[f"{name}_sizes"] = np.array(network.sizes, dtype=np.int64)
+        del self._own["linear_sizes"]
+        self._table = self._addresses()
+        if self.trees is not None:
+            self.trees.experts.table = self._addresses  # type: ignore[union-attr]
+            if not self.trees.experts.planted and n_classes:  # type: ignore[union-attr]
+                self.trees.experts.plant()  # type: ignore[union-attr]
+                self._table = self._addresses()
 
-    def _arguments(self) -> None:
-        f, inputs, idle, trees = self._forest, self.inputs, self._idle, self.trees
-        networks = {**self._empty, **self.networks}
-        tree_sums = np.ones((2, 0)) if trees is None else trees.reliability.sums
-        watch = np.zeros((2, 0)) if trees is None else (trees.watch.rows, trees.watch.errors)
-        numeric, nominal = (
-            (np.zeros((0, 0), dtype=bool),) * 2 if trees is None else (trees.numeric, trees.nominal)
-        )
-        sizes = {name: np.array(net.sizes, dtype=np.int64) for name, net in networks.items()}
-        self._look_with = (
-            self._voice_at, inputs.numeric.astype(np.int64), self._code_place, self._code_value, inputs.mean,
-            inputs.squares, self._scaled, *self._row, f.nodes, f.threshold, f.trees, f.leaf, f.marks, f.weights,
-            f.gauss, f.table, f.whole, tree_sums, self._found, self._scores, self._tree_proba, self._tree_odds,
-            networks["mlp"].values, sizes["mlp"], networks["linear"].values, networks["router"].values,
-            sizes["router"], idle.rows, idle.labels, idle.weights, self._scratch, self.reliability.sums,
-            self._voices, self._voice_weights, self._logits, self._proba,
-        )  # fmt: skip
-        self._tree_with = (
-            self._row[0], self._found, self._scores, len(self.labels), self._class_order, self._value_order, f.settings, self._short,
-            f.nodes, f.threshold, f.trees, f.free_nodes, f.free_slots, f.leaf, f.marks, f.classes, f.weights,
-            f.gauss, f.moments, f.table, f.whole, f.gains, numeric, nominal,
-        )  # fmt: skip
-        pending = self.pending
-        self._rest_with = (
-            self._voices, self.reliability.sums, self._voice_wrong, self._tree_proba, tree_sums,
-            self._tree_wrong, *watch, pending.vectors, pending.labels, pending.weights, pending.masks, idle.rows,
-            idle.labels, idle.weights, *self._row[1:], inputs.mean, inputs.squares, self._scaled,
-        )  # fmt: skip
+    def _orders(self) -> dict[str, np.ndarray]:
+        """Return where nominal values go among the inputs, and in which order values and classes are named."""
+        shape = (len(self.features.nominal), max(self.features.n_values, 1))
+        place, order = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        value = np.zeros(shape)
+        for column, (numbers, places) in enumerate(self.inputs.columns):
+            place[column, : len(places)], value[column, : len(numbers)] = places, numbers
+            known = list(ordered(self.features.values[column]).values())
+            order[column] = [*known, *range(len(known), shape[1])]
+        classes = np.array(self.labels.sorted, dtype=np.int64)
+        return {"code_place": place, "code_value": value, "value_order": order, "class_order": classes}
+
+    def _addresses(self) -> np.ndarray:
+        """Return the table of all arrays, after some were replaced."""
+        forest, trees, inputs, pending = self._forest, self.trees, self.inputs, self.pending
+        ring = _UNUSED_RING if self.neighbours is None else self.neighbours
+        networks = {name: (self.networks.get(name) or _UNUSED[name]).values for name in _UNUSED}
+        watch = _UNUSED_WATCH if trees is None else trees.watch
+        masks = np.zeros((0, 0), dtype=bool)
+        own = {
+            **{name: getattr(forest, name) for name in _FOREST},
+            **networks,
+            "numeric": masks if trees is None else trees.numeric,
+            "nominal": masks if trees is None else trees.nominal,
+            "tree_sums": np.ones((2, 0)) if trees is None else trees.reliability.sums,
+            "watch_rows": watch.rows,
+            "watch_errors": watch.errors,
+            "best_rows": watch.best_rows,
+            "best_errors": watch.best_errors,
+            "mean": inputs.mean,
+            "squares": inputs.squares,
+            "rows": ring.rows,
+            "row_labels": ring.labels,
+            "row_weights": ring.weights,
+            "voice_sums": self.reliability.sums,
+            "chosen": self.chosen,
+            "pending": pending.vectors,
+            "pending_labels": pending.labels,
+            "pending_weights": pending.weights,
+            "pending_masks": pending.masks,
+        }
+        from moe_adapt.drift.compiled.block import Block
+
+        self._block = Block({**self._own, **own})
+        return self._block.table
 
     def look(self, x: Mapping[Hashable, Any], row: Row) -> Any:
         """Let the voices look at a row, and keep the answer for learning."""
         codes = np.frombuffer(array("q", row.codes), dtype=np.int64) if row.codes else _NO_CODES
         seen = 0 if self.neighbours is None else self.neighbours.seen
-        _row().look(row.numbers, codes, len(self.labels), self.inputs.count, seen, *self._look_with)
-        self._codes = codes
-        self._seen = _Looked(dict(x), row, self._proba)
+        place = _row().look(row.numbers, codes, len(self.labels), self.inputs.count, seen, self._table)
+        self._seen = _Looked(dict(x), row, self._own["proba"], place)
         return self._seen
 
     def step(self, seen: Any, x: Mapping[Hashable, Any], label: Hashable, w: float) -> list[int]:
         """Let all voices learn a row; return the trees that were replaced."""
-        y, compiled, n_classes = self.labels.number[label], _row(), len(self.labels)
-        self.chosen[self._voice_weights.argmax()] += 1
-        trees = self.trees
-        if trees is not None:
-            wanted = compiled.learn_trees(y, w, trees.next_draws(), self._codes, *self._tree_with)
-            if wanted:
-                self._split_again()
-            elif self._forest.free_slots[0] < trees.count or self._forest.free_nodes[0] < trees.count:
-                self._forest.spare(trees.count)
-                self._arguments()
-        inputs, ring, pending = self.inputs, self.neighbours, self.pending
+        trees, inputs, ring, pending = self.trees, self.inputs, self.neighbours, self.pending
+        y, n_classes = self.labels.number[label], len(self.labels)
+        draws = _NO_NUMBERS if trees is None else trees.next_draws()
         inputs.count += inputs.scale
         waiting = pending.count if self.networks else -1
         place = -1 if ring is None else ring.seen % WINDOW
-        compiled.learn_rest(y, w, n_classes, waiting, place, inputs.count, *self._rest_with)
+        if _row().learn(y, float(w), draws, n_classes, waiting, place, inputs.count, self._table):
+            self._split_again()
         inputs._inverse = None
         if ring is not None:
             ring.seen += 1
@@ -190,21 +205,16 @@ class CompiledEngine(CommitteeEngine):
 
     def _split_again(self) -> None:
         """Make room for the splits that found none, and let them happen."""
-        from moe_adapt.drift.compiled.grow import split_again
-
-        f, trees = self._forest, self.trees
-        assert trees is not None
-        for tree, node in enumerate(self._short.tolist()):
+        count = len(self._own["short"])
+        for tree, node in enumerate(self._own["short"].tolist()):
             lacking = 1
             while node >= 0 and lacking:
-                lacking = split_again(
-                    tree, node, len(self.labels), self._class_order, self._value_order, f.settings, f.nodes, f.threshold, f.trees,
-                    f.free_nodes, f.free_slots, f.leaf, f.marks, f.classes, f.weights, f.gauss, f.moments,
-                    f.table, f.whole, f.gains, trees.numeric[tree], trees.nominal[tree],
-                )  # fmt: skip
-                f.spare(lacking + trees.count)
-        f.spare(trees.count)
-        self._arguments()
+                lacking = _row().split_again(tree, node, len(self.labels), self._table)
+                if lacking:
+                    self._forest.spare(lacking + count)
+                    self._table = self._addresses()
+        self._forest.spare(count)
+        self._table = self._addresses()
 
     def _watch(self) -> list[int]:
         watch, trees = self.trees.watch, self.trees  # type: ignore[union-attr]
@@ -212,38 +222,32 @@ class CompiledEngine(CommitteeEngine):
         if watch.waiting < watch.every:
             return []
         watch.waiting = 0
-        best = watch.best_rows, watch.best_errors
-        if not _row().watch_test(watch.rows, watch.errors, *best, watch.delta, self._alarms):
+        if not _row().watch(watch.delta, self._table):
             return []
-        alarmed = np.flatnonzero(self._alarms).tolist()
+        alarmed = np.flatnonzero(self._own["alarms"]).tolist()
         for tree in alarmed:
             trees.experts.reset(tree)  # type: ignore[union-attr]
             trees.renew(tree)  # type: ignore[union-attr]
-        self._arguments()
+        self._table = self._addresses()
         return alarmed
 
     def train(self) -> None:
         """Let the networks take a step on the rows that wait."""
-        from moe_adapt.drift.compiled.networks import linear_step, step
-
-        p = self.pending
-        for name, network in self.networks.items():
+        for network in self.networks.values():
             network.steps += 1
-            rest = p.vectors, p.labels, p.weights, p.masks
-            if len(network.sizes) == 2:
-                linear_step(network.values, *network.sizes, *rest, network.lr, network.steps)
-            else:
-                step(network.values, *network.sizes, *rest, name == "router", network.lr, network.steps)
+        steps = [self.networks[name].steps if name in self.networks else 0 for name in _UNUSED]
+        _row().train(len(self.labels), *steps, self._table)
         self.events["router_steps"] += "router" in self.networks
-        p.count = 0
+        self.pending.count = 0
 
     def last_seen(self) -> Seen:
         """Return what was made of the row that was looked at last."""
-        answers = None if self.trees is None else Answers(self._tree_proba, None)
-        row, (_, raw, vector) = self._seen.row, self._row
+        own = self._own
+        answers = None if self.trees is None else Answers(own["tree_proba"], None)
+        logits = own["logits"] if "router" in self.networks else None
         return Seen(
-            self._seen.x, row, raw, vector, answers, self._voices, self._tree_odds, self._voice_weights,
-            self._logits if "router" in self.networks else None, self._proba,
+            self._seen.x, self._seen.row, own["raw"], own["vector"], answers, own["voices"], own["tree_odds"],
+            own["voice_weights"], logits, own["proba"],
         )  # fmt: skip
 
     def gains(self) -> list[dict[int, float]]:
@@ -256,7 +260,8 @@ class CompiledEngine(CommitteeEngine):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._prepare()
+        if len(self.labels):
+            self._prepare()
 
 
 class _Idle:
@@ -266,12 +271,12 @@ class _Idle:
 
 
 _VOICES = ("trees", "mlp", "linear", "neighbours")
-_DERIVED = {
-    "_code_place", "_code_value", "_class_order", "_value_order", "_scaled", "_row", "_found", "_scores", "_tree_proba",
-    "_tree_odds", "_tree_wrong", "_short", "_alarms", "_voices", "_voice_weights", "_voice_wrong", "_logits",
-    "_proba", "_scratch", "_voice_at", "_empty", "_idle", "_forest", "_look_with", "_tree_with", "_rest_with",
-    "_codes",
-}  # fmt: skip
+_UNUSED = {name: make_network(name, np.random.default_rng(0)) for name in ("mlp", "linear", "router")}
+_UNUSED_RING, _UNUSED_WATCH = _Idle(), ErrorWatch(0)
+_FOREST = (
+    "nodes", "threshold", "trees", "free_nodes", "free_slots", *CompiledForest.SLOTTED, "gains", "settings",
+)  # fmt: skip
+_DERIVED = ("_own", "_table", "_block", "_forest")
 
 
 def _row() -> Any:

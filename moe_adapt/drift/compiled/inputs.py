@@ -6,7 +6,7 @@ import numpy as np
 
 from moe_adapt.drift.committee.neighbours import FLOOR, NEAR, NEAREST, WINDOW
 from moe_adapt.drift.compiled.jit import kernel
-from moe_adapt.drift.driftmoe.inputs import FAR, MOST, SETTLED
+from moe_adapt.drift.driftmoe.inputs import FAR, MOST, RAW_MOST, SETTLED
 
 __all__ = ["encode", "nearest_proba", "settle"]
 
@@ -47,8 +47,10 @@ def encode(numbers, codes, places, code_place, code_value, mean, squares, scaled
         if scale:
             deviation = math.sqrt(squares[d] / max(count - 1, 1))
             inverse = 1.0 / deviation if deviation > 0.0 else 1.0 - scaled[d]
-            x = max(min((x - mean[d]) * inverse, MOST), -MOST)
-        vector[d] = x if x == x else 0.0
+            x = max(min((x - mean[d]) * inverse, MOST), -MOST) if x == x else 0.0
+        else:
+            x = max(min(x, RAW_MOST), -RAW_MOST) if x == x else 0.0
+        vector[d] = x
 
 
 @kernel

@@ -1,7 +1,8 @@
 """Forward pass and step of `moe_adapt.drift.committee.layers.Layers` in compiled code, on the same arrays.
 
 Weights are walked row by row, so that the inner loops run over units that lie side by side. A step computes all
-errors first, then the gradient of one row of weights at a time, which goes into Adam at once and is not kept.
+errors first, then the gradient of one row of weights at a time, which goes into Adam at once and is not kept. Adam's
+direction is divided in single precision, on both paths: that is half of the time of a step.
 """
 
 import math
@@ -9,7 +10,7 @@ import math
 import numpy as np
 
 from moe_adapt.drift.committee.layers import BETAS, EPSILON
-from moe_adapt.drift.compiled.jit import entry, kernel, quick_kernel
+from moe_adapt.drift.compiled.jit import kernel, quick_kernel
 
 __all__ = ["forward", "linear_forward", "linear_step", "softmax_into", "step"]
 
@@ -97,6 +98,7 @@ def _back(values, at, n_in, n_out, error, seen, out):
 
 @quick_kernel
 def _adam_row(values, at, size, gradient, scale, eps):
+    short = np.float32(eps)
     parameters = values[0, at : at + size]
     first = values[1, at : at + size]
     second = values[2, at : at + size]
@@ -105,7 +107,7 @@ def _adam_row(values, at, size, gradient, scale, eps):
         m = first[j] * _ONE + (1.0 - _ONE) * g
         v = second[j] * _TWO + (1.0 - _TWO) * g * g
         first[j], second[j] = m, v
-        parameters[j] -= scale * m / (math.sqrt(v) + eps)
+        parameters[j] -= scale * np.float64(np.float32(m) / (np.sqrt(np.float32(v)) + short))
 
 
 @quick_kernel
@@ -129,7 +131,7 @@ def _scales(lr, steps):
     return lr * root / (1.0 - _ONE**steps), EPSILON * root
 
 
-@entry
+@kernel
 def step(values, n_in, one, two, n_out, x, labels, weights, masks, bce, lr, steps):
     """Take one step of Adam on rows [B, in], the `steps`-th."""
     rows, parameters = len(x), values[0]
@@ -150,7 +152,7 @@ def step(values, n_in, one, two, n_out, x, labels, weights, masks, bce, lr, step
     _learn_layer(values, third, two, n_out, inner, error, gradient, scale, eps)
 
 
-@entry
+@kernel
 def linear_step(values, n_in, n_out, x, labels, weights, masks, lr, steps):
     """Take one step of Adam with a linear model."""
     rows = len(x)

@@ -9,11 +9,16 @@ from moe_adapt.drift.compiled.jit import kernel
 __all__ = ["left_share", "nominal_merit", "numeric_merit", "xlog2x"]
 
 _TIE = 1e-10
+_KNOWN = 2048
+_XLOG2X = np.array([0.0, *(number * math.log2(number) for number in range(1, _KNOWN))])
 
 
 @kernel
 def xlog2x(value):
-    """Return x log2 x, 0 for 0."""
+    """Return x log2 x, 0 for 0; that of whole numbers is looked up."""
+    whole = int(value)
+    if whole == value and 0 <= whole < _KNOWN:
+        return _XLOG2X[whole]
     return value * math.log2(value) if value > 0.0 else 0.0
 
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row
 
-__all__ = ["FAR", "MOST", "SETTLED", "NetworkInputs"]
+__all__ = ["FAR", "MOST", "RAW_MOST", "SETTLED", "NetworkInputs"]
 
 #: Deviations within which a value counts in full, once there are so many rows.
 FAR, SETTLED = 100.0, 30
-#: Scaled values are clipped to this.
-MOST = 10.0
+#: Scaled values are clipped to this, unscaled ones to that: their squares have to be numbers in single precision.
+MOST, RAW_MOST = 10.0, 1e9
 
 # numbers as arrays: numpy converts a Python number anew in every operation
 _HIGH, _LOW, _ZERO, _ONE = (np.array(value) for value in (MOST, -MOST, 0.0, 1.0))
@@ -96,7 +96,7 @@ class NetworkInputs:
     def vector(self, raw: np.ndarray) -> np.ndarray:
         """Return the inputs of the networks [inputs], by what was seen so far."""
         if not self.scale:
-            found = raw
+            found = np.minimum(np.maximum(raw, -RAW_MOST), RAW_MOST)
         else:
             if self._inverse is None:
                 deviation = self.squares / max(self.count - 1, 1)
