@@ -1,4 +1,4 @@
-"""``moe-adapt drift --config RECIPE``: compare learners on drift streams, prequentially."""
+"""``moe-adapt drift``: compare learners on drift streams, those of a recipe or a file of one's own."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -25,8 +25,13 @@ def drift(argv: Sequence[str]) -> None:
         "Compare learners on drift streams, test-then-train: every row is predicted before its label is "
         "shown. A comparison that was stopped goes on when the same command is run again.",
     )
+    parser.add_argument("--config", "-c", metavar="RECIPE", help="a recipe, such as drift/demo")
     parser.add_argument(
-        "--config", "-c", required=True, metavar="RECIPE", help="a recipe, such as drift/demo"
+        "--data", type=Path, metavar="FILE", help="your own rows: .csv .tsv .jsonl .parquet .arff"
+    )
+    parser.add_argument("--label", metavar="COLUMN", help="column of --data to predict (the last one)")
+    parser.add_argument(
+        "--nominal", nargs="+", metavar="COLUMN", help="columns of --data whose numbers are names"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (runs/<recipe>-<time>)")
     parser.add_argument("--streams", nargs="+", metavar="NAME", help="only these streams of the recipe")
@@ -36,12 +41,26 @@ def drift(argv: Sequence[str]) -> None:
         "--report-only", action="store_true", help="run nothing, write the report of what is there"
     )
     options = parser.parse(argv)
-    path = resolve_config(options.config)
-    out = options.out or Path("runs") / f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    if (options.config is None) == (options.data is None):
+        raise UserError(
+            "give a recipe (--config drift/demo) or a file of your own (--data rows.csv --label COLUMN)."
+        )
+    if options.data is None and (options.label or options.nominal):
+        raise UserError("--label and --nominal belong to --data; a recipe names them itself.")
+    name = (options.config and resolve_config(options.config).stem) or options.data.name.partition(".")[0]
+    # a file of one's own has one folder, so that the same command goes on; recipes are many and take --out
+    default = f"{name}-{datetime.now():%Y%m%d-%H%M%S}" if options.data is None else f"drift-{name}"
+    out = options.out or Path("runs") / default
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out names a folder.")
 
     from moe_adapt.drift.comparison.compare import compare  # after the arguments: it imports River
+    from moe_adapt.drift.comparison.own import own_recipe
+
+    if options.data is None:
+        path = resolve_config(options.config)
+    else:
+        path = own_recipe(options.data, options.label, tuple(options.nominal or ()), out)
 
     streams, methods = (tuple(names) if names else None for names in (options.streams, options.methods))
     seeds = tuple(options.seeds) if options.seeds else None

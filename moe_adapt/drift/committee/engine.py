@@ -1,12 +1,13 @@
 r"""The state and the steps of DriftMoE's default: voices weighted by how right they were lately.
 
-Every voice \(v\) gives probabilities \(P_v\) and has odds \(o_v\) (`moe_adapt.drift.committee.reliability`); the
-answer is \(\propto \sum_v o_v^3 P_v\). With `router`, a network that learns which voices are right weighs
-along: \(\sum_v o_v^2\, \mathrm{softmax}(z)_v P_v\). The voices see the features alone, never the sequence of labels:
-there are streams whose labels run in a cycle, and a learner that reads them has learned the file.
+Every voice \(v\) gives probabilities \(P_v\) and has odds \(o_v\)
+(`moe_adapt.drift.committee.reliability`); the answer is \(\propto \sum_v o_v^3 P_v\). With `router`, a
+network that learns which voices are right weighs
+along: \(\sum_v o_v^2\, \mathrm{softmax}(z)_v P_v\). The voices see the features alone, never the sequence
+of labels: there are streams whose labels run in a cycle, and a learner that reads them has learned the file.
 
-Numbers more than a hundred deviations from the mean count as that far away, for all voices. This is the plain path;
-`moe_adapt.drift.compiled` does the same per row in compiled code.
+Numbers more than a hundred deviations from the mean count as that far away, for all voices. This is the
+plain path; `moe_adapt.drift.compiled` does the same per row in compiled code.
 """
 
 from collections.abc import Hashable, Mapping
@@ -20,12 +21,12 @@ from moe_adapt.drift.committee.neighbours import Neighbours
 from moe_adapt.drift.committee.reliability import Reliability
 from moe_adapt.drift.committee.trees import Trees
 from moe_adapt.drift.committee.voices import BUILT_IN, DEFAULT, Pending, RiverVoice, make_network, voice_names
-from moe_adapt.drift.driftmoe.experts import Answers, PoolExperts, RiverExperts
-from moe_adapt.drift.driftmoe.inputs import NetworkInputs
-from moe_adapt.drift.driftmoe.watch import MOST_DRIFTS
 from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row
 from moe_adapt.drift.hoeffding.growth import TreeOptions
 from moe_adapt.drift.hoeffding.labels import LabelTable
+from moe_adapt.drift.parts.experts import Answers, PoolExperts, RiverExperts
+from moe_adapt.drift.parts.inputs import NetworkInputs
+from moe_adapt.drift.parts.watch import MOST_DRIFTS
 
 if TYPE_CHECKING:
     from moe_adapt.drift.driftmoe.classifier import DriftMoEClassifier

@@ -1,10 +1,10 @@
 r"""A small network that learns online, in double precision: linear, or with hidden layers and ReLU.
 
 Parameters, both moments of Adam and the gradient are the four rows of one array, in which layer after layer
-has its weights [in, out] and its biases [out]. The compiled row path works on the same array, which is why this
-is not the float32 network of DriftMoE's router: with doubles both paths agree to rounding over thousands of steps.
-The loss is the cross-entropy of a softmax, or the mean binary cross-entropy of the outputs, each row with its
-weight, divided by the number of rows.
+has its weights [in, out] and its biases [out]. The compiled row path works on the same array, which is why
+this is not the float32 network of DriftMoE's router: with doubles both paths agree to rounding over
+thousands of steps. The loss is the cross-entropy of a softmax, or the mean binary cross-entropy of the
+outputs, each row with its weight, divided by the number of rows.
 """
 
 import numpy as np

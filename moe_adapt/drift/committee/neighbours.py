@@ -1,9 +1,9 @@
-r"""The nearest of the last rows, as a voice: \(P_c \propto 0.01 + \sum_{i \in \text{nearest}} [y_i = c]\,w_i /
-(d_i + 0.001)\).
+r"""The nearest of the last rows, as a voice.
 
-A ring of `WINDOW` rows, scaled as they were when they were learned; the distance \(d_i\) is Euclidean. Of rows at
-the same distance the one in the earlier place of the ring counts. On fast drifts and on streams with many small
-clusters this is worth more than any other voice; twice the window was worth less.
+\(P_c \propto 0.01 + \sum_{i \in \text{nearest}} [y_i = c]\,w_i / (d_i + 0.001)\).
+A ring of `WINDOW` rows, scaled as they were when they were learned; the distance \(d_i\) is Euclidean. Of
+rows at the same distance the one in the earlier place of the ring counts. On fast drifts and on streams
+with many small clusters this is worth more than any other voice; twice the window was worth less.
 """
 
 import numpy as np

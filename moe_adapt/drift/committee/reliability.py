@@ -1,8 +1,9 @@
 r"""How right a voice was lately, and what its word is worth for it.
 
-Decayed sums of rows and of right answers, \(W \leftarrow d W + w\), \(S \leftarrow d S + w\,[\text{right}]\) with
-\(d = 2^{-1/300}\) for a row of weight \(w\): the accuracy \(a = S / W\) of the last few hundred rows. It counts as
-odds, \(a / (1 - a + 0.001)\), so that the best of good voices outweighs the others clearly.
+Decayed sums of rows and of right answers, \(W \leftarrow d W + w\), \(S \leftarrow d S +
+w\,[\text{right}]\) with \(d = 2^{-1/300}\) for a row of weight \(w\): the accuracy \(a = S / W\) of the
+last few hundred rows. It counts as odds, \(a / (1 - a + 0.001)\), so that the best of good voices outweighs
+the others clearly.
 """
 
 import numpy as np

@@ -1,10 +1,10 @@
 r"""The committee: diverse experts that all learn every row, and vote with one voice.
 
-Each tree looks at a random 60 % of the columns (two at least), which it draws when it is new, and learns every row
-with a weight drawn from Poisson(6). Its word counts by its odds (`moe_adapt.drift.committee.reliability`); the
-voice of the committee is \(\sum_e \text{odds}_e\, p_e\), normalised. When the watch finds that a tree's error has
-risen, an empty tree with other columns takes its place. A tree keeps its columns when new ones appear, and takes
-each of those with a chance of 60 %.
+Each tree looks at a random 60 % of the columns (two at least), which it draws when it is new, and learns
+every row with a weight drawn from Poisson(6). Its word counts by its odds
+(`moe_adapt.drift.committee.reliability`); the voice of the committee is \(\sum_e \text{odds}_e\, p_e\),
+normalised. When the watch finds that a tree's error has risen, an empty tree with other columns takes its
+place. A tree keeps its columns when new ones appear, and takes each of those with a chance of 60 %.
 """
 
 from collections.abc import Hashable, Mapping
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from moe_adapt.drift.committee.reliability import Reliability
-from moe_adapt.drift.driftmoe.experts import Answers, PoolExperts, RiverExperts
-from moe_adapt.drift.driftmoe.watch import error_watch
 from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row
 from moe_adapt.drift.hoeffding.labels import LabelTable
+from moe_adapt.drift.parts.experts import Answers, PoolExperts, RiverExperts
+from moe_adapt.drift.parts.watch import error_watch
 
 __all__ = ["WATCH_DELTA", "Trees"]
 

@@ -8,8 +8,8 @@ import numpy as np
 from river import base
 
 from moe_adapt.drift.committee.layers import Layers
-from moe_adapt.drift.driftmoe.experts import known_proba, many_classes
 from moe_adapt.drift.hoeffding.labels import LabelTable
+from moe_adapt.drift.parts.experts import known_proba, many_classes
 from moe_adapt.errors import UserError, did_you_mean
 
 __all__ = ["BUILT_IN", "DEFAULT", "STEP_EVERY", "Pending", "RiverVoice", "make_network", "voice_names"]

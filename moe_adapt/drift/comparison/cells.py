@@ -107,10 +107,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _settings(cell: Cell, recipe: Recipe) -> dict[str, Any]:
-    stream = {key: value for key, value in asdict(cell.stream).items() if key != "seeds"}
+    own = ("file", "label", "nominal")  # named where they are used: results of other streams are older
+    left_out = {"seeds"} if cell.stream.file else {"seeds", *own}
+    stream = {key: value for key, value in asdict(cell.stream).items() if key not in left_out}
     method = {"kind": cell.method.kind, **cell.method.options}
-    own = {"stream": stream, "method": method, "window": recipe.window, "delay": recipe.delay}
-    return json.loads(json.dumps(own))
+    found = {"stream": stream, "method": method, "window": recipe.window, "delay": recipe.delay}
+    return json.loads(json.dumps(found))
 
 
 def _number(value: float | int | None) -> float | int | None:

@@ -45,7 +45,8 @@ def compare(
     if missing:
         _check_streams(missing)
         out.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, out / RECIPE_FILE)
+        if path.resolve() != (out / RECIPE_FILE).resolve():
+            shutil.copyfile(path, out / RECIPE_FILE)
         write_json(out / MANIFEST_FILE, {"started": now(), **collect()})
     print(f"{len(chosen) - len(missing)} of {len(chosen)} runs are there, results in {out}", flush=True)
     progress = _Progress(missing)

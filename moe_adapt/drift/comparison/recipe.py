@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from moe_adapt.drift.comparison.methods import METHODS
 from moe_adapt.drift.streams.base import DriftStream
+from moe_adapt.drift.streams.own import file_stream
 from moe_adapt.drift.streams.real import REAL_STREAMS, SHIPPED, real_stream
 from moe_adapt.drift.streams.suites import SUITES, synthetic_stream
 from moe_adapt.errors import UserError, did_you_mean
@@ -20,7 +22,10 @@ class StreamSpec:
     """One stream of a recipe.
 
     Args:
-        name: Name of a synthetic or a real stream.
+        name: Name of a synthetic or a real stream, or any name for a file.
+        file: File of the rows: CSV, TSV, JSON lines, Parquet or ARFF.
+        label: Column of that file to predict; the last one if not given.
+        nominal: Columns of that file that are nominal although their values are numbers.
         rows: Length; the published one (synthetic) or the whole (real) if not given.
         suite: Suite of a synthetic stream.
         seeds: Instead of the recipe's seeds; real streams have the same rows for all of them.
@@ -30,18 +35,29 @@ class StreamSpec:
     rows: int | None = None
     suite: str = "arf"
     seeds: tuple[int, ...] | None = None
+    file: str | None = None
+    label: str | None = None
+    nominal: tuple[str, ...] = ()
 
     @property
     def synthetic(self) -> bool:
         """Whether the rows come from a generator."""
-        return any(self.name in names for names in SUITES.values())
+        return self.file is None and any(self.name in names for names in SUITES.values())
 
     def build(self, seed: int) -> DriftStream:
         """Return the stream whose rows belong to `seed`."""
         if self.synthetic:
             options = {} if self.rows is None else {"n_rows": self.rows}
             return synthetic_stream(self.name, seed=seed, suite=self.suite, **options)
+        if self.file is not None:
+            return _own_stream(self)
         return real_stream(self.name, self.rows)
+
+
+@lru_cache(maxsize=4)
+def _own_stream(spec: StreamSpec) -> DriftStream:
+    """Return the stream of a file, which is read once for all methods."""
+    return file_stream(str(spec.file), spec.label, spec.rows, spec.nominal, spec.name)
 
 
 @dataclass(frozen=True)
@@ -190,9 +206,32 @@ def _stream(path: Path, entry: Any) -> StreamSpec:
     if "name" not in options:
         raise UserError(f"{path}: the stream {entry!r} has no name.")
     names = {*SUITES["arf"], *REAL_STREAMS, *SHIPPED}
+    if options.get("file") is not None:
+        return _file_spec(path, options)
+    for key in ("label", "nominal"):
+        if key in options:
+            raise UserError(f"{path}: {key!r} belongs to a stream with a 'file'.")
     if options["name"] not in names:
         name = str(options["name"])
         raise UserError(f"{path}: there is no stream {name!r}.{did_you_mean(name, names)}")
+    if "seeds" in options:
+        options["seeds"] = _seeds(path, options["seeds"])
+    return StreamSpec(**options)
+
+
+def _file_spec(path: Path, options: dict[str, Any]) -> StreamSpec:
+    """Return the spec of a stream from a file; its path counts from the recipe's folder."""
+    file, name = Path(str(options["file"])), str(options["name"])
+    if "/" in name or name.startswith("."):
+        raise UserError(f"{path}: the name {name!r} becomes a folder; use letters, digits, '_' and '-'.")
+    nominal = options.get("nominal", ())
+    if isinstance(nominal, str):
+        raise UserError(f"{path}: nominal is a list of columns, got {nominal!r}.")
+    options |= {
+        "name": name,
+        "file": str(file if file.is_absolute() else path.parent / file),
+        "nominal": tuple(str(column) for column in nominal),
+    }
     if "seeds" in options:
         options["seeds"] = _seeds(path, options["seeds"])
     return StreamSpec(**options)

@@ -1,4 +1,4 @@
-"""DriftMoE's row path as machine code, with numba; the plain path is the reference, and what runs without it."""
+"""DriftMoE's row path as machine code, with numba; the plain path is its reference and its fallback."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""What a leaf says about a row, and how it learns one: `LeafStore` for one leaf, whose arrays are handed over.
+"""What a leaf says about a row, and how it learns one: `LeafStore` for one leaf.
 
 Weights are whole numbers as long as rows count once, so that most logarithms are looked up.
 """
@@ -21,7 +21,16 @@ from moe_adapt.drift.compiled.layout import (
     TOTAL,
 )
 
-__all__ = ["add_row", "count_right", "exact_total", "leaf_proba", "leaf_scores", "log", "observe", "refresh_base"]
+__all__ = [
+    "add_row",
+    "count_right",
+    "exact_total",
+    "leaf_proba",
+    "leaf_scores",
+    "log",
+    "observe",
+    "refresh_base",
+]
 
 _LOWEST = -1e200
 _KNOWN = 2048
@@ -77,7 +86,7 @@ def leaf_scores(weights, gauss, table, whole, nominal, numbers, codes, complete,
 
 @kernel
 def leaf_proba(leaf, marks, weights, scores, n_classes, out):
-    """Write the probabilities of a leaf [C]: naive Bayes, or class shares where those were right more often."""
+    """Write the probabilities of a leaf [C]: naive Bayes, or class shares where those did better."""
     total = 0.0
     for c in range(n_classes):
         total += weights[COUNT, c]

@@ -1,8 +1,9 @@
 """Many arrays as one argument: a table of addresses and shapes.
 
-Handing an array to compiled code costs a fifth of a microsecond, and a row needs some fifty of them. So Python keeps
-a table with a line per array, its address and up to five lengths, and compiled code opens what it needs. The table
-holds the arrays, which therefore live as long as it does; whoever replaces an array makes a new table.
+Handing an array to compiled code costs a fifth of a microsecond, and a row needs some fifty of them. So
+Python keeps a table with a line per array, its address and up to five lengths, and compiled code opens what
+it needs. The table holds the arrays, which therefore live as long as it does; whoever replaces an array
+makes a new table.
 """
 
 from collections import namedtuple
@@ -34,9 +35,10 @@ _FOREST = (
 _OTHERS = (
     "voice_at", "places", "code_place", "code_value", "mean", "squares", "scaled", "bounded", "raw", "vector",
     "codes", "tree_sums", "found", "scores", "tree_proba", "tree_odds", "tree_wrong", "short", "watch_rows",
-    "watch_errors", "best_rows", "best_errors", "alarms", "mlp", "mlp_sizes", "linear", "router", "router_sizes",
-    "rows", "row_labels", "row_weights", "scratch", "voice_sums", "voices", "voice_weights", "voice_wrong",
-    "logits", "proba", "chosen", "pending", "pending_labels", "pending_weights", "pending_masks", "rates",
+    "watch_errors", "best_rows", "best_errors", "alarms", "mlp", "mlp_sizes", "linear", "router",
+    "router_sizes", "rows", "row_labels", "row_weights", "scratch", "voice_sums", "voices", "voice_weights",
+    "voice_wrong", "logits", "proba", "chosen", "pending", "pending_labels", "pending_weights",
+    "pending_masks", "rates",
 )  # fmt: skip
 #: Name of an array -> its line in the table.
 LINES = namedtuple("LINES", (*_FOREST, *_OTHERS))(*range(len(_FOREST) + len(_OTHERS)))  # type: ignore[misc]
@@ -57,7 +59,9 @@ class Block:
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.arrays = [arrays[name] for name in LINES._fields]
         for name, array in arrays.items():
-            assert array.flags.c_contiguous and array.dtype in _KINDS, f"{name}: {array.dtype}, {array.strides}"
+            assert array.flags.c_contiguous and array.dtype in _KINDS, (
+                f"{name}: {array.dtype}, {array.strides}"
+            )
         self.table = np.zeros((len(LINES), 6), dtype=np.int64)
         for line, array in zip(self.table, self.arrays, strict=True):
             line[0] = array.ctypes.data

@@ -1,6 +1,7 @@
 """How a row finds its leaf in a compiled tree.
 
-Functions that every row calls take the few arrays they need: handing on the whole `Forest` costs more than they do.
+Functions that every row calls take the few arrays they need: handing on the whole `Forest` costs more than
+they do.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 """DriftMoE's committee with a compiled row path.
 
-State lives in the same objects as in `CommitteeEngine`, only the trees in arrays of their own; what changes once in a
-while (new columns, new classes, replaced trees, weights to draw) happens in Python, what happens for every row in
-`moe_adapt.drift.compiled.row`. Both paths agree to rounding (tests); where two splits or two classes tie to the
-last bit they may part.
+State lives in the same objects as in `CommitteeEngine`, only the trees in arrays of their own; what changes
+once in a while (new columns, new classes, replaced trees, weights to draw) happens in Python, what happens
+for every row in `moe_adapt.drift.compiled.row`. Both paths agree to rounding (tests); where two splits or
+two classes tie to the last bit they may part.
 """
 
 from array import array
@@ -17,11 +17,11 @@ from moe_adapt.drift.committee.engine import TREES, CommitteeEngine, Seen
 from moe_adapt.drift.committee.neighbours import WINDOW
 from moe_adapt.drift.committee.voices import STEP_EVERY, make_network
 from moe_adapt.drift.compiled.layout import CompiledForest
-from moe_adapt.drift.driftmoe.experts import Answers
-from moe_adapt.drift.driftmoe.watch import ErrorWatch
 from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row, ordered
 from moe_adapt.drift.hoeffding.forest import FastHoeffdingTreePool
 from moe_adapt.drift.hoeffding.labels import LabelTable
+from moe_adapt.drift.parts.experts import Answers
+from moe_adapt.drift.parts.watch import ErrorWatch
 
 __all__ = ["CompiledEngine", "CompiledExperts"]
 
@@ -48,8 +48,13 @@ class CompiledExperts:
         forest = self.forest
         forest.resize(len(labels), len(features.numeric), len(features.nominal), features.n_values)
 
-    def plant(self) -> None:
-        """Begin with empty trees."""
+    def plant(self, pool: FastHoeffdingTreePool | None = None) -> None:
+        """Take over the trees of a pool, or begin with empty ones."""
+        if pool is not None:
+            if pool.store.n_classes:
+                self.forest.take(pool)
+                self.planted = True
+            return
         self.planted = True
         for tree in range(self.forest.n_trees):
             self.reset(tree)
@@ -131,7 +136,7 @@ class CompiledEngine(CommitteeEngine):
                 self._table = self._addresses()
 
     def _orders(self) -> dict[str, np.ndarray]:
-        """Return where nominal values go among the inputs, and in which order values and classes are named."""
+        """Return where nominal values go among the inputs, and the order of values and classes."""
         shape = (len(self.features.nominal), max(self.features.n_values, 1))
         place, order = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         value = np.zeros(shape)

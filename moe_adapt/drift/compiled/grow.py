@@ -1,7 +1,7 @@
 """How compiled trees grow and are replaced: `GrowingTrees` for one f.leaf.
 
-A split that needs more leaves than are free changes nothing and tells how many; the caller makes room and asks
-again.
+A split that needs more leaves than are free changes nothing and tells how many; the caller makes room and
+asks again.
 """
 
 import math
@@ -60,7 +60,12 @@ def new_leaf(f, tree, depth):
     f.free_nodes[0] -= 1
     f.free_slots[0] -= 1
     f.nodes[node, FEATURE], f.nodes[node, DEPTH], f.nodes[node, SLOT] = LEAF, depth, slot
-    f.nodes[node, LEFT], f.nodes[node, RIGHT], f.nodes[node, SIBLING], f.nodes[node, CODE] = NONE, NONE, NONE, NONE
+    f.nodes[node, LEFT], f.nodes[node, RIGHT], f.nodes[node, SIBLING], f.nodes[node, CODE] = (
+        NONE,
+        NONE,
+        NONE,
+        NONE,
+    )
     f.trees[tree, LEAVES] += 1
     f.leaf[slot] = 0.0
     f.marks[slot, BEST], f.marks[slot, ACTIVE], f.marks[slot, ORDERED] = -1, 1, 0
@@ -122,10 +127,13 @@ def split(f, tree, node, n_classes):
         if one < n_numeric:
             if f.numeric[tree, one]:
                 merit, at = numeric_merit(
-                    f.gauss[slot], f.moments[slot], one, n_classes, before, f.settings[_BRANCH], int(f.settings[_POINTS])
+                    f.gauss[slot], f.moments[slot], one, n_classes, before, f.settings[_BRANCH],
+                    int(f.settings[_POINTS])
                 )  # fmt: skip
         elif f.nominal[tree, one - n_numeric]:
-            merit, v = nominal_merit(f.table[slot, 0, one - n_numeric], n_classes, before, f.settings[_BRANCH])
+            merit, v = nominal_merit(
+                f.table[slot, 0, one - n_numeric], n_classes, before, f.settings[_BRANCH]
+            )
         if merit >= best:
             second = best
             best, column, test_at, value = merit, one, at, v
@@ -203,7 +211,11 @@ def split(f, tree, node, n_classes):
 def _give_numeric(f, slot, own, side, column, at):
     for place in range(f.marks[slot, OBSERVED]):
         c = f.classes[slot, 1, place]
-        n, low, high = f.moments[slot, c, 0, column], f.moments[slot, c, 2, column], f.moments[slot, c, 3, column]
+        n, low, high = (
+            f.moments[slot, c, 0, column],
+            f.moments[slot, c, 2, column],
+            f.moments[slot, c, 3, column],
+        )
         if n == 0.0 or (at < low and side == 0) or (at >= high and side == 1):
             continue
         left = left_share(n, f.gauss[slot, 0, c, column], f.moments[slot, c, 1, column], low, high, at)
@@ -250,4 +262,3 @@ def replace_tree(f, tree):
     f.trees[tree, LEAVES] = 0
     f.gains[tree] = 0.0
     f.trees[tree, ROOT] = new_leaf(f, tree, 0)
-

@@ -6,20 +6,23 @@ import numpy as np
 
 from moe_adapt.drift.committee.neighbours import FLOOR, NEAR, NEAREST, WINDOW
 from moe_adapt.drift.compiled.jit import kernel
-from moe_adapt.drift.driftmoe.inputs import FAR, MOST, RAW_MOST, SETTLED
+from moe_adapt.drift.parts.inputs import FAR, MOST, RAW_MOST, SETTLED
 
 __all__ = ["encode", "nearest_proba", "settle"]
 
 
 @kernel
-def encode(numbers, codes, places, code_place, code_value, mean, squares, scaled, count, bounded, raw, vector):
+def encode(
+    numbers, codes, places, code_place, code_value, mean, squares, scaled, count, bounded, raw, vector
+):
     """Write a row's bounded numbers [F], unscaled inputs [D] and scaled inputs [D].
 
     Args:
         numbers: Of the row [F], NaN where missing.
         codes: Of the row [G].
         places: Input of every numeric column [F].
-        code_place: Input of every nominal value [G, V]; code_value what it holds there.
+        code_place: Input of every nominal value [G, V].
+        code_value: What that input holds then [G, V].
         mean: Of the inputs [D].
         squares: Sum of squared deviations [D].
         scaled: 1 for a number, 0 for an indicator [D]; empty if nothing is scaled.

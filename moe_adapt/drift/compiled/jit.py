@@ -1,8 +1,8 @@
 """How everything here is compiled: once per machine, kept beside the package or in the user's cache.
 
-`entry` is for functions that Python calls; the others are compiled into those and have no wrappers, which would take
-most of the time. `kernel` keeps IEEE arithmetic as it is written. `quick_kernel` may add up in another order, which
-lets sums run in vector registers; results differ in the last bits.
+`entry` is for functions that Python calls; the others are compiled into those and have no wrappers, which
+would take most of the time. `kernel` keeps IEEE arithmetic as it is written. `quick_kernel` may add up in
+another order, which lets sums run in vector registers; results differ in the last bits.
 """
 
 from numba import njit

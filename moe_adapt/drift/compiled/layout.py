@@ -1,8 +1,9 @@
 """The trees of a pool in arrays that compiled code can walk, and the way there and back.
 
-Everything of `FastHoeffdingTreePool` that is a list or a dictionary becomes an array with columns: nodes with tests,
-leaves with statistics, stacks of free numbers, whose first entry counts them. The children of a test of all values
-are a chain, each with the value it is for. Models are kept in the pool's form, so that they open without numba.
+Everything of `FastHoeffdingTreePool` that is a list or a dictionary becomes an array with columns: nodes
+with tests, leaves with statistics, stacks of free numbers, whose first entry counts them. The children of a
+test of all values are a chain, each with the value it is for. Models are kept in the pool's form, so that
+they open without numba.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Forward pass and step of `moe_adapt.drift.committee.layers.Layers` in compiled code, on the same arrays.
 
-Weights are walked row by row, so that the inner loops run over units that lie side by side. A step computes all
-errors first, then the gradient of one row of weights at a time, which goes into Adam at once and is not kept. Adam's
-direction is divided in single precision, on both paths: that is half of the time of a step.
+Weights are walked row by row, so that the inner loops run over units that lie side by side. A step computes
+all errors first, then the gradient of one row of weights at a time, which goes into Adam at once and is not
+kept. Adam's direction is divided in single precision, on both paths: that is half of the time of a step.
 """
 
 import math

@@ -48,16 +48,20 @@ def _ask_trees(table, numbers, codes, n_classes, voice):
 
 @entry
 def look(numbers, codes, n_classes, count, seen_rows, table):
-    """Write what all voices make of a row, and the answer; nothing is learned. Return the place of the answer.
+    """Write what all voices make of a row, learning nothing; return the place of the answer.
 
     `count` rows have moved the scaling, `seen_rows` the ring.
     """
-    bounded, vector, scratch = floats1(table, LINES.bounded), floats1(table, LINES.vector), floats2(table, LINES.scratch)
+    bounded, vector, scratch = (
+        floats1(table, LINES.bounded),
+        floats1(table, LINES.vector),
+        floats2(table, LINES.scratch),
+    )
     at, voices = ints1(table, LINES.voice_at), floats2(table, LINES.voices)
     encode(
-        numbers, codes, ints1(table, LINES.places), ints2(table, LINES.code_place), floats2(table, LINES.code_value),
-        floats1(table, LINES.mean), floats1(table, LINES.squares), floats1(table, LINES.scaled), count, bounded,
-        floats1(table, LINES.raw), vector,
+        numbers, codes, ints1(table, LINES.places), ints2(table, LINES.code_place), floats2(table,
+        LINES.code_value), floats1(table, LINES.mean), floats1(table, LINES.squares), floats1(table,
+        LINES.scaled), count, bounded, floats1(table, LINES.raw), vector,
     )  # fmt: skip
     kept = ints1(table, LINES.codes)
     for g in range(len(codes)):
@@ -83,12 +87,14 @@ def look(numbers, codes, n_classes, count, seen_rows, table):
         router = floats2(table, LINES.router)
         forward(router, n_in, sizes[1], sizes[2], len(weights), vector, hidden, inner, logits)
         softmax_into(logits, len(weights), weights)
-    return _answer(voices, n_classes, routed, floats2(table, LINES.voice_sums), weights, floats1(table, LINES.proba))
+    return _answer(
+        voices, n_classes, routed, floats2(table, LINES.voice_sums), weights, floats1(table, LINES.proba)
+    )
 
 
 @kernel
 def _answer(voices, n_classes, routed, sums, weights, proba):
-    """Weigh the voices; `weights` holds the router's part and becomes the shares. Return the place of the answer."""
+    """Weigh the voices: `weights` holds the router's part, then the shares. Return the answer's place."""
     total, mass, best = 0.0, 0.0, 0
     for v in range(len(weights)):
         odds = _odds(sums, v)
@@ -136,11 +142,15 @@ def _learn_trees(y, w, draws, n_classes, table):
 def learn(y, w, draws, n_classes, waiting, place, count, table):
     """Let everything but the networks learn a row; return how many leaves are wanted by splits without room.
 
-    `waiting` is the row's place among those that wait for the networks' step, `place` that in the ring (-1 for
-    none), `count` its number, from 1. Line `short` holds the nodes whose splits wait for room.
+    `waiting` is the row's place among those that wait for the networks' step, `place` that in the ring (-1
+    for none), `count` its number, from 1. Line `short` holds the nodes whose splits wait for room.
     """
     wanted = _learn_trees(y, w, draws, n_classes, table)
-    voices, wrong, vector = floats2(table, LINES.voices), floats1(table, LINES.voice_wrong), floats1(table, LINES.vector)
+    voices, wrong, vector = (
+        floats2(table, LINES.voices),
+        floats1(table, LINES.voice_wrong),
+        floats1(table, LINES.vector),
+    )
     weights, chosen, first = floats1(table, LINES.voice_weights), ints1(table, LINES.chosen), 0
     for v in range(len(weights)):
         if weights[v] > weights[first]:
@@ -168,7 +178,13 @@ def learn(y, w, draws, n_classes, waiting, place, count, table):
             rows[d, place] = vector[d]
     scaled = floats1(table, LINES.scaled)
     if len(scaled):
-        settle(floats1(table, LINES.raw), floats1(table, LINES.mean), floats1(table, LINES.squares), scaled, count)
+        settle(
+            floats1(table, LINES.raw),
+            floats1(table, LINES.mean),
+            floats1(table, LINES.squares),
+            scaled,
+            count,
+        )
     return wanted
 
 
@@ -199,7 +215,9 @@ def train(n_classes, mlp_steps, linear_steps, router_steps, table):
         linear_step(values, n_in, n_classes, x, labels, weights, masks, rates[1], linear_steps)
     if router_steps > 0:
         s, values = ints1(table, LINES.router_sizes), floats2(table, LINES.router)
-        step(values, n_in, s[1], s[2], masks.shape[1], x, labels, weights, masks, True, rates[2], router_steps)
+        step(
+            values, n_in, s[1], s[2], masks.shape[1], x, labels, weights, masks, True, rates[2], router_steps
+        )
 
 
 @entry

@@ -4,7 +4,18 @@ from moe_adapt.drift.compiled.bayes import add_row, count_right, leaf_proba, lea
 from moe_adapt.drift.compiled.descend import child_of, descend, step_down
 from moe_adapt.drift.compiled.grow import is_due, new_leaf, split
 from moe_adapt.drift.compiled.jit import kernel
-from moe_adapt.drift.compiled.layout import ACTIVE, CODE, DEPTH, FEATURE, LEAVES, LEFT, NONE, ROOT, SIBLING, SLOT
+from moe_adapt.drift.compiled.layout import (
+    ACTIVE,
+    CODE,
+    DEPTH,
+    FEATURE,
+    LEAVES,
+    LEFT,
+    NONE,
+    ROOT,
+    SIBLING,
+    SLOT,
+)
 from moe_adapt.drift.hoeffding.nodes import LEAF
 
 __all__ = ["learn_trees", "read_trees"]
@@ -23,8 +34,8 @@ def read_trees(f, numbers, codes, n_classes, found, scores, proba):
         slot = nodes[node, SLOT]
         found[tree, 0], found[tree, 1] = node, regular
         leaf_scores(
-            weights[slot], gauss[slot], table[slot], whole[slot], nominal[tree], numbers, codes, complete, n_classes,
-            scores[tree],
+            weights[slot], gauss[slot], table[slot], whole[slot], nominal[tree], numbers, codes, complete,
+            n_classes, scores[tree],
         )  # fmt: skip
         leaf_proba(leaf[slot], marks[slot], weights[slot], scores[tree], n_classes, proba[tree])
 
@@ -54,7 +65,14 @@ def learn_trees(f, found, scores, numbers, codes, n_classes, y, w, draws, short)
 
     `short[e]` becomes the node of tree e whose split waits for room, NONE if none does.
     """
-    nodes, leaf, marks, classes, weights, settings = f.nodes, f.leaf, f.marks, f.classes, f.weights, f.settings
+    nodes, leaf, marks, classes, weights, settings = (
+        f.nodes,
+        f.leaf,
+        f.marks,
+        f.classes,
+        f.weights,
+        f.settings,
+    )
     gauss, moments, table, whole, trees = f.gauss, f.moments, f.table, f.whole, f.trees
     wanted = 0
     for tree in range(len(trees)):
@@ -69,12 +87,14 @@ def learn_trees(f, found, scores, numbers, codes, n_classes, y, w, draws, short)
         if active:
             count_right(leaf[slot], marks[slot], classes[slot], scores[tree], y, weight)
             observe(
-                marks[slot], classes[slot], weights[slot], gauss[slot], moments[slot], table[slot], whole[slot],
-                f.numeric[tree], f.nominal[tree], numbers, codes, y, weight,
+                marks[slot], classes[slot], weights[slot], gauss[slot], moments[slot], table[slot],
+                whole[slot], f.numeric[tree], f.nominal[tree], numbers, codes, y, weight,
             )  # fmt: skip
         add_row(leaf[slot], marks[slot], classes[slot], weights[slot], y, weight)
-        if active and regular != 0 and is_due(
-            settings, trees[tree, LEAVES], leaf[slot], marks[slot], classes[slot], weights[slot]
+        if (
+            active
+            and regular != 0
+            and is_due(settings, trees[tree, LEAVES], leaf[slot], marks[slot], classes[slot], weights[slot])
         ):
             lacking = split(f, tree, node, n_classes)
             if lacking > 0:

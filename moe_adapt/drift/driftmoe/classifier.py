@@ -1,13 +1,14 @@
 r"""DriftMoE: online experts, and a vote or a router that learns from their mistakes whom to ask.
 
-The default, mode ``committee``: voices of several kinds (a committee of bagged Hoeffding trees, two networks, the
-nearest of the last rows, any River classifier) whose words are weighted by how right they were lately; see
-`moe_adapt.drift.committee.engine`. Whether a router on top adds anything is measured in the documentation.
+The default, mode ``committee``: voices of several kinds (a committee of bagged Hoeffding trees, two
+networks, the nearest of the last rows, any River classifier) whose words are weighted by how right they
+were lately; see `moe_adapt.drift.committee.engine`. Whether a router on top adds anything is measured in
+the documentation.
 
-The modes of the paper: for every row the router gives logits \(z \in \mathbb R^E\) and each expert probabilities
-\(p_e\). When the label arrives, \(m_e = [\arg\max p_e = y]\) says which experts were right (if none was: the one
-that gave \(y\) most); rows and masks are kept until there are `update_every`, then the router takes one step on
-the binary cross-entropy of \(z\) against \(m\). Experts learn by `train_rule`.
+The modes of the paper: for every row the router gives logits \(z \in \mathbb R^E\) and each expert
+probabilities \(p_e\). When the label arrives, \(m_e = [\arg\max p_e = y]\) says which experts were right
+(if none was: the one that gave \(y\) most); rows and masks are kept until there are `update_every`, then
+the router takes one step on the binary cross-entropy of \(z\) against \(m\). Experts learn by `train_rule`.
 
 Mode ``data``: experts are multi-class. The answer is the top expert's, or the vote
 \(\sum_e \mathrm{softmax}(z / T)_e\, p_e\). Mode ``task``: expert \(c\) tells class \(c\) from the others, all
@@ -230,7 +231,8 @@ class DriftMoEClassifier(Publishable, Insight, ManyRows, base.MiniBatchClassifie
                 of the paper count every row once.
 
         Raises:
-            UserError: If a numeric feature holds text or infinity, the label is missing or the weight below 0;
+            UserError: If a numeric feature holds text or infinity, the label is missing or the weight below
+            0;
                 the model stays as it was.
         """
         check_weight(w)

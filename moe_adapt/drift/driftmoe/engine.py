@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_adapt.drift.driftmoe.buffer import RowBuffer
-from moe_adapt.drift.driftmoe.experts import Answers, PoolExperts, RiverExperts
-from moe_adapt.drift.driftmoe.inputs import NetworkInputs
 from moe_adapt.drift.driftmoe.network import OnlineNetwork, softmax
-from moe_adapt.drift.driftmoe.watch import MOST_DRIFTS, error_watch
 from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row
 from moe_adapt.drift.hoeffding.growth import TreeOptions
 from moe_adapt.drift.hoeffding.labels import LabelTable
+from moe_adapt.drift.parts.experts import Answers, PoolExperts, RiverExperts
+from moe_adapt.drift.parts.inputs import NetworkInputs
+from moe_adapt.drift.parts.watch import MOST_DRIFTS, error_watch
 
 if TYPE_CHECKING:
     from moe_adapt.drift.driftmoe.classifier import DriftMoEClassifier

@@ -1,4 +1,4 @@
-"""What a model can tell about itself: who voted with which weight, where it met drifts, which columns count."""
+"""What a model can tell about itself: votes and their weights, its drifts, which columns count."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from moe_adapt.drift.committee.engine import CommitteeEngine
-from moe_adapt.drift.driftmoe.experts import PoolExperts
+from moe_adapt.drift.parts.experts import PoolExperts
 
 __all__ = ["Insight"]
 
@@ -24,7 +24,7 @@ class Insight:
 
     @property
     def drifts(self) -> list[tuple[int, int]]:
-        """The last thousand drifts: number of the row, counted from 0, and of the expert that was replaced."""
+        """The last thousand drifts: numbers, from 0, of the row and of the expert that was replaced."""
         return list(self._engine.drifts)
 
     def n_drifts_detected(self, expert: int | None = None) -> int:
@@ -55,9 +55,9 @@ class Insight:
             x: Values by feature name.
 
         Returns:
-            ``answer``, ``probabilities``, and ``voices``: for each its weight in the answer, its accuracy over the
-            last few hundred rows, its own answer and probabilities. The committee of trees has ``members``.
-            Empty before the first label.
+            ``answer``, ``probabilities``, and ``voices``: for each its weight in the answer, its accuracy
+            over the last few hundred rows, its own answer and probabilities. The committee of trees has
+            ``members``. Empty before the first label.
         """
         engine = self._engine
         if not len(engine.labels):
@@ -135,10 +135,11 @@ def _gains(engine: Any) -> tuple[list[float], list[float]]:
     """Return the gain of every numeric and every nominal column over the present trees."""
     numeric = [0.0] * len(engine.features.numeric)
     nominal = [0.0] * len(engine.features.nominal)
-    trees = engine.trees.experts if isinstance(engine, CommitteeEngine) and engine.trees else engine.trees
-    if not isinstance(trees, PoolExperts):
-        return numeric, nominal
-    for own in engine.gains() if isinstance(engine, CommitteeEngine) else trees.pool.gains:
+    if isinstance(engine, CommitteeEngine):
+        gains = engine.gains()
+    else:
+        gains = engine.trees.pool.gains if isinstance(engine.trees, PoolExperts) else []
+    for own in gains:
         for test, gain in own.items():
             if test >= 0:
                 numeric[test] += gain

@@ -200,7 +200,8 @@ def _value(name: Hashable, value: Any) -> Hashable:
         hash(value)
     except TypeError:
         raise UserError(
-            f"the feature {name!r} holds a {type(value).__name__}; a value is a number, a date, text or a truth value."
+            f"the feature {name!r} holds a {type(value).__name__}; "
+            "a value is a number, a date, text or a truth value."
         ) from None
     return value
 

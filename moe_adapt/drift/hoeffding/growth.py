@@ -2,10 +2,10 @@ r"""Where and how Hoeffding trees grow.
 
 A leaf is split when the gain of its best test exceeds that of the second best by
 \(\epsilon = \sqrt{R^2 \ln(1/\delta) / 2n}\), \(R = \log_2\) of the number of classes, or when
-\(\epsilon < \tau\); it is looked at again after every `grace_period` of weight. With `patience`, a leaf whose best test led by
-\(g\) is looked at again when its weight has reached \(\min(a / g^2, a / \tau^2, n + 4\,\text{grace})\),
-\(a = R^2 \ln(1/\delta) / 2\), but not before a grace period has passed: before that no attempt can succeed
-unless the gap grows.
+\(\epsilon < \tau\); it is looked at again after every `grace_period` of weight. With `patience`, a leaf
+whose best test led by \(g\) is looked at again when its weight has reached \(\min(a / g^2, a / \tau^2, n +
+4\,\text{grace})\), \(a = R^2 \ln(1/\delta) / 2\), but not before a grace period has passed: before that no
+attempt can succeed unless the gap grows.
 
 Reference: Domingos and Hulten, Mining High-Speed Data Streams, KDD 2000.
 """

@@ -1,7 +1,7 @@
 """The labels that a classifier has met, as class numbers in order of appearance.
 
-Statistics are kept per class, so there is a limit: a stream with more labels than `MOST_LABELS` has numbers to
-predict, or identifiers.
+Statistics are kept per class, so there is a limit: a stream with more labels than `MOST_LABELS` has numbers
+to predict, or identifiers.
 """
 
 import math
@@ -67,7 +67,8 @@ class LabelTable:
             raise UserError("the label is missing; leave rows without a label out of learning.")
         if len(self.labels) >= MOST_LABELS:
             raise UserError(
-                f"more than {MOST_LABELS:,} different labels: is the label an identifier, or a number to predict?"
+                f"more than {MOST_LABELS:,} different labels: "
+                "is the label an identifier, or a number to predict?"
             )
 
     def learn(self, label: Hashable) -> int:

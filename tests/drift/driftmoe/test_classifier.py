@@ -18,7 +18,7 @@ from moe_adapt.drift.streams import synthetic_stream
 from moe_adapt.drift.streams.generators import LED_BAYES
 from moe_adapt.errors import UserError
 
-MODES = ("data", "task")
+MODES = ("committee", "data", "task")
 
 
 def small(mode="data", **options):

@@ -8,7 +8,7 @@ import pytest
 from moe_adapt.drift.driftmoe import DriftMoEClassifier
 from moe_adapt.drift.streams import synthetic_stream
 
-OPTIONS = {"n_experts": 4, "top_k": 1, "hidden": 16, "seed": 1, "poisson": 0, "neural": False}
+OPTIONS = {"mode": "data", "n_experts": 4, "top_k": 1, "hidden": 16, "seed": 1, "poisson": 0, "neural": False}
 
 
 def engine_of(rows, warmup_rows=0, detector=True, alarms=(), **options):

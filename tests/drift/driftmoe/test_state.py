@@ -21,7 +21,15 @@ STREAMS = {
 
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize(
-    "options", [{}, {"mode": "task"}, {"train_rule": "all", "poisson": 1.0, "detector": False}]
+    "options",
+    [
+        {},
+        {"backend": "array", "router": True},
+        {"experts": ("mlp", "neighbours")},
+        {"mode": "data"},
+        {"mode": "task"},
+        {"mode": "data", "train_rule": "all", "poisson": 1.0, "detector": False},
+    ],
 )
 def test_goes_on_as_if_never_saved(stream, options, tmp_path):
     rows = STREAMS[stream]()

@@ -19,7 +19,8 @@ __all__ = ["FAR", "MOST", "RAW_MOST", "SETTLED", "NetworkInputs"]
 
 #: Deviations within which a value counts in full, once there are so many rows.
 FAR, SETTLED = 100.0, 30
-#: Scaled values are clipped to this, unscaled ones to that: their squares have to be numbers in single precision.
+#: Scaled values are clipped to this, unscaled ones to that: their squares have to be numbers in single
+#: precision.
 MOST, RAW_MOST = 10.0, 1e9
 
 # numbers as arrays: numpy converts a Python number anew in every operation

@@ -53,6 +53,10 @@ class PoolExperts:
         """Make room for new columns, values and classes."""
         self.pool.fit(features, labels)
 
+    def plant(self, pool: FastHoeffdingTreePool) -> None:
+        """Take over the trees of a pool."""
+        self.pool = pool
+
     def add(self) -> None:
         """Add an expert."""
         self.pool.add_tree()

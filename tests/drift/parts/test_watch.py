@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_adapt.drift.driftmoe.watch import ErrorWatch
+from moe_adapt.drift.parts.watch import ErrorWatch
 
 
 def alarms(rates, rows, seed=0):
