@@ -2,6 +2,9 @@
 
 python benchmarks/drift/summarise.py --recipe benchmarks/drift/streams.yaml --folder RUN \
     --out benchmarks/results/drift_streams.json
+
+With `--add`, methods that the file has and the folder has not stay as they are, with the manifest they were made
+with: rows of rivals hold as long as stream and protocol are the same.
 """
 
 import argparse
@@ -22,6 +25,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--add", action="store_true", help="keep what the file holds of other methods")
     options = parser.parse_args()
     recipe = read_recipe(options.recipe)
     results = {
@@ -33,11 +37,18 @@ def main() -> None:
     }
     manifest = options.folder / MANIFEST_FILE
     made_with = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else collect()
+    made_by = {"": made_with}
+    if options.add and options.out.is_file():
+        old = json.loads(options.out.read_text(encoding="utf-8"))
+        made_by = {**old.get("manifests", {"": old["manifest"]}), options.recipe.name: made_with}
+        for stream, own in old["results"].items():
+            results[stream] = {**own, **results.get(stream, {})}
     content = {
         "title": recipe.title,
         "recipe": options.recipe.name,
         "results": results,
         "manifest": made_with,
+        "manifests": made_by,
     }
     write_json(options.out, content)
 

@@ -41,7 +41,7 @@ def streams(content: dict[str, Any]) -> list[str]:
                 f"shared seeds: {ranks}. Friedman p = {found.p_value:.1e}, Nemenyi's critical difference "
                 f"{found.critical_difference:.2f}."
             )
-    for name in ("driftmoe", "driftmoe_task"):
+    for name in ("driftmoe", "driftmoe_data", "driftmoe_task"):
         lost = wins_and_losses(results, name)
         text = "; ".join(
             f"{stream}: " + ", ".join(f"{other} +{points:.1f}" for other, points in ahead.items())
@@ -56,6 +56,29 @@ def streams(content: dict[str, Any]) -> list[str]:
         lines += [f"### {title}", "\n".join(markdown_table(results, metric))]
     lines += ["### Size of the pickled model, MB", "\n".join(markdown_table(results, "model_mb"))]
     return lines
+
+
+def whole(content: dict[str, Any]) -> list[str]:
+    results = content["results"]
+    rows = {stream: next(iter(own.values()))[0]["rows"] for stream, own in results.items()}
+    lines = [
+        "## Whole real streams",
+        "Accuracy in %, rows in order of arrival; DriftMoE over three seeds, CapyMOA's learners over one. Rows: "
+        + ", ".join(f"{name} {count:,}" for name, count in rows.items())
+        + ".",
+        "\n".join(markdown_table(results, "accuracy")),
+    ]
+    lost = wins_and_losses(results, "driftmoe")
+    text = "; ".join(
+        f"{stream}: " + ", ".join(f"{other} +{points:.1f}" for other, points in ahead.items())
+        for stream, ahead in lost.items()
+    )
+    return [*lines, f"Ahead of `driftmoe` (points, shared seeds): {text or 'nobody'}."]
+
+
+def voices(content: dict[str, Any]) -> list[str]:
+    lines = ablation(content)
+    return ["## Voices of the default preset", *lines[1:]]
 
 
 def ablation(content: dict[str, Any]) -> list[str]:
@@ -76,7 +99,7 @@ def ablation(content: dict[str, Any]) -> list[str]:
         lines.append(f"| {name} | {cells} | {mean(name):.2f} | {mean(name) - mean(full):+.2f} |")
     seeds = len(next(iter(results.values()))[full])
     text = f"Accuracy in %, mean over {seeds} seed(s) that no other table uses, 4,000 rows each."
-    return ["## Parts of the drift-aware preset", text, "\n".join(lines)]
+    return ["## Parts of the preset of mode data", text, "\n".join(lines)]
 
 
 def throughput(content: dict[str, Any]) -> list[str]:
@@ -103,7 +126,14 @@ def throughput(content: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parts = ["# Drift streams", "Rendered by `python benchmarks/drift/tables.py` from the JSON files here."]
-    for name, render in (("streams", streams), ("ablation", ablation), ("throughput", throughput)):
+    renders = {
+        "streams": streams,
+        "whole": whole,
+        "voices": voices,
+        "ablation": ablation,
+        "throughput": throughput,
+    }
+    for name, render in renders.items():
         path = RESULTS / f"drift_{name}.json"
         if path.is_file():
             parts += render(json.loads(path.read_text(encoding="utf-8")))

@@ -2,13 +2,14 @@
 
 No-change and majority take no learning; naive Bayes and one Hoeffding tree are the simple learners; ARF, SRP
 and leveraging bagging, ten trees each with River's own defaults, are what people run today. Nominal columns
-are declared to the trees.
+are declared to the trees. The adaptive tree, nearest neighbours and CapyMOA's learners can be asked for.
 """
 
 from collections.abc import Callable
 from numbers import Number
 from typing import Any
 
+from moe_adapt.drift.comparison.capymoa import CAPYMOA
 from moe_adapt.drift.streams.base import DriftStream
 
 __all__ = ["BASELINES"]
@@ -67,6 +68,20 @@ def _leveraging(stream: DriftStream, seed: int) -> Any:
     return LeveragingBaggingClassifier(model=_hoeffding_tree(stream, seed), n_models=10, seed=seed)
 
 
+def _adaptive_tree(stream: DriftStream, seed: int) -> Any:
+    from river.tree import HoeffdingAdaptiveTreeClassifier
+
+    return HoeffdingAdaptiveTreeClassifier(nominal_attributes=_nominal(stream), seed=seed)
+
+
+def _neighbours(stream: DriftStream, seed: int) -> Any:
+    from river import compose, neighbors, preprocessing
+
+    numbers = compose.SelectType(Number) | preprocessing.StandardScaler()
+    words = compose.SelectType(str) | preprocessing.OneHotEncoder()
+    return (numbers + words) | neighbors.KNNClassifier(n_neighbors=5)
+
+
 #: Short name -> builder of the model for a stream and a seed.
 BASELINES: dict[str, Callable[[DriftStream, int], Any]] = {
     "no_change": _no_change,
@@ -76,4 +91,7 @@ BASELINES: dict[str, Callable[[DriftStream, int], Any]] = {
     "arf10": _forest,
     "srp10": _patches,
     "lev_bag10": _leveraging,
+    "hat": _adaptive_tree,
+    "knn": _neighbours,
+    **CAPYMOA,
 }

@@ -85,7 +85,7 @@ def test_networks_keep_what_they_know_when_they_grow():
 
 def test_every_tree_looks_at_some_columns_only():
     model = DriftMoEClassifier(seed=1, backend="array")
-    accuracy(model, list(synthetic_stream("RBF_m", 300)))
+    accuracy(model, list(synthetic_stream("RBF_m", 300))[:6])
     trees = model._engine.trees
     assert (trees.numeric.sum(axis=1) == 6).all() and len({tuple(row) for row in trees.numeric}) > 6
     observed = trees.experts.pool.store.moments[: trees.count, :, 0].sum(axis=1) > 0
@@ -200,7 +200,8 @@ def test_wild_numbers_leave_later_rows_right(mode, wild):
         assert not proba or (sum(proba.values()) == pytest.approx(1) and min(proba.values()) >= 0)
         right.append(max(proba, key=proba.get, default=None) == y)
         model.learn_one(x, y)
-    limit = 0.9 if mode not in ("paper", "tree") or wild != 1e99 else 0.5
+    plain = mode in ("paper", "tree") and isinstance(wild, float) and wild == 1e99  # as River's tree
+    limit = 0.5 if plain else 0.9
     assert np.mean(right[-200:]) > limit
 
 
