@@ -3,7 +3,8 @@
 python benchmarks/drift/summarise.py --recipe benchmarks/drift/streams.yaml --folder RUN \
     --out benchmarks/results/drift_streams.json
 
-With `--add`, methods that the file has and the folder has not stay as they are, with the manifest they were made
+With `--add`, methods that the file has and the folder has not stay as they are, with the manifest they were
+made
 with: rows of rivals hold as long as stream and protocol are the same.
 """
 

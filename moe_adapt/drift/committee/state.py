@@ -96,6 +96,7 @@ def restore_committee(
         ring.seen = _count(state, "ring", None)
         _check_classes(ring.labels, labels)
     _restore_trees(engine, state, arrays)
+    engine.rng.bit_generator.state = state["rng"]  # after all that draws weights
 
 
 def _restore_trees(

@@ -43,8 +43,8 @@ def voice_names(experts: Any) -> list[str]:
     Raises:
         UserError: If one is neither a known name nor a classifier of River.
     """
-    if isinstance(experts, (str, base.Estimator)):
-        raise UserError("experts is a list of voices; put the one in a list.")
+    if experts is not None and not isinstance(experts, (list, tuple)):
+        raise UserError(f"experts is a list of voices, not {experts!r}.")
     names: list[str] = []
     for voice in DEFAULT if experts is None else experts:
         if isinstance(voice, str):

@@ -1,7 +1,7 @@
 """How compiled trees grow and are replaced: `GrowingTrees` for one f.leaf.
 
-A split that needs more leaves than are free changes nothing and tells how many; the caller makes room and
-asks again.
+A split that would leave fewer free leaves than there are trees (each may need one for a new value) changes
+nothing and tells how many; the caller makes room and asks again.
 """
 
 import math
@@ -161,7 +161,7 @@ def split(f, tree, node, n_classes):
                 if f.table[slot, 0, g, v, c] > 0.0:
                     children += 1
                     break
-        if f.free_slots[0] < children or f.free_nodes[0] < children:
+        if min(f.free_slots[0], f.free_nodes[0]) < children + len(f.trees):
             return children
         last = NONE
         for rank in range(f.value_order.shape[1]):
@@ -185,7 +185,7 @@ def split(f, tree, node, n_classes):
             last = child
         f.nodes[node, FEATURE], f.threshold[node] = -2 - g, -1.0
     else:
-        if f.free_slots[0] < 2 or f.free_nodes[0] < 2:
+        if min(f.free_slots[0], f.free_nodes[0]) < 2 + len(f.trees):
             return 2
         for side in range(2):
             child = new_leaf(f, tree, depth)

@@ -1,15 +1,29 @@
 """How everything here is compiled: once per machine, kept beside the package or in the user's cache.
 
-`entry` is for functions that Python calls; the others are compiled into those and have no wrappers, which
-would take most of the time. `kernel` keeps IEEE arithmetic as it is written. `quick_kernel` may add up in
-another order, which lets sums run in vector registers; results differ in the last bits.
+Numba notices a changed file by the time of the file with the `entry`: whoever changes another file of this
+folder removes ``__pycache__/*.nb?``.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 from numba import njit
 
 __all__ = ["entry", "kernel", "quick_kernel"]
 
 _BARE = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-kernel = njit(**_BARE)
-quick_kernel = njit(fastmath={"reassoc", "contract", "nsz"}, **_BARE)
-entry = njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile into the entries that call it; IEEE arithmetic stays as it is written."""
+    return njit(**_BARE)(function)
+
+
+def quick_kernel(function: Callable[..., Any]) -> Any:
+    """Do the same, but let sums be added up in another order, in vector registers: last bits differ."""
+    return njit(fastmath={"reassoc", "contract", "nsz"}, **_BARE)(function)
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls, and keep it for later processes."""
+    return njit(cache=True, error_model="numpy", no_cfunc_wrapper=True)(function)

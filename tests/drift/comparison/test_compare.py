@@ -56,7 +56,7 @@ def test_runs_resumes_and_reports(recipe, tmp_path, capsys, monkeypatch):
     assert main([*command, "--report-only"]) == 0
     cell = json.loads((out / "cells/SEA_a/driftmoe/seed_1.json").read_text())
     assert [drift["drift"] for drift in cell["recovery"]] == [100, 200, 300]
-    assert len(cell["expert_load"]["share"][0]) == 3
+    assert len(cell["expert_load"]["share"][0]) == 4, "a share per voice"
 
 
 def test_same_seed_same_result(recipe, tmp_path):

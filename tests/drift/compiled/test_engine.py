@@ -98,7 +98,7 @@ def test_a_pickle_goes_on():
 
 def test_a_model_kept_by_one_path_goes_on_in_the_other(tmp_path):
     rows = list(synthetic_stream("AGR_a", 500))
-    model = DriftMoEClassifier(seed=1, nominal_attributes=("car", "zipcode"))
+    model = DriftMoEClassifier(seed=1, nominal_attributes=("elevel", "car", "zipcode"))
     for x, y in rows[:300]:
         model.learn_one(x, y)
     state, arrays = model.to_parts()
