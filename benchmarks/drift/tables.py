@@ -63,7 +63,7 @@ def whole(content: dict[str, Any]) -> list[str]:
     rows = {stream: next(iter(own.values()))[0]["rows"] for stream, own in results.items()}
     lines = [
         "## Whole real streams",
-        "Accuracy in %, rows in order of arrival; DriftMoE over three seeds, CapyMOA's learners over one. Rows: "
+        "Accuracy in %, rows in order of arrival; as many seeds as the spread says. Rows: "
         + ", ".join(f"{name} {count:,}" for name, count in rows.items())
         + ".",
         "\n".join(markdown_table(results, "accuracy")),
