@@ -42,8 +42,8 @@ def main() -> None:
     if options.add and options.out.is_file():
         old = json.loads(options.out.read_text(encoding="utf-8"))
         made_by = {**old.get("manifests", {"": old["manifest"]}), options.recipe.name: made_with}
-        for stream, own in old["results"].items():
-            results[stream] = {**own, **results.get(stream, {})}
+        known = {stream: {**own, **results.get(stream, {})} for stream, own in old["results"].items()}
+        results = known | {stream: own for stream, own in results.items() if stream not in known}
     content = {
         "title": recipe.title,
         "recipe": options.recipe.name,
