@@ -80,14 +80,14 @@ class CommitteeEngine:
         self.features = FeatureTable(options.nominal_attributes or (), canonical=True)
         self.labels = LabelTable()
         self.inputs = NetworkInputs(options.scale_inputs, np.float64)
-        self.trees = self._trees() if "trees" in self.names else None
+        self.trees: Any = self._trees() if "trees" in self.names else None
         self.networks: dict[str, Layers] = {
             name: make_network(name, self.rng) for name in ("mlp", "linear") if name in self.names
         }
         if options.router:
             self.networks["router"] = make_network("router", self.rng)
         self.neighbours = Neighbours() if "neighbours" in self.names else None
-        self.river = [
+        self.river: list[Any] = [
             None if isinstance(voice, str) else RiverVoice(voice, int(self.rng.integers(2**31)))
             for voice in (DEFAULT if options.experts is None else options.experts)
         ]
@@ -143,7 +143,7 @@ class CommitteeEngine:
             elif name in BUILT_IN:
                 voices[place] = softmax(self.networks[name].forward(vector))
             else:
-                voices[place] = self.river[place].proba(x, self.labels)  # type: ignore[union-attr]
+                voices[place] = self.river[place].proba(x, self.labels)
         odds = self.reliability.odds
         logits = self.networks["router"].forward(vector) if self.options.router else None
         weights = odds**3 if logits is None else odds**2 * softmax(logits)

@@ -31,8 +31,8 @@ def committee_state(engine: CommitteeEngine) -> dict[str, Any]:
     }
     if engine.trees is not None:
         trees = engine.trees
-        found |= {"waiting": trees.watch.waiting, "cursor": trees.cursor}  # type: ignore[union-attr]
-        found |= pool_state(trees.experts.pool)  # type: ignore[union-attr]
+        found |= {"waiting": trees.watch.waiting, "cursor": trees.cursor}
+        found |= pool_state(trees.experts.pool)
     return found
 
 
@@ -55,14 +55,14 @@ def committee_arrays(engine: CommitteeEngine) -> dict[str, np.ndarray]:
         found |= {"ring/rows": ring.rows, "ring/labels": ring.labels, "ring/weights": ring.weights}
     if engine.trees is not None:
         trees = engine.trees
-        found |= {f"watch/{name}": getattr(trees.watch, name) for name in trees.watch.ARRAYS}  # type: ignore[union-attr]
+        found |= {f"watch/{name}": getattr(trees.watch, name) for name in trees.watch.ARRAYS}
         found |= {
             "trees/reliability": trees.reliability.sums,
             "trees/numeric": trees.numeric,
             "trees/nominal": trees.nominal,
             "trees/draws": trees.draws,
         }
-        pool = trees.experts.pool  # type: ignore[union-attr]
+        pool = trees.experts.pool
         found |= pool_arrays(pool, len(engine.labels), engine.features.n_values)
     return found
 
@@ -104,9 +104,9 @@ def _restore_trees(
 ) -> None:
     trees = engine.trees
     if trees is not None:
-        for name in trees.watch.ARRAYS:  # type: ignore[union-attr]
+        for name in trees.watch.ARRAYS:
             setattr(trees.watch, name, arrays[f"watch/{name}"].copy())
-        trees.watch.waiting = state["waiting"]  # type: ignore[union-attr]
+        trees.watch.waiting = state["waiting"]
         trees.reliability.sums[:] = arrays["trees/reliability"]
         trees.numeric, trees.nominal = (
             arrays[name].astype(bool) for name in ("trees/numeric", "trees/nominal")
@@ -117,7 +117,7 @@ def _restore_trees(
         restore_pool(pool, engine, engine.labels, state, arrays)
         if len(pool.root) != trees.count:
             raise UserError(f"there are {len(pool.root)} trees, not {trees.count}.")
-        trees.experts.plant(pool)  # type: ignore[union-attr]
+        trees.experts.plant(pool)
     if len(engine.labels):
         engine.fit()
 
@@ -152,7 +152,7 @@ def _check_sizes(
         shapes |= {"ring/rows": ring, "ring/labels": (WINDOW,), "ring/weights": (WINDOW,)}
     if engine.trees is not None:
         count, features = engine.trees.count, engine.features
-        shapes |= {f"watch/{name}": (count,) for name in engine.trees.watch.ARRAYS}  # type: ignore[union-attr]
+        shapes |= {f"watch/{name}": (count,) for name in engine.trees.watch.ARRAYS}
         shapes |= {
             "trees/reliability": (2, count),
             "trees/numeric": (count, len(features.numeric)),

@@ -50,9 +50,10 @@ class Trees:
         poisson: float,
         rng: np.random.Generator,
     ) -> None:
-        self.experts, self.count, self.poisson, self.rng = experts, count, poisson, rng
+        self.experts: Any = experts
+        self.count, self.poisson, self.rng = count, poisson, rng
         self.watching = bool(detector)
-        self.watch = error_watch(detector, count, WATCH_DELTA)
+        self.watch: Any = error_watch(detector, count, WATCH_DELTA)
         self.reliability = Reliability(count)
         self.numeric = np.zeros((count, 0), dtype=bool)
         self.nominal = np.zeros((count, 0), dtype=bool)

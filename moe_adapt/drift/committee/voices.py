@@ -122,7 +122,7 @@ class RiverVoice:
     def learn(self, x: Mapping[Hashable, Any], label: Hashable, w: float) -> None:
         """Learn a row; where the classifier takes no weight, a whole one is learned that many times."""
         if self.weighted:
-            self.model.learn_one(x, label, w=w)  # type: ignore[call-arg]
+            self.model.learn_one(x, label, w=w)  # type: ignore[call-arg, arg-type]
             return
         for _ in range(max(round(w), 1)):
             self.model.learn_one(x, label)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ makes a new table.
 
 from collections import namedtuple
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numba import carray, types
@@ -41,9 +42,9 @@ _OTHERS = (
     "pending_masks", "rates",
 )  # fmt: skip
 #: Name of an array -> its line in the table.
-LINES = namedtuple("LINES", (*_FOREST, *_OTHERS))(*range(len(_FOREST) + len(_OTHERS)))  # type: ignore[misc]
+LINES: Any = namedtuple("LINES", (*_FOREST, *_OTHERS))(*range(len(_FOREST) + len(_OTHERS)))
 #: The arrays of the trees as compiled code passes them on: those of `CompiledForest`, columns and orders.
-Forest = namedtuple("Forest", _FOREST)  # type: ignore[misc]
+Forest: Any = namedtuple("Forest", _FOREST)
 
 
 class Block:

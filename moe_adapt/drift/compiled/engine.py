@@ -130,9 +130,9 @@ class CompiledEngine(CommitteeEngine):
         del self._own["linear_sizes"]
         self._table = self._addresses()
         if self.trees is not None:
-            self.trees.experts.table = self._addresses  # type: ignore[union-attr]
-            if not self.trees.experts.planted and n_classes:  # type: ignore[union-attr]
-                self.trees.experts.plant()  # type: ignore[union-attr]
+            self.trees.experts.table = self._addresses
+            if not self.trees.experts.planted and n_classes:
+                self.trees.experts.plant()
                 self._table = self._addresses()
 
     def _orders(self) -> dict[str, np.ndarray]:
@@ -222,7 +222,7 @@ class CompiledEngine(CommitteeEngine):
         self._table = self._addresses()
 
     def _watch(self) -> list[int]:
-        watch, trees = self.trees.watch, self.trees  # type: ignore[union-attr]
+        watch, trees = self.trees.watch, self.trees
         watch.waiting += 1
         if watch.waiting < watch.every:
             return []
@@ -231,8 +231,8 @@ class CompiledEngine(CommitteeEngine):
             return []
         alarmed = np.flatnonzero(self._own["alarms"]).tolist()
         for tree in alarmed:
-            trees.experts.reset(tree)  # type: ignore[union-attr]
-            trees.renew(tree)  # type: ignore[union-attr]
+            trees.experts.reset(tree)
+            trees.renew(tree)
         self._table = self._addresses()
         return alarmed
 

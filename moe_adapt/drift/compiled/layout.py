@@ -51,6 +51,14 @@ class CompiledForest:
         settings: Grace, delta, tau, least branch, largest share, thresholds, leaves, patience [8].
     """
 
+    leaf: np.ndarray
+    marks: np.ndarray
+    classes: np.ndarray
+    weights: np.ndarray
+    gauss: np.ndarray
+    moments: np.ndarray
+    table: np.ndarray
+    whole: np.ndarray
     SLOTTED = ("leaf", "marks", "classes", "weights", "gauss", "moments", "table", "whole")
 
     def __init__(self, n_trees: int, options: TreeOptions) -> None:
@@ -113,7 +121,8 @@ class CompiledForest:
 
     def _allocate(self, slots: int) -> None:
         for name, shape, kind in self._shapes(slots):
-            old, new = getattr(self, name), np.zeros(shape, dtype=kind)
+            old = getattr(self, name)
+            new: np.ndarray = np.zeros(shape, dtype=kind)
             if name == "moments":
                 new[:, :, 2], new[:, :, 3] = np.inf, -np.inf
             elif name == "weights":

@@ -65,7 +65,7 @@ class Engine:
         self.buffer = RowBuffer()
         self.neural = OnlineNetwork(64, 0.0, 5e-3, "softmax", self.rng) if options.neural else None
         self.neural_buffer = RowBuffer()
-        self.watch = error_watch(options.detector, self.n_trees)
+        self.watch: Any = error_watch(options.detector, self.n_trees)
         self.learned = [0] * (self.n_trees + self.reserve)
         self.chosen = np.zeros(self.n_experts, dtype=np.int64)
         self.events = {"rows": 0, "router_steps": 0, "replaced": 0}

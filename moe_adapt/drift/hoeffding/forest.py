@@ -216,7 +216,8 @@ class FastHoeffdingTreePool(GrowingTrees):
                 self.store.free.append(self.slot[node])
             self.branches.pop(node, None)
             self.free_nodes.append(node)
-        self.n_leaves[tree], self.gains[tree] = 0, {}
+        self.n_leaves[tree] = 0
+        self.gains[tree] = {}
         self.root[tree] = self._new_leaf(tree, 0)
 
     def add_tree(self) -> None:

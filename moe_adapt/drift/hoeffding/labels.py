@@ -90,7 +90,7 @@ class LabelTable:
         """Return the label with the most of probabilities [C], the first of equals in the order of labels."""
         if not len(proba):
             return None
-        top = proba.argmax()
+        top = int(proba.argmax())
         if np.count_nonzero(proba == proba[top]) > 1:
             top = max(self.sorted, key=proba.tolist().__getitem__)
         return self.labels[top]

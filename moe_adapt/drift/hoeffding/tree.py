@@ -111,7 +111,7 @@ class FastHoeffdingTree(base.Classifier):
         if w == 0:
             return
         known = seen is not None and y in self._labels.number and self._features.covers(x, seen[1])
-        if not (known and seen[0] == x):
+        if seen is None or not (known and seen[0] == x):
             row = self._features.learn(x)
             self._labels.learn(y)
             self._pool.fit(self._features, self._labels)

@@ -52,7 +52,7 @@ def file_stream(
             f"{path} has {table.shape[1]} columns and {len(table)} rows; a stream needs features and a label."
         )
     columns = [str(column) for column in table.columns]
-    table.columns = columns  # type: ignore[assignment]
+    table.columns = columns
     twice = next((column for column in columns if columns.count(column) > 1), None)
     if twice is not None:
         raise UserError(f"{path} has two columns {twice!r}; give one another name.")
@@ -147,8 +147,8 @@ def _read_arff(path: Path) -> "pd.DataFrame":
     if any(len(row) != len(names) for row in rows):
         raise UserError(f"{path} declares {len(names)} columns, but a row has another number of values.")
     table = pd.DataFrame(rows, columns=names)
-    for name, word in zip(names, words, strict=True):
-        if not word:
+    for name, is_word in zip(names, words, strict=True):
+        if not is_word:
             table[name] = pd.to_numeric(table[name])
     return table
 
