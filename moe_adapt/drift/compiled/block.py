@@ -42,9 +42,10 @@ _OTHERS = (
     "pending_masks", "rates",
 )  # fmt: skip
 #: Name of an array -> its line in the table.
-LINES: Any = namedtuple("LINES", (*_FOREST, *_OTHERS))(*range(len(_FOREST) + len(_OTHERS)))
+_tuple: Any = namedtuple
+LINES: Any = _tuple("LINES", (*_FOREST, *_OTHERS))(*range(len(_FOREST) + len(_OTHERS)))
 #: The arrays of the trees as compiled code passes them on: those of `CompiledForest`, columns and orders.
-Forest: Any = namedtuple("Forest", _FOREST)
+Forest: Any = _tuple("Forest", _FOREST)
 
 
 class Block:

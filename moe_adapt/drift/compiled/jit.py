@@ -7,9 +7,11 @@ folder removes ``__pycache__/*.nb?``.
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
+import numba
 
 __all__ = ["entry", "kernel", "quick_kernel"]
+
+njit: Any = numba.njit
 
 _BARE = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 

@@ -14,6 +14,7 @@ Streams, KDD 2003.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -228,7 +229,8 @@ class FastHoeffdingTreePool(GrowingTrees):
 
     def swap(self, one: int, other: int) -> None:
         """Exchange two trees."""
-        for values in (self.root, self.n_leaves, self.gains):
+        lists: list[Any] = [self.root, self.n_leaves, self.gains]
+        for values in lists:
             values[one], values[other] = values[other], values[one]
 
 
