@@ -231,9 +231,8 @@ class DriftMoEClassifier(Publishable, Insight, ManyRows, base.MiniBatchClassifie
                 of the paper count every row once.
 
         Raises:
-            UserError: If a numeric feature holds text or infinity, the label is missing or the weight below
-            0;
-                the model stays as it was.
+            UserError: If a numeric feature holds text or infinity, the label is missing or the
+                weight below 0; the model stays as it was.
         """
         check_weight(w)
         if w > 0:

@@ -101,9 +101,8 @@ class FastHoeffdingTree(base.Classifier):
             w: Weight; a row without weight is ignored.
 
         Raises:
-            UserError: If a numeric feature holds text or infinity, the label is missing or the weight below
-            0;
-                the tree stays as it was.
+            UserError: If a numeric feature holds text or infinity, the label is missing or the
+                weight below 0; the tree stays as it was.
         """
         seen, self._seen = self._seen, None
         self._labels.check(y)

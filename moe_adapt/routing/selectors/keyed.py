@@ -27,6 +27,7 @@ class KeyedSelector(Selector):
         shared: Whether the last expert is for all samples.
     """
 
+    reference = "no paper: an expert for every known key"
     unit_gate_for_one_expert = False
 
     def __init__(self, shared: bool = True) -> None:
