@@ -59,7 +59,7 @@ def load_module(run: str | Path, checkpoint: str | Path = "best", *, trust: bool
 
     Raises:
         UserError: If the folder is not trusted with what it names, or it or the checkpoint is not there, or
-        if they do not belong together.
+            if they do not belong together.
     """
     config = read_run_config(Path(run))
     _trusted(run, config, "model", trust)

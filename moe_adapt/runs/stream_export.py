@@ -73,7 +73,7 @@ def load_stream_learner(run: str | Path, *, trust: bool = False) -> Learner:
 
     Raises:
         UserError: If the folder is not trusted with what it names, is not that of such a run, or has no
-        finished task.
+            finished task.
     """
     run = Path(run)
     config = _config(run)
