@@ -143,6 +143,8 @@ class StreamRunner:
             if self.folder is None:
                 raise UserError("nothing to resume: the runner has no folder.")
             read_state(self.folder, learner, result)
+            if result.done and self._target is not None:
+                write_result(self._target, result)  # the run may have ended between checkpoint and result
         elif self._target is not None:
             reserve(self._target, overwrite)
         learner.to(device)

@@ -54,14 +54,16 @@ def write_state(folder: Path, learner: Learner, result: StreamResult) -> None:
 def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
     """Bring a fresh `learner` and `result` to where the checkpoint in `folder` left off.
 
+    A run that had learned its last task keeps its own manifest: nothing is left to learn here.
+
     Raises:
         UserError: If there is no checkpoint, or it is of another learner, stream or seed.
     """
     checkpoint = _checkpoint(folder)
     compared = ("seed", "learner", "stream", "eval_at")
     kept = json.loads(checkpoint["told"])
-    old, new = kept["manifest"], json.loads(json.dumps(result.manifest))
-    changed = [d for key in compared for d in differences(old[key], new[key], key)]
+    old_manifest, new = kept["manifest"], json.loads(json.dumps(result.manifest))
+    changed = [d for key in compared for d in differences(old_manifest[key], new[key], key)]
     if changed:
         raise UserError(
             f"the run in {folder} has another configuration: {'; '.join(changed[:5])}"
@@ -73,7 +75,10 @@ def read_state(folder: Path, learner: Learner, result: StreamResult) -> None:
     result.within = AccuracyMatrix(result.within.total, checkpoint["correct_within"].numpy())
     result.tasks, result.classes, result.routing = kept["tasks"], kept["classes"], kept["routing"]
     result.attribution, result.verdicts = kept["attribution"], kept["verdicts"]
-    result.manifest["resumed_after_task"] = len(result.tasks) - 1
+    if result.done:
+        result.manifest = old_manifest
+    else:
+        result.manifest["resumed_after_task"] = len(result.tasks) - 1
 
 
 def restore_learner(folder: Path, learner: Learner) -> None:

@@ -91,13 +91,26 @@ def test_a_failed_write_keeps_the_checkpoint_before(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="no space left"):
         StreamRunner(tmp_path, checkpoint_at="all").run(learner(), stream)
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert len(json.loads(content["history"])) == 1
     assert not list(tmp_path.rglob("*.tmp"))
     result = StreamRunner(tmp_path).run(learner(seed=1), stream, resume=True)
     assert (result.matrix.correct == expected.matrix.correct).all()
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["nothing lost", "killed before the result"])
+def test_resuming_after_the_last_task_leaves_the_finished_result(tmp_path, killed):
+    stream = gaussian_stream(tasks=2)
+    StreamRunner(tmp_path, checkpoint_at="all").run(learner(), stream)
+    whole = {name: (tmp_path / name).read_bytes() for name in ("result.json", "tasks.csv", "last.ckpt")}
+    if killed:
+        running = json.loads(whole["result.json"]) | {"status": "running", "metrics": {}}
+        (tmp_path / "result.json").write_text(json.dumps(running))
+        (tmp_path / "tasks.csv").unlink()
+    StreamRunner(tmp_path, checkpoint_at="all").run(learner(seed=1), stream, resume=True)
+    assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
 
 
 def test_a_run_does_not_write_over_another(tmp_path):
