@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from river import base
 
 from moe_adapt.drift.committee.engine import CommitteeEngine
+from moe_adapt.drift.committee.voices import voice_names
 from moe_adapt.drift.compiled import available
 from moe_adapt.drift.driftmoe.engine import Engine
 from moe_adapt.drift.driftmoe.task import TaskEngine
@@ -75,5 +76,6 @@ def _check_experts(model: "DriftMoEClassifier") -> None:
         raise UserError(
             f"backend={model.backend!r} has its own trees: leave expert out, or use backend='river'."
         )
+    voice_names(model.experts)
     if model.mode != "committee" and (model.experts is not None or model.router):
         raise UserError("experts and router belong to mode='committee'.")
