@@ -13,7 +13,7 @@ WORKERS ?= auto
 .PHONY: help demo test gpu lint docs clean
 
 help:
-	@echo "make demo   fine-tune a small encoder on news articles, end to end (no network after the set-up)"
+	@echo "make demo   train three adapters on news texts, compose them, remove one (no network after the set-up); ARGS=--compare: a mixture beside plain LoRA"
 	@echo "make test   run the tests; ARGS='-m slow' runs the slow ones, ARGS=tests/routing one folder, WORKERS=0 in one process"
 	@echo "make gpu    on a machine with a CUDA device: its tests, then the kernels' benchmark with a verdict per target"
 	@echo "make lint   check style, format, types and prose"

@@ -71,7 +71,7 @@ COMMANDS = {
         "moe_adapt.cli.listing:show", "list packaged configurations, learners and routing components"
     ),
     "doctor": Command("moe_adapt.cli.doctor:doctor", "check versions, device, extras and PEFT registration"),
-    "demo": Command("moe_adapt.demo.__main__:main", "fine-tune a small encoder on news articles, end to end"),
+    "demo": Command("moe_adapt.demo.__main__:main", "train three adapters on news, compose them, remove one"),
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from moe_adapt.errors import UserError
 from moe_adapt.training.modules import SequenceClassifier
 
-__all__ = ["compare", "reload_difference"]
+__all__ = ["compare", "fresh_process", "reload_difference"]
 
 
 def reload_difference(model: nn.Module, batch: dict[str, Tensor], adapter: Path, backbone: str) -> float:
@@ -35,9 +35,28 @@ def reload_difference(model: nn.Module, batch: dict[str, Tensor], adapter: Path,
     model.eval()
     with torch.inference_mode():
         logits = model(**inputs)
+    probe = {**inputs, "logits": logits.clone()}
+    difference = fresh_process("moe_adapt.demo.reload", adapter, backbone, probe)
+    if difference > 1e-5:
+        raise UserError(f"after reloading, logits differ by {difference:.1e}; 1e-5 is allowed.")
+    return difference
+
+
+def fresh_process(module: str, adapter: Path, backbone: str, tensors: dict[str, Tensor]) -> float:
+    """Return what ``python -m module ADAPTER BACKBONE PROBE`` prints last.
+
+    Args:
+        module: The module to run.
+        adapter: Folder of the adapter.
+        backbone: Folder of the base model.
+        tensors: What the probe holds.
+
+    Raises:
+        UserError: If the process fails.
+    """
     probe = adapter.with_name(f".{adapter.name}.probe.safetensors")
-    save_file({**inputs, "logits": logits.clone()}, probe)
-    command = [sys.executable, "-m", "moe_adapt.demo.reload", str(adapter), backbone, str(probe)]
+    save_file(tensors, probe)
+    command = [sys.executable, "-m", module, str(adapter), backbone, str(probe)]
     try:
         result = subprocess.run(command, capture_output=True, text=True)
     finally:
@@ -46,10 +65,7 @@ def reload_difference(model: nn.Module, batch: dict[str, Tensor], adapter: Path,
         raise UserError(
             f"the exported adapter cannot be opened again: {result.stderr.strip().splitlines()[-1]}"
         )
-    difference = float(result.stdout.split()[-1])
-    if difference > 1e-5:
-        raise UserError(f"after reloading, logits differ by {difference:.1e}; 1e-5 is allowed.")
-    return difference
+    return float(result.stdout.split()[-1])
 
 
 def compare(adapter: str, backbone: str, probe: str) -> float:

@@ -125,7 +125,21 @@ def test_bbc_news_without_repetitions():
 def test_the_whole_demo(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     out = tmp_path / "demo"
-    main(["--out", str(out), "--seeds", "1", "--epochs", "1", "--per-class", "2", "--test-per-class", "4"])
+    main(
+        [
+            "--compare",
+            "--out",
+            str(out),
+            "--seeds",
+            "1",
+            "--epochs",
+            "1",
+            "--per-class",
+            "2",
+            "--test-per-class",
+            "4",
+        ]
+    )
     results = json.loads((out / "results.json").read_text())
     assert {run["method"] for run in results["runs"]} == {"head", "lora", "dynmole"}
     sizes = {run["method"]: run["trainable"] for run in results["runs"]}
