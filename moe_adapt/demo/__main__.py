@@ -48,7 +48,7 @@ def compose_options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="draw of the articles, and of the training (0)")
     parser.add_argument("--per-class", type=int, default=30, help="training texts per topic and adapter (30)")
     parser.add_argument("--test-per-class", type=int, default=16, help="test texts likewise (16)")
-    parser.add_argument("--epochs", type=int, default=8, help="passes over the training texts (8)")
+    parser.add_argument("--epochs", type=int, default=6, help="passes over the training texts (6)")
     parser.add_argument(
         "--compare",
         action="store_true",

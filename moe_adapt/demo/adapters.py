@@ -37,9 +37,9 @@ class Training:
         lr: Learning rate of AdamW; falls linearly to zero.
     """
 
-    epochs: int = 8
+    epochs: int = 6
     batch_size: int = 10
-    max_length: int = 40
+    max_length: int = 32
     rank: int = 8
     lr: float = 2e-3
 
