@@ -3,6 +3,7 @@
 from moe_adapt.learners.base import LEARNERS, Learner, Outcome, TaskRun
 from moe_adapt.learners.care import Care
 from moe_adapt.learners.closed_form import FeCam, NearestMean, RanPac, Ridge, Slda
+from moe_adapt.learners.compose import Compose
 from moe_adapt.learners.ewc import Ewc
 from moe_adapt.learners.fine_tuning import FineTuning, Joint
 from moe_adapt.learners.growth import grow_rows, resize_to
@@ -15,6 +16,7 @@ from moe_adapt.learners.reservoir import ReservoirBuffer
 __all__ = [
     "LEARNERS",
     "Care",
+    "Compose",
     "DarkReplay",
     "Ewc",
     "ExperienceReplay",

@@ -11,7 +11,7 @@ from moe_adapt.streams.splits import Labelled
 from moe_adapt.tuner import RoutedLoraConfig
 
 #: Learners that need more than an encoder, or another one, have their check beside their other tests; so do
-#: those of tasks without classes.
+#: those that say themselves who is right.
 OWN_CHECK = {"care", *(name for name in LEARNERS if LEARNERS.get(name).evaluate is not Learner.evaluate)}
 OPTIONS = {"ranpac": {"proj_dim": 32}}
 

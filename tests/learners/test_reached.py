@@ -44,6 +44,7 @@ CLASSES = {
     "lwf": Reached(0.5, 0.9, options={**TRAINED, "strength": 1.0, "loss_over": "seen"}),
     "replay": Reached(0.75, 0.9, 0.85, options=TRAINED),
     "dark_replay": Reached(0.55, 0.9, 0.5, options=TRAINED),
+    "compose": Reached(0.85, 0.9, 0.85, options=TRAINED),
     "ncm": Reached(0.9, 0.9, 0.9),
     "slda": Reached(0.92, 0.92, 0.92),
     "ridge": Reached(0.9, 0.9, 0.9),
