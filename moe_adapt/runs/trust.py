@@ -49,8 +49,8 @@ def what_runs_code(config: Any, place: str = "") -> list[str]:
         config: The configuration, as JSON types.
         place: Where in it this part stands.
 
-    >>> what_runs_code({"model": {"class_path": "CausalLM"}, "trainer": {"callbacks": [{"class_path":
-    "os.system"}]}}) ["trainer.callbacks.class_path names 'os.system'"]
+    >>> what_runs_code({"trainer": {"callbacks": [{"class_path": "os.system"}]}})
+    ["trainer.callbacks.class_path names 'os.system'"]
     """
     found: list[str] = []
     items = config.items() if isinstance(config, Mapping) else enumerate(config)

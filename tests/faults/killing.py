@@ -21,6 +21,9 @@ from pathlib import Path
 
 DIED = 137
 
+#: A fork has none of its parent's threads, so the parent must not have started a pool of them.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @dataclass(frozen=True)
 class Scenario:

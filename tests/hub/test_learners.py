@@ -250,7 +250,7 @@ def test_a_learner_of_ones_own(tmp_path):
         ({"kind": "tale"}, "its kind is 'tale'"),
         ({"class": "Popen"}, "none of ours"),
         ({"arguments": {"optimizer": {"is": "os.system", "options": {}}}}, "none of ours"),
-        ({"arguments": {"spell": 1}}, "damaged"),
+        ({"arguments": {"spell": 1}}, "no argument of NearestMean"),
         ({"history": [{"index": 0, "name": "a", "classes": [10**9], "num_seen": 10**9}]}, "do not follow"),
         ({"inner": {"head.mean": ["a"]}}, "damaged"),
     ],

@@ -20,7 +20,7 @@ SMALL = CareOptions(rank=4, shared_rank=4, dropout=0.0)
 def learner(kind="timm", mixture=SMALL, **settings):
     encoder = ENCODERS[kind]()
     torch.manual_seed(1)
-    options = {"epochs": 4, "batch_size": 8, "lr": 0.05, "alignment_epochs": 2, **settings}
+    options = {"epochs": 4, "batch_size": 8, "lr": 0.02, "alignment_epochs": 2, **settings}
     return Care(encoder, mixture, **options)
 
 
@@ -49,7 +49,7 @@ def test_learns_and_leaves_the_encoder_alone(kind):
     encoder = Centred(ENCODERS[kind](), batch_of(stream, 2))
     torch.manual_seed(1)
     row = "mean" if kind == "bert" else "first"
-    options = {"epochs": 4, "batch_size": 8, "lr": 0.05, "alignment_epochs": 10, "alignment_lr": 0.1}
+    options = {"epochs": 4, "batch_size": 8, "lr": 0.02, "alignment_epochs": 10, "alignment_lr": 0.1}
     care = Care(encoder, SMALL, row=row, **options)
     before = {name: tensor.clone() for name, tensor in care.backbone.state_dict().items()}
     result = StreamRunner().run(care, stream)
