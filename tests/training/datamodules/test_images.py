@@ -194,7 +194,9 @@ def test_validation_with_an_unknown_class(tmp_path):
     class_folders(tmp_path / "train")
     class_folders(tmp_path / "val")
     (tmp_path / "val" / "red").rename(tmp_path / "val" / "rad")
-    with pytest.raises(UserError, match="the validation images have the class 'rad', which no training image has"):
+    with pytest.raises(
+        UserError, match="the validation images have the class 'rad', which no training image has"
+    ):
         fitted(str(tmp_path))
 
 
