@@ -1,4 +1,4 @@
-r"""Rows per second of DriftMoE's tree pool, of the same learner over River's trees, and of River's ensembles.
+r"""Rows per second of DriftMoE, compiled and in numpy, of its modes, and of River's ensembles.
 
 Every variant predicts and learns the same rows, in turns of a few hundred, so that all of them meet the same
 load of the machine; CPU time of this one thread. Ratios are medians over the turns. With `--capymoa`, a tree
@@ -27,15 +27,17 @@ from moe_adapt.drift.streams import DriftStream, synthetic_stream
 from moe_adapt.manifest import collect
 
 STREAMS = ("LED_a", "SEA_a", "AGR_a", "RBF_m", "HYPER")
-POOL = "DriftMoE, pool"
+OURS = "default, compiled"
 
 
 def variants(stream: DriftStream) -> dict[str, Any]:
     nominal = tuple(sorted(stream.nominal)) or None
     common = {"seed": 1, "nominal_attributes": nominal}
     return {
-        POOL: DriftMoEClassifier(**common),
-        "DriftMoE, River trees": DriftMoEClassifier(backend="river", **common),
+        OURS: DriftMoEClassifier(backend="compiled", **common),
+        "default, numpy": DriftMoEClassifier(backend="array", **common),
+        "data mode, pool": DriftMoEClassifier(mode="data", **common),
+        "data mode, River trees": DriftMoEClassifier(mode="data", backend="river", **common),
         "paper preset, pool": DriftMoEClassifier.paper(**common),
         "paper preset, River trees": DriftMoEClassifier.paper(backend="river", **common),
         "task mode, pool": DriftMoEClassifier(mode="task", **common),
@@ -141,7 +143,7 @@ def main() -> None:
     for name in STREAMS:
         stream = synthetic_stream(name, 4 * (options.turns + options.warm) * options.rows)
         times, version = measure(stream, options.turns, options.warm, options.rows, options.capymoa)
-        ours = times[POOL]
+        ours = times[OURS]
         streams[name] = {
             variant: {
                 "us_per_row": statistics.median(own),
