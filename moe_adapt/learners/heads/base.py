@@ -4,7 +4,8 @@ A head sees features once, in batches of any size and order, and keeps sums from
 in closed form. Sums are kept in float64, so that a head equals itself after any split or permutation of its
 data up to rounding (about 1e-12), and so that two heads which saw two parts of the data can be merged into
 the head that saw both. Statistics are buffers: they are in every checkpoint, and they grow with the classes,
-so loading resizes them.
+so loading resizes them. Scores are computed and returned in float64 as well: with a common offset of 1e4 the
+classes of an easy problem differ in digits that float32 does not have.
 
 Labels are class indices 0 to C-1. A class that has no sample yet (a gap in the labels) scores minus infinity.
 """
@@ -13,14 +14,26 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.registry import Registry
 
-__all__ = ["HEADS", "ClosedFormHead", "LinearHead"]
+__all__ = ["HEADS", "ClosedFormHead", "LinearHead", "direction"]
 
 HEADS: Registry["ClosedFormHead"] = Registry("head")
+
+
+def direction(features: Tensor) -> Tensor:
+    """Return rows scaled to length one, whatever their scale, [..., d]; a row of zeros stays one.
+
+    >>> direction(torch.tensor([[3e-200, 4e-200]], dtype=torch.float64))
+    tensor([[0.6000, 0.8000]], dtype=torch.float64)
+    """
+    largest = features.abs().amax(dim=-1, keepdim=True)
+    scaled = features / torch.where(largest > 0, largest, 1.0)
+    return F.normalize(scaled, dim=-1)
 
 
 class ClosedFormHead(nn.Module, ABC):
@@ -143,7 +156,7 @@ class ClosedFormHead(nn.Module, ABC):
 
     @abstractmethod
     def score(self, features: Tensor, solution: Any) -> Tensor:
-        """Return scores [B, C] of features [B, d] under what `solve` returned."""
+        """Return scores [B, C] of float64 features [B, d] under what `solve` returned."""
 
     @property
     def solution(self) -> Any:
@@ -156,8 +169,8 @@ class ClosedFormHead(nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
-        """Return scores of features [B, d], [B, C]; minus infinity for classes without a sample."""
-        scores = self.score(features, self.solution)
+        """Return float64 scores of features [B, d], [B, C]; minus infinity for classes without a sample."""
+        scores = self.score(features.double(), self.solution)
         return scores.masked_fill(self.counts.to(scores.device) == 0, float("-inf"))
 
     def statistics_bytes(self) -> int:
@@ -188,10 +201,6 @@ class ClosedFormHead(nn.Module, ABC):
 class LinearHead(ClosedFormHead):
     """A head whose scores are linear in a fixed embedding of the features."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width)
-        self._cast: tuple[Any, Any] = (None, None)
-
     def embed(self, features: Tensor) -> Tensor:
         """Return what the linear map reads, [B, d']; the features themselves unless a subclass says more."""
         return features
@@ -202,15 +211,5 @@ class LinearHead(ClosedFormHead):
 
     def score(self, features: Tensor, solution: tuple[Tensor, Tensor]) -> Tensor:
         """Return `embed(features) W' + b`, [B, C]."""
-        embedded = self.embed(features)
-        weight, bias = self._in_dtype(solution, embedded.dtype)
-        return torch.addmm(bias, embedded, weight.t())
-
-    def _in_dtype(self, solution: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the solution in the dtype of the features; cast once, not for every batch."""
-        of, cast = self._cast
-        if of is not solution or cast[0].dtype != dtype:
-            weight, bias = solution
-            cast = weight.to(dtype), bias.to(dtype)
-            self._cast = solution, cast
-        return cast
+        weight, bias = solution
+        return torch.addmm(bias, self.embed(features), weight.t())

@@ -14,11 +14,10 @@ Reference: Goswami et al., arXiv 2309.14062.
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moe_adapt.errors import UserError
-from moe_adapt.learners.heads.base import HEADS, ClosedFormHead
+from moe_adapt.learners.heads.base import HEADS, ClosedFormHead, direction
 
 __all__ = ["FeCamHead", "correlation"]
 
@@ -104,7 +103,7 @@ class FeCamHead(ClosedFormHead):
                     "a ReLU; leave it out for a transformer."
                 )
             features = features.pow(self.tukey)
-        return F.normalize(features, dim=-1)
+        return direction(features)
 
     def accumulate(self, features: Tensor, labels: Tensor) -> None:
         """Update means and scatter."""
@@ -153,7 +152,7 @@ class FeCamHead(ClosedFormHead):
             UserError: If a covariance is singular.
         """
         eye = torch.eye(self.width, dtype=torch.float64, device=self.scatter.device)
-        whitening = torch.empty(self.scatter.shape, device=self.scatter.device)
+        whitening = torch.empty_like(self.scatter)
         counts = self.counts.sum().view(1) if self.shared else self.counts
         for index, (scatter, count) in enumerate(zip(self.scatter, counts.tolist(), strict=True)):
             if not bool(scatter.any()):
@@ -164,12 +163,12 @@ class FeCamHead(ClosedFormHead):
             if int(failed):
                 raise UserError(f"the covariance of class {index} is singular; give FeCAM a gamma1 above 0.")
             whitening[index] = torch.linalg.solve_triangular(factor, eye, upper=False)
-        return _Solution(F.normalize(self.means, dim=-1), whitening)
+        return _Solution(direction(self.means), whitening)
 
     def score(self, features: Tensor, solution: _Solution) -> Tensor:
         """Return negative squared Mahalanobis distances, [B, C]."""
         used = self.embed(features)
-        means, whitening = solution.means.to(used.dtype), solution.whitening.to(used.dtype)
+        means, whitening = solution
         if self.shared:
             return -torch.cdist(used @ whitening[0].T, means @ whitening[0].T).square()
         columns = []

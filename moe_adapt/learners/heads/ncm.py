@@ -10,10 +10,9 @@ Reference: Zhou et al., arXiv 2303.07338.
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from moe_adapt.learners.heads.base import HEADS, LinearHead
+from moe_adapt.learners.heads.base import HEADS, LinearHead, direction
 
 __all__ = ["NearestMeanHead"]
 
@@ -29,7 +28,7 @@ class NearestMeanHead(LinearHead):
     >>> head = NearestMeanHead(2)
     >>> head.update(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
     >>> head(torch.tensor([[1.0, 0.0]]))
-    tensor([[1., 0.]])
+    tensor([[1., 0.]], dtype=torch.float64)
     """
 
     class_axes: ClassVar[dict[str, int]] = {"counts": 0, "sums": 0}
@@ -42,11 +41,11 @@ class NearestMeanHead(LinearHead):
 
     def embed(self, features: Tensor) -> Tensor:
         """Return the direction of the features."""
-        return F.normalize(features, dim=-1)
+        return direction(features)
 
     def accumulate(self, features: Tensor, labels: Tensor) -> None:
         """Add the batch to the sums."""
-        used = F.normalize(features, dim=-1) if self.normalize_first else features
+        used = direction(features) if self.normalize_first else features
         self.sums = self.sums + self.class_sums(used, labels)[0]
 
     def absorb(self, other: "NearestMeanHead") -> None:
@@ -55,4 +54,4 @@ class NearestMeanHead(LinearHead):
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Return the directions of the class means, and no bias."""
-        return F.normalize(self.sums, dim=-1), torch.zeros_like(self.sums[:, 0])
+        return direction(self.sums), torch.zeros_like(self.sums[:, 0])

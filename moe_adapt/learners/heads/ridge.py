@@ -12,6 +12,9 @@ data at all. `moe_adapt.learners.heads.lambda_choice` has the two rules that cho
 * ``grid``: RanPAC's, on a fifth of the task. RanPAC takes the last fifth as it comes; we draw it with a seed,
   because data sorted by class would leave whole classes out.
 
+Where the mean of `G`'s diagonal is below 1e-4, the values move down with it, so that the scale of features
+does not matter to a chosen lambda. A number given as `lam` is taken as it is.
+
 Lambda never goes below what float64 can tell from zero beside `G` (its trace times 2.2e-16).
 
 Reference: McDonnell et al., arXiv 2307.02251.
@@ -105,24 +108,33 @@ class RidgeHead(LinearHead):
             labels: Class indices, [n].
         """
         samples = int(self.counts.sum())
+        lambdas = self._lambdas()
         if self.rule == "gcv" and samples >= GROWTH * int(self.chosen_at):
-            lambdas = [max(lam, float(self._floor())) for lam in LAMBDA_GRID]
-            scores = cross_validated_cosines(self.gram, self.moment, samples, lambdas)
+            usable = [max(lam, float(self._floor())) for lam in lambdas]
+            scores = cross_validated_cosines(self.gram, self.moment, samples, usable)
             self.chosen_at.fill_(samples)
         elif self.rule == "grid" and len(labels) >= 5:
-            scores = -self._held_out_errors(features, labels)
+            scores = -self._held_out_errors(features, labels, lambdas)
         else:
             return
-        self.lam.fill_(LAMBDA_GRID[int(scores.argmax())])
+        self.lam.fill_(lambdas[int(scores.argmax())])
         self._solution = None
 
-    def _held_out_errors(self, features: Tensor, labels: Tensor) -> Tensor:
+    def _held_out_errors(self, features: Tensor, labels: Tensor, lambdas: list[float]) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(labels), generator=generator).to(features.device)
         h = self.embed(features.double())[order]
         targets = F.one_hot(torch.unique(labels, return_inverse=True)[1])[order].double()
         cut = len(labels) - len(labels) // 5
-        return ridge_path_errors(h[:cut], targets[:cut], h[cut:], targets[cut:], LAMBDA_GRID)
+        return ridge_path_errors(h[:cut], targets[:cut], h[cut:], targets[cut:], lambdas)
+
+    def _lambdas(self) -> list[float]:
+        """Return the values to try: the grid, lower for features that are small."""
+        mean = float(self.gram.diagonal().mean())
+        if mean <= 0:
+            return list(LAMBDA_GRID)
+        scale = min(1.0, 1e4 * mean)
+        return [min(lam * scale, 1e8 * mean) for lam in LAMBDA_GRID]
 
     def _floor(self) -> Tensor:
         return torch.finfo(torch.float64).eps * self.gram.trace()

@@ -76,6 +76,35 @@ def test_batches_and_order_do_not_matter(name, seed, cuts):
     torch.testing.assert_close(whole(features), split(features), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "ncm"},
+        {"name": "slda"},
+        {"name": "slda", "rule": "streaming"},
+        {"name": "ridge"},
+        {"name": "ranpac", "proj_dim": 40},
+        {"name": "fecam"},
+        {"name": "fecam", "shared": True},
+    ],
+    ids=str,
+)
+@settings(max_examples=4)
+@given(seed=st.integers(0, 20), change=st.sampled_from([(1.0, 0.0), (1.0, 1e4), (1e19, 0.0), (1e-15, 0.0)]))
+def test_scale_and_offset_do_not_change_an_easy_problem(options, seed, change):
+    factor, offset = change
+    noise = torch.randn(200, WIDTH, generator=torch.Generator().manual_seed(seed))
+    labels = torch.arange(200) % 4
+    features = ((6 * torch.eye(4, WIDTH)[labels] + 0.3 * noise + offset) * factor).float()
+    head = HEADS.build(options, width=WIDTH)
+    head.update(features[:90], labels[:90])
+    head.update(features[90:], labels[90:])
+    head.end_task(features, labels)
+    scores = head(features)
+    assert torch.isfinite(scores).all()
+    assert torch.equal(scores.argmax(1), labels)
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_merging_equals_seeing_both_parts(name):
     features, labels = data()
@@ -167,7 +196,7 @@ def test_one_sample_per_class():
 def test_nearest_mean_by_hand():
     head = NearestMeanHead(2)
     head.update(torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 3.0]]), torch.tensor([0, 0, 1]))
-    expected = torch.tensor([[0.5**0.5, 0.0], [0.5**0.5, 1.0]])
+    expected = torch.tensor([[0.5**0.5, 0.0], [0.5**0.5, 1.0]], dtype=torch.float64)
     torch.testing.assert_close(head(torch.tensor([[5.0, 0.0], [0.0, 1.0]])), expected)
 
 
