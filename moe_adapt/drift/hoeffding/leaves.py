@@ -14,7 +14,7 @@ import numpy as np
 
 from moe_adapt.drift.hoeffding.encoding import Row
 
-__all__ = ["LeafStore", "room"]
+__all__ = ["LeafStore", "leaf_shapes", "room"]
 
 _GROWTH = 1.5
 # numbers as arrays: numpy converts a Python number anew in every operation
@@ -29,6 +29,27 @@ def room(count: int) -> int:
     while places < count:
         places += max(places // 4, 1)
     return count if count <= 8 else places
+
+
+def leaf_shapes(slots: int, c: int, f: int, g: int, v: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every array of the leaves, by name.
+
+    Args:
+        slots: Leaves.
+        c: Classes.
+        f: Numeric columns.
+        g: Nominal columns.
+        v: Values of a nominal column.
+    """
+    return {
+        "count": (slots, c),
+        "gauss": (slots, 2, c, f),
+        "moments": (slots, c, 4, f),
+        "table": (slots, g, v, c),
+        "logs": (slots, g, v, c),
+        "base": (slots, c),
+        "normaliser": (slots, c),
+    }
 
 
 class LeafStore:
@@ -87,15 +108,7 @@ class LeafStore:
 
     def _allocate(self, slots: int) -> None:
         c, f, g, v = self.n_classes, self.n_numeric, self.n_nominal, self.n_values
-        shapes = {
-            "count": (slots, c),
-            "gauss": (slots, 2, c, f),
-            "moments": (slots, c, 4, f),
-            "table": (slots, g, v, c),
-            "logs": (slots, g, v, c),
-            "base": (slots, c),
-            "normaliser": (slots, c),
-        }
+        shapes = leaf_shapes(slots, c, f, g, v)
         for name, shape in shapes.items():
             old = getattr(self, name)
             new = np.zeros(shape)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from moe_adapt.drift.hoeffding.forest import FastHoeffdingTreePool
-from moe_adapt.drift.hoeffding.leaves import LeafStore
+from moe_adapt.drift.hoeffding.leaves import LeafStore, leaf_shapes
 from moe_adapt.drift.hoeffding.nodes import LEAF
 from moe_adapt.errors import UserError
 
@@ -124,15 +124,7 @@ def restore_pool(
         raise UserError(f"the leaves count {kept.shape} classes, but there are {n_classes} labels.")
     slots, n_values = len(kept), features.n_values
     c, f, g, v = (n_classes, n_numeric, n_nominal, n_values) if kept.shape[1] else (0, 0, 0, 0)
-    shapes = {
-        "count": (slots, c),
-        "gauss": (slots, 2, c, f),
-        "moments": (slots, c, 4, f),
-        "table": (slots, g, v, c),
-        "logs": (slots, g, v, c),
-        "base": (slots, c),
-        "normaliser": (slots, c),
-    }
+    shapes = leaf_shapes(slots, c, f, g, v)
     check_shapes(arrays, {f"leaves/{name}": shape for name, shape in shapes.items()})
     for name in _NODES:
         setattr(pool, name, list(state["nodes"][name]))
