@@ -20,7 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("lightning", "jsonargparse", "torchmetrics", "datasets", "rich"),
     "vision": ("timm", "torchvision", "PIL"),
     "plots": ("matplotlib", "tensorboard"),
-    "drift": ("river", "scipy"),
+    "drift": ("river", "numba", "scipy"),
     "avalanche": ("avalanche",),
     "sweep": ("ray",),
     "serve": ("fastapi", "uvicorn"),

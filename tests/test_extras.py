@@ -4,16 +4,21 @@ import json
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from moe_adapt.cli.catalogue import catalogue
 from moe_adapt.cli.described import REGISTRIES, registry_of
 from moe_adapt.errors import UserError
 from moe_adapt.extras import EXTRAS, LazyModule, require, unmet
+from tests.imports import imported
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+ROOT = Path(__file__).parents[1] / "moe_adapt"
+PROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
 
 #: Makes every package that an extra brings unfindable, with those that only they would bring.
 BLOCK = """
@@ -140,6 +145,40 @@ def test_every_extra_of_the_table_is_declared_and_brings_its_packages():
         "pyyaml",
         "packaging",
     }
+
+
+#: Packages that a declared one needs for certain -> that one.
+BROUGHT_BY = {
+    "PIL": "torchvision",
+    "docstring_parser": "jsonargparse",
+    "narwhals": "river",
+    "pandas": "datasets",
+    "pyarrow": "datasets",
+    "pydantic": "fastapi",
+    "starlette": "fastapi",
+    "tokenizers": "transformers",
+    "triton": "torch",
+}
+
+
+def test_every_import_of_the_package_is_declared():
+    """A package that only the developer's machine happens to have fails here, not for users."""
+    lines = [
+        *PROJECT["dependencies"],
+        *(line for lines in PROJECT["optional-dependencies"].values() for line in lines),
+    ]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    brought = packages_distributions()
+    missing = set()
+    for path in sorted(ROOT.rglob("*.py")):
+        for module in imported(path):
+            top = module.partition(".")[0]
+            if top in sys.stdlib_module_names or top == "moe_adapt":
+                continue
+            names = {canonicalize_name(name) for name in [*brought.get(top, []), BROUGHT_BY.get(top, top)]}
+            if not names & declared:
+                missing.add(f"{path.relative_to(ROOT)}: {top}")
+    assert sorted(missing) == []
 
 
 def test_require_and_lazy_modules():

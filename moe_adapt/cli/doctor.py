@@ -60,15 +60,20 @@ def doctor(argv: Sequence[str]) -> None:
 
 
 def _versions() -> list[tuple[str, str, str, bool]]:
+    """Return what the core needs, and what of the extras is installed."""
     rows = [("python", platform.python_version(), "", True)]
+    seen = set()
     for line in requires("moe-adapt") or []:
         requirement = Requirement(line)
-        if requirement.marker is not None and not requirement.marker.evaluate():
-            continue
+        needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        offered = needed or any(requirement.marker.evaluate({"extra": extra}) for extra in EXTRAS)
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
             found = "absent"
+        if requirement.name in seen or not offered or (found == "absent" and not needed):
+            continue
+        seen.add(requirement.name)
         good = found != "absent" and requirement.specifier.contains(found, prereleases=True)
         rows.append((requirement.name, found, str(requirement.specifier), good))
     return rows
