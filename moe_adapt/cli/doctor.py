@@ -65,8 +65,9 @@ def _versions() -> list[tuple[str, str, str, bool]]:
     seen = set()
     for line in requires("moe-adapt") or []:
         requirement = Requirement(line)
-        needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        offered = needed or any(requirement.marker.evaluate({"extra": extra}) for extra in EXTRAS)
+        marker = requirement.marker
+        needed = marker is None or marker.evaluate({"extra": ""})
+        offered = marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *EXTRAS))
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
