@@ -25,6 +25,8 @@ PACKAGES = (
     "torchmetrics",
     "safetensors",
     "river",
+    "capymoa",
+    "numba",
     "numpy",
     "scipy",
 )

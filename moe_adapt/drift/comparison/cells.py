@@ -20,7 +20,10 @@ from moe_adapt.errors import UserError
 from moe_adapt.files import write_file
 from moe_adapt.reading import read_json
 
-__all__ = ["finished", "run_cell", "write_json"]
+__all__ = ["UNIT", "finished", "run_cell", "write_json"]
+
+#: Rows over which right answers are counted, for intervals of differences.
+UNIT = 100
 
 #: Points of a curve, and of the measured time and memory.
 _POINTS = 40
@@ -45,7 +48,11 @@ def finished(cell: Cell, recipe: Recipe, folder: Path) -> dict[str, Any] | None:
 
 
 def run_cell(
-    cell: Cell, recipe: Recipe, folder: Path, advance: Callable[[int], None] | None = None
+    cell: Cell,
+    recipe: Recipe,
+    folder: Path,
+    made_with: dict[str, Any],
+    advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Run a cell, write its result and return it.
 
@@ -53,6 +60,7 @@ def run_cell(
         cell: What to run.
         recipe: Window, delay and what to measure.
         folder: The comparison's folder.
+        made_with: The manifest of the run.
         advance: Is told the rows done since the last call.
     """
     stream = cell.stream.build(cell.seed)
@@ -92,10 +100,12 @@ def run_cell(
         "cpu_us_per_row": _number(1e6 * found.seconds / rows),
         "model_mb": _number(found.bytes_at[-1] / 1e6) if found.bytes_at else None,
         "checkpoints": {"rows": found.rows, "cpu_seconds": found.seconds_at, "model_bytes": found.bytes_at},
+        "right": _right(found.truth == found.predicted),
         "recovery": recovery(found.truth, found.predicted, stream.drifts, window),
         "curves": {name: [_number(value) for value in values] for name, values in curves.items()},
         "expert_load": {"rows": [row for row, _ in loads], "share": [load for _, load in loads]},
         "events": dict(getattr(model, "events", {})),
+        "made_with": made_with,
     }
     write_json(cell.path(folder), result)
     return result
@@ -113,6 +123,11 @@ def _settings(cell: Cell, recipe: Recipe) -> dict[str, Any]:
     method = {"kind": cell.method.kind, **cell.method.options}
     found = {"stream": stream, "method": method, "window": recipe.window, "delay": recipe.delay}
     return json.loads(json.dumps(found))
+
+
+def _right(hits: np.ndarray) -> str:
+    """Return the right answers of every `UNIT` rows, the last unit may be short, as one line."""
+    return " ".join(str(int(count)) for count in np.add.reduceat(hits, np.arange(0, len(hits), UNIT)))
 
 
 def _number(value: float | int | None) -> float | int | None:

@@ -42,18 +42,19 @@ def compare(
     recipe = read_recipe(path)
     chosen = list(recipe.only(streams, methods, seeds))
     missing = [] if report_only else [cell for cell in chosen if finished(cell, recipe, out) is None]
+    made_with = {"started": now(), **collect()}
     if missing:
         _check_streams(missing)
         out.mkdir(parents=True, exist_ok=True)
         if path.resolve() != (out / RECIPE_FILE).resolve():
             shutil.copyfile(path, out / RECIPE_FILE)
-        write_json(out / MANIFEST_FILE, {"started": now(), **collect()})
+        write_json(out / MANIFEST_FILE, made_with)
     print(f"{len(chosen) - len(missing)} of {len(chosen)} runs are there, results in {out}", flush=True)
     progress = _Progress(missing)
     with progress.bar:
         for number, cell in enumerate(missing, start=1):
             name = f"{cell.stream.name}, {cell.method.name}, seed {cell.seed}"
-            result = run_cell(cell, recipe, out, progress.advance)
+            result = run_cell(cell, recipe, out, made_with, progress.advance)
             progress.say(
                 f"{number}/{len(missing)}  {name}: {100 * result['accuracy']:.2f} %, "
                 f"{result['cpu_us_per_row']:.0f} µs per row"
@@ -62,7 +63,7 @@ def compare(
     if not results:
         raise UserError(f"{out} holds no results of this recipe: leave --report-only out.")
     _print_table(results)
-    report = drift_report(recipe.title, results, collect(), len(list(recipe.cells())))
+    report = drift_report(recipe.title, results, made_with, len(list(recipe.cells())))
     write_file(out / REPORT_FILE, report)
     print(f"report: {out / REPORT_FILE}")
 

@@ -57,6 +57,10 @@ def test_runs_resumes_and_reports(recipe, tmp_path, capsys, monkeypatch):
     cell = json.loads((out / "cells/SEA_a/driftmoe/seed_1.json").read_text())
     assert [drift["drift"] for drift in cell["recovery"]] == [100, 200, 300]
     assert len(cell["expert_load"]["share"][0]) == 4, "a share per voice"
+    right = [int(count) for count in cell["right"].split()]
+    assert len(right) == 4
+    assert sum(right) / 400 == pytest.approx(cell["accuracy"])
+    assert cell["made_with"]["versions"]["river"] and cell["made_with"]["command"]
 
 
 def test_same_seed_same_result(recipe, tmp_path):
