@@ -7,7 +7,7 @@
 Streams and methods are the YAML files beside this script. Learners over a frozen encoder learn from features
 that are computed once (`encode.py`); times of a task are then without the encoder, whose time per sample is
 reported beside them. Others run the encoder. A cell is a file below ``--runs``; ``--collect`` puts all of
-them into ``benchmarks/results/class_incremental.json``.
+them into ``benchmarks/results/class_incremental.json``, beside the rows that are there.
 """
 
 import argparse
@@ -37,10 +37,16 @@ from moe_adapt.training.stream import StreamRunner
 HERE = Path(__file__).resolve().parent
 RESULT = HERE.parent / "results" / "class_incremental.json"
 
+COMMAND = "run.py --prepared PREPARED --streams ... --methods ... --orders ..."
+
 #: Learners whose encoder stays as it is.
 FROZEN = (
     "ncm",
     "slda",
+    "slda_oas",
+    "slda_layers",
+    "ncm_layers",
+    "ranpac_layers",
     "ridge",
     "ridge_grid",
     "ranpac",
@@ -176,6 +182,9 @@ def run(stream_name: str, method: str, order: int, prepared: Path, runs: Path) -
     }
     if isinstance(learner, Care):
         row["recall"] = recall(learner, stream)
+    if found := learner.report():
+        row["report"] = found
+    row["manifest"] = collect() | {"command": COMMAND}
     (runner.folder / "last.ckpt").unlink(missing_ok=True)
     return row
 
@@ -193,6 +202,22 @@ def unfinished(runs: Path) -> list[dict[str, Any]]:
         if curve:
             found.append({"stream": stream, "method": method, "order": int(order), "curve": curve})
     return found
+
+
+def gather(runs: Path) -> None:
+    """Put the cells into the result; rows of other cells that it has already stay, with their manifest."""
+    known = json.loads(RESULT.read_text()) if RESULT.is_file() else {"manifest": {}, "rows": []}
+    cells = [json.loads(path.read_text()) for path in sorted((runs / "cells").glob("*.json"))]
+    found = {key_of(row): {"manifest": known["manifest"], **row} for row in known["rows"]}
+    found |= {key_of(row): row for row in cells}
+    rows = [found[key] for key in sorted(found)]
+    manifest = collect() | {"command": "run.py --collect"}
+    report = {"manifest": manifest, "rows": rows, "unfinished": unfinished(runs)}
+    RESULT.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["stream"], row["method"], row["order"]
 
 
 def main() -> None:
@@ -234,13 +259,7 @@ def main() -> None:
                     flush=True,
                 )
     if options.collect:
-        rows = [json.loads(path.read_text()) for path in sorted((runs / "cells").glob("*.json"))]
-        manifest = collect() | {
-            "command": "run.py --prepared PREPARED --streams ... --methods ... --orders ..."
-        }
-        RESULT.write_text(
-            json.dumps({"manifest": manifest, "rows": rows, "unfinished": unfinished(runs)}, indent=1) + "\n"
-        )
+        gather(runs)
 
 
 if __name__ == "__main__":

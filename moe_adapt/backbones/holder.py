@@ -6,12 +6,14 @@ batch into one vector per sample; learners put heads on these vectors.
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import peft
 from torch import Tensor, nn
 
+from moe_adapt.backbones.layers import BlockReader, block_numbers
 from moe_adapt.backbones.pretrained import enable_gradient_checkpointing
 from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
 
@@ -66,17 +68,46 @@ class Encoder(Pretrained, ABC):
     Args:
         model: The pretrained model.
         name: Name or folder of it.
-        width: Features per sample, `d`.
+        width: Features per sample and layer.
+        layers: How many of the last blocks give features, or their numbers from 1; None for the model's own
+            features alone.
+
+    Attributes:
+        width: Features per sample, `d`, of all layers together.
+        num_layers: How many layers give features, equally many each, in their order.
+
+    Raises:
+        UserError: If the model has no such blocks.
     """
 
-    def __init__(self, model: nn.Module, name: str, width: int) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, width: int, layers: int | Sequence[int] | None = None
+    ) -> None:
         super().__init__(model, name)
-        self.width = width
+        numbers = None if layers is None else block_numbers(model, layers)
+        self.reader = None if numbers is None else BlockReader(model, numbers)
+        self.layers = numbers
+        self.num_layers = 1 if numbers is None else len(numbers)
+        self.width = self.num_layers * width
+
+    def read(self, run: Callable[[], Tensor], mask: Tensor | None = None) -> Tensor:
+        """Return the features of the layers, [B, d], of one run of the model.
+
+        Args:
+            run: Runs the model and returns its own features.
+            mask: Tokens that count, [B, S]; None counts all.
+        """
+        if self.reader is None:
+            return run()
+        with self.reader.reading() as outputs:
+            own = run()
+        return self.reader.join(outputs, own, mask)
 
     @abstractmethod
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Return features, float32 [B, d], of a batch of samples."""
 
     def settings(self) -> dict[str, Any]:
-        """Return the kind of encoder and its width."""
-        return {**super().settings(), "width": self.width}
+        """Return the kind of encoder, its width, and its layers if they are not the usual one."""
+        layers = {} if self.layers is None else {"layers": self.layers}
+        return {**super().settings(), "width": self.width, **layers}

@@ -32,6 +32,8 @@ class ImageEncoder(Encoder):
         model_kwargs: Arguments of ``timm.create_model`` or ``from_pretrained``, such as ``{"img_size":
             112}``.
         dtype: Precision of the frozen weights.
+        layers: How many of the last blocks give features, or their numbers from 1, for heads in closed form;
+            None for the model's own features alone.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ImageEncoder(Encoder):
         pretrained: bool = True,
         model_kwargs: dict[str, Any] | None = None,
         dtype: Precision = "float32",
+        layers: int | list[int] | None = None,
     ) -> None:
         model: Any
         if library == "transformers":
@@ -52,7 +55,7 @@ class ImageEncoder(Encoder):
         else:
             model = timm_model(backbone, 0, checkpoint, pretrained, model_kwargs or {}).to(DTYPES[dtype])
             width = getattr(model, "head_hidden_size", model.num_features)
-        super().__init__(model, backbone, width)
+        super().__init__(model, backbone, width, layers)
         self.library, self.model_kwargs, self.dtype_name = library, model_kwargs or {}, dtype
 
     def settings(self) -> dict[str, Any]:
@@ -62,6 +65,9 @@ class ImageEncoder(Encoder):
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Return features, float32 [B, d], of ``pixel_values`` [B, 3, H, W]."""
+        return self.read(lambda: self._own(batch))
+
+    def _own(self, batch: dict[str, Any]) -> Tensor:
         pixels = batch["pixel_values"].to(DTYPES[self.dtype_name])
         if self.library == "transformers":
             return _pooled(self.model, self.model(pixel_values=pixels).last_hidden_state).float()

@@ -66,12 +66,20 @@ class TextEncoder(Encoder):
         pooling: ``mean`` over the real tokens; ``model``: the first token of an encoder, the last real one of
             a decoder; ``auto``: mean if the model's folder says so, and for decoders.
         dtype: Precision of the frozen weights.
+        layers: How many of the last blocks give features, or their numbers from 1, for heads in closed form;
+            None for the last one alone.
 
     Raises:
-        UserError: If the model cannot be loaded, or has an encoder and a decoder.
+        UserError: If the model cannot be loaded, or has an encoder and a decoder, or no such layers.
     """
 
-    def __init__(self, backbone: str, pooling: Pooling = "auto", dtype: Precision = "float32") -> None:
+    def __init__(
+        self,
+        backbone: str,
+        pooling: Pooling = "auto",
+        dtype: Precision = "float32",
+        layers: int | list[int] | None = None,
+    ) -> None:
         model: Any = load_pretrained(AutoModel, backbone, dtype).model
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # its output would be computed, adapted, and never used
@@ -81,7 +89,7 @@ class TextEncoder(Encoder):
                 "an encoder or a "
                 "decoder."
             )
-        super().__init__(model, backbone, model.config.hidden_size)
+        super().__init__(model, backbone, model.config.hidden_size, layers)
         self.decoder = is_decoder(model.config)
         self.pooling = resolve_pooling(backbone, pooling)
         if pooling == "auto" and self.decoder:
@@ -94,6 +102,9 @@ class TextEncoder(Encoder):
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Return features, float32 [B, d], of ``input_ids`` [B, S] under ``attention_mask`` [B, S]."""
+        return self.read(lambda: self._own(batch), batch["attention_mask"])
+
+    def _own(self, batch: dict[str, Any]) -> Tensor:
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         hidden = self.model(**inputs).last_hidden_state
         if self.pooling == "mean":

@@ -9,6 +9,7 @@ and then frozen. The paper chooses adapter, scale-and-shift or prompts per data 
 routed one.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -21,10 +22,11 @@ from moe_adapt.errors import UserError
 from moe_adapt.learners.base import LEARNERS, Learner, TaskRun
 from moe_adapt.learners.heads.base import ClosedFormHead
 from moe_adapt.learners.heads.fecam import FeCamHead
+from moe_adapt.learners.heads.layer_choice import choose_layers, take_layers
 from moe_adapt.learners.heads.ncm import NearestMeanHead
 from moe_adapt.learners.heads.ranpac import RanPacHead
 from moe_adapt.learners.heads.ridge import LambdaRule, RidgeHead
-from moe_adapt.learners.heads.slda import SldaHead
+from moe_adapt.learners.heads.slda import Shrinkage, SldaHead
 from moe_adapt.learners.heads.trainable import GrowingLinear
 from moe_adapt.optim.groups import Schedule, momentum_sgd
 from moe_adapt.streams import Batch, Task, TaskRecord
@@ -38,15 +40,40 @@ class ClosedForm(Learner):
 
     Args:
         backbone: The encoder.
-        head: The head, for features of the encoder's width.
+        head: Makes the head for features of a width.
+        layers: How many neighbouring layers of the encoder the head reads, chosen on the first task; None
+            takes all that the encoder gives.
         settings: Arguments of `Learner`, for a learner that trains something first.
+
+    Attributes:
+        first_layer: The first of the chosen layers, int64 []; -1 before the choice.
+
+    Raises:
+        UserError: If the encoder has fewer layers than that.
     """
 
     distributable = True
+    first_layer: Tensor
 
-    def __init__(self, backbone: Encoder, head: ClosedFormHead, **settings: Any) -> None:
+    def __init__(
+        self,
+        backbone: Encoder,
+        head: Callable[[int], ClosedFormHead],
+        layers: int | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(backbone=backbone, **settings)
-        self.head = head
+        given = backbone.num_layers
+        if layers is not None and not 1 <= layers <= given:
+            raise UserError(
+                f"layers={layers} neighbours are chosen out of the encoder's layers, but it gives {given}: "
+                "set more there, such as backbone.init_args.layers: 6."
+            )
+        self.layers = layers
+        self.head = head(backbone.width // given * (layers or given))
+        if layers is not None:
+            self.register_buffer("first_layer", torch.tensor(-1))
+        self._accuracies: list[float] = []
 
     def grow(self, record: TaskRecord) -> None:
         """Make room for new classes."""
@@ -56,17 +83,46 @@ class ClosedForm(Learner):
     def learn_task(self, task: Task, run: TaskRun) -> None:
         """Take in the samples of the task, once."""
         self.eval()
-        pairs = []
-        for batch in run.batches(task.train):
-            features, labels = self.encode(batch), batch["labels"]
-            self.head.update(features, labels)
-            pairs.append((features, labels))
+        pairs = [
+            (super(ClosedForm, self).encode(batch), batch["labels"]) for batch in run.batches(task.train)
+        ]
         features, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
-        self.head.end_task(features, labels)
+        if self.layers is not None and int(self.first_layer) < 0:
+            first, self._accuracies = choose_layers(features, labels, self._given, self.layers)
+            self.first_layer.fill_(first)
+        for part, of in pairs:
+            self.head.update(self._taken(part), of)
+        self.head.end_task(self._taken(features), labels)
+
+    @property
+    def _given(self) -> int:
+        assert isinstance(self.backbone, Encoder)
+        return self.backbone.num_layers
+
+    def _taken(self, features: Tensor) -> Tensor:
+        if self.layers is None:
+            return features
+        return take_layers(features, self._given, int(self.first_layer), self.layers)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the features [B, d] that the head reads."""
+        return self._taken(super().encode(batch))
 
     def scores(self, batch: Batch) -> Tensor:
         """Return scores [B, C_seen]."""
         return self.head(self.encode(batch))
+
+    def report(self) -> dict[str, Any]:
+        """Return which layers were chosen, as numbers from the encoder's first."""
+        if self.layers is None or int(self.first_layer) < 0:
+            return {}
+        first = int(self.first_layer)
+        numbers = getattr(self.backbone, "layers", None) or list(range(1, self._given + 1))
+        found = {"first_layer": numbers[first], "last_layer": numbers[first + self.layers - 1]}
+        return found | {
+            f"leave_one_out_from_layer_{numbers[at]}": accuracy
+            for at, accuracy in enumerate(self._accuracies)
+        }
 
 
 @LEARNERS.register("ncm")
@@ -76,12 +132,14 @@ class NearestMean(ClosedForm):
     Args:
         backbone: The encoder.
         normalize_first: Whether to scale every feature to length one before averaging.
+        layers: How many neighbouring layers of the encoder to read, chosen on the first task; None for all
+            that it gives.
     """
 
     reference = "SimpleCIL, Zhou et al. 2023, arXiv 2303.07338"
 
-    def __init__(self, backbone: Encoder, normalize_first: bool = False) -> None:
-        super().__init__(backbone, NearestMeanHead(backbone.width, normalize_first))
+    def __init__(self, backbone: Encoder, normalize_first: bool = False, layers: int | None = None) -> None:
+        super().__init__(backbone, lambda width: NearestMeanHead(width, normalize_first), layers)
         self.normalize_first = normalize_first
 
 
@@ -91,16 +149,23 @@ class Slda(ClosedForm):
 
     Args:
         backbone: The encoder.
-        shrinkage: Weight of the identity in the covariance. Higher: closer to nearest class means.
+        shrinkage: Weight of the identity in the covariance, or ``oas`` for the oracle-approximating one.
+            Higher: closer to nearest class means.
         rule: ``exact`` for the covariance of all data, ``streaming`` for the published recursion.
+        layers: How many neighbouring layers of the encoder to read, chosen on the first task; None for all
+            that it gives.
     """
 
     reference = "SLDA, Hayes and Kanan 2019, arXiv 1909.01520"
 
     def __init__(
-        self, backbone: Encoder, shrinkage: float = 1e-4, rule: Literal["exact", "streaming"] = "exact"
+        self,
+        backbone: Encoder,
+        shrinkage: Shrinkage = 1e-4,
+        rule: Literal["exact", "streaming"] = "exact",
+        layers: int | None = None,
     ) -> None:
-        super().__init__(backbone, SldaHead(backbone.width, shrinkage, rule))
+        super().__init__(backbone, lambda width: SldaHead(width, shrinkage, rule), layers)
         self.shrinkage, self.rule = shrinkage, rule
 
 
@@ -114,14 +179,21 @@ class Ridge(ClosedForm):
             each task, as RanPAC does.
         bias: Whether to append a constant feature.
         seed: Seed of the split on which ``grid`` chooses.
+        layers: How many neighbouring layers of the encoder to read, chosen on the first task; None for all
+            that it gives.
     """
 
     reference = "RanPAC without a projection, McDonnell et al. 2023, arXiv 2307.02251"
 
     def __init__(
-        self, backbone: Encoder, lam: float | LambdaRule = "gcv", bias: bool = False, seed: int = 0
+        self,
+        backbone: Encoder,
+        lam: float | LambdaRule = "gcv",
+        bias: bool = False,
+        seed: int = 0,
+        layers: int | None = None,
     ) -> None:
-        super().__init__(backbone, RidgeHead(backbone.width, lam, bias, seed))
+        super().__init__(backbone, lambda width: RidgeHead(width, lam, bias, seed), layers)
         self.lam, self.bias, self.seed = lam, bias, seed
 
 
@@ -135,6 +207,8 @@ class FeCam(ClosedForm):
         gamma2: Shrinkage of the rest of the covariance.
         tukey: Exponent of a power transform of the features; None for none.
         shared: Whether all classes share one covariance.
+        layers: How many neighbouring layers of the encoder to read, chosen on the first task; None for all
+            that it gives.
     """
 
     reference = "FeCAM, Goswami et al. 2023, arXiv 2309.14062"
@@ -146,8 +220,9 @@ class FeCam(ClosedForm):
         gamma2: float = 0.0,
         tukey: float | None = None,
         shared: bool = False,
+        layers: int | None = None,
     ) -> None:
-        super().__init__(backbone, FeCamHead(backbone.width, gamma1, gamma2, tukey, shared))
+        super().__init__(backbone, lambda width: FeCamHead(width, gamma1, gamma2, tukey, shared), layers)
         self.gamma1, self.gamma2, self.tukey, self.shared = gamma1, gamma2, tukey, shared
 
 
@@ -168,6 +243,8 @@ class RanPac(ClosedForm):
         weight_decay: Weight decay of the head of the adaptation.
         optimizer: Constructor of the optimiser of the adaptation.
         schedule: How the learning rate of the adaptation goes on.
+        layers: How many neighbouring layers of the encoder to read, chosen on the first task; None for all
+            that it gives.
     """
 
     reference = "RanPAC, McDonnell et al. 2023, arXiv 2307.02251"
@@ -185,10 +262,12 @@ class RanPac(ClosedForm):
         weight_decay: float = 5e-4,
         optimizer: OptimizerCallable = momentum_sgd,
         schedule: Schedule = "cosine",
+        layers: int | None = None,
     ) -> None:
         super().__init__(
             backbone,
-            RanPacHead(backbone.width, proj_dim, lam, seed=seed),
+            lambda width: RanPacHead(width, proj_dim, lam, seed=seed),
+            layers,
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
@@ -214,7 +293,7 @@ class RanPac(ClosedForm):
                 "RanPAC with a tuner adapts the encoder, so it cannot learn from features computed before; "
                 "give it the raw stream, or leave the tuner out."
             )
-        self.first_head = GrowingLinear(self.head.width).to(self.device)
+        self.first_head = GrowingLinear(self.backbone.width).to(self.device)
         self.first_head.grow(task.num_seen)
         run.fit()
         self.first_head = None
@@ -222,8 +301,9 @@ class RanPac(ClosedForm):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy of the head that is thrown away after the first task."""
-        assert self.first_head is not None
-        return {"cross_entropy": F.cross_entropy(self.first_head(self.encode(batch)), batch["labels"])}
+        assert self.first_head is not None and isinstance(self.backbone, Encoder)
+        scores = self.first_head(self.backbone(batch))
+        return {"cross_entropy": F.cross_entropy(scores, batch["labels"])}
 
     def restore(self, history: Any, state: Any) -> None:
         """Become the learner that had this history and this state; its adapter is frozen."""

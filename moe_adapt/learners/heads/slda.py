@@ -13,7 +13,12 @@ with the count `n` of *all* samples and `mu_y` the mean before the sample, zero 
 first sample of a class uncentred and depends on the order. Both run on batches; the streaming form gives what
 the sample-wise loop gives.
 
-Reference: Hayes and Kanan, arXiv 1909.01520.
+`shrinkage="oas"` takes the oracle-approximating weight, which follows from the covariance and the number of
+samples alone, and shrinks towards the mean variance, `tr(S)/d I`, instead of `I`: so it is exact under any
+split and order of the data, and scaling the features changes nothing. Ledoit and Wolf's weight needs fourth
+moments around means that still move, so it does not follow from sums and is not offered.
+
+Reference: Hayes and Kanan, arXiv 1909.01520. Shrinkage: Chen et al., arXiv 0907.4698.
 """
 
 from typing import ClassVar, Literal
@@ -23,8 +28,12 @@ from torch import Tensor
 
 from moe_adapt.errors import UserError
 from moe_adapt.learners.heads.base import HEADS, LinearHead
+from moe_adapt.routing.sample.lda import oas
 
-__all__ = ["SldaHead"]
+__all__ = ["Shrinkage", "SldaHead"]
+
+#: The weight of the identity, or the rule that finds it.
+Shrinkage = float | Literal["oas"]
 
 
 @HEADS.register("slda")
@@ -33,7 +42,8 @@ class SldaHead(LinearHead):
 
     Args:
         width: Number of features, `d`.
-        shrinkage: Weight `eps` of the identity in the covariance, in [0, 1].
+        shrinkage: Weight `eps` of the identity in the covariance, in [0, 1], or ``oas`` for the
+            oracle-approximating weight of the mean variance.
         rule: ``exact`` for the covariance of all data, ``streaming`` for the published recursion.
     """
 
@@ -42,11 +52,13 @@ class SldaHead(LinearHead):
     scatter: Tensor
 
     def __init__(
-        self, width: int, shrinkage: float = 1e-4, rule: Literal["exact", "streaming"] = "exact"
+        self, width: int, shrinkage: Shrinkage = 1e-4, rule: Literal["exact", "streaming"] = "exact"
     ) -> None:
         super().__init__(width)
-        if not 0.0 <= shrinkage <= 1.0:
-            raise UserError(f"shrinkage is the weight of the identity, between 0 and 1, got {shrinkage}.")
+        if shrinkage != "oas" and (isinstance(shrinkage, str) or not 0.0 <= shrinkage <= 1.0):
+            raise UserError(
+                f"shrinkage is 'oas' or the weight of the identity, between 0 and 1, got {shrinkage!r}."
+            )
         if rule not in ("exact", "streaming"):
             raise UserError(f"rule is 'exact' or 'streaming', got {rule!r}.")
         self.shrinkage = shrinkage
@@ -116,10 +128,20 @@ class SldaHead(LinearHead):
         Raises:
             UserError: If the covariance is singular.
         """
-        eye = torch.eye(self.width, dtype=torch.float64, device=self.scatter.device)
-        shrunk = (1 - self.shrinkage) * self.covariance + self.shrinkage * eye
-        factor, failed = torch.linalg.cholesky_ex(shrunk)
+        factor, failed = torch.linalg.cholesky_ex(self._shrunk())
         if int(failed):
             raise UserError("the covariance is singular; give the head a shrinkage above 0.")
         weight = torch.cholesky_solve(self.means.T, factor).T
         return weight, -0.5 * (weight * self.means).sum(dim=-1)
+
+    def _shrunk(self) -> Tensor:
+        eye = torch.eye(self.width, dtype=torch.float64, device=self.scatter.device)
+        if self.shrinkage != "oas":
+            return (1 - self.shrinkage) * self.covariance + self.shrinkage * eye
+        freedom = max(int(self.counts.sum() - (self.counts > 0).sum()), 1)
+        covariance = self.scatter / freedom
+        level = float(covariance.trace()) / self.width
+        if level == 0.0:  # one sample per class: the nearest mean decides
+            return eye
+        weight = max(oas(covariance, freedom), 1e-6)
+        return (1 - weight) * covariance + weight * level * eye
