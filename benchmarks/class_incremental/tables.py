@@ -28,7 +28,6 @@ LABELS = {
     "slda_layers": "SLDA, OAS, three layers",
     "ncm_layers": "nearest mean, three layers",
     "ranpac_layers": "RanPAC, three layers",
-    "compose": "compose, a LoRA per task",
     "ridge": "ridge",
     "ranpac": "RanPAC",
     "ridge_grid": "ridge, lambda by each task",
