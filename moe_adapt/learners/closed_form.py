@@ -287,7 +287,7 @@ class RanPac(ClosedForm):
         super().learn_task(task, run)
 
     def _adapt(self, task: Task, run: TaskRun) -> None:
-        assert self.backbone is not None
+        assert isinstance(self.backbone, Encoder)
         if "features" in next(iter(run.batches(task.train, batch_size=1))):
             raise UserError(
                 "RanPAC with a tuner adapts the encoder, so it cannot learn from features computed before; "
