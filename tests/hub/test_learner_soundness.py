@@ -40,7 +40,7 @@ def tuned():
 
 
 def driftmoe():
-    model = DriftMoEClassifier(n_experts=3, top_k=2, hidden=8, neural=False, seed=1)
+    model = DriftMoEClassifier(mode="data", n_experts=3, top_k=2, hidden=8, neural=False, seed=1)
     for x, y in synthetic_stream("AGR_a", 400):
         model.learn_one(x, y)
     return model

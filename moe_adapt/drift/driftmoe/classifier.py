@@ -53,6 +53,9 @@ model.learn_one(x, y)  # goes on where it was kept"""
 class DriftMoEClassifier(Publishable, Insight, ManyRows, base.MiniBatchClassifier):
     """A mixture of online experts for streams that drift.
 
+    `top_k`, `hidden`, `dropout`, `lr`, `update_every`, `combine`, `temperature`, `train_rule`, `warmup_rows`,
+    `task_rule` and `neural` belong to the modes of the paper; the committee refuses them.
+
     Args:
         expert: A River classifier to clone for each of the experts; None for Hoeffding trees.
         mode: ``committee`` (voices weighted by how right they were lately), or a mode of the paper: ``data``
@@ -67,8 +70,7 @@ class DriftMoEClassifier(Publishable, Insight, ManyRows, base.MiniBatchClassifie
         combine: ``vote`` or ``top1``.
         temperature: Of the vote.
         train_rule: Who learns a row in mode ``data``: ``routed`` (the top k), ``routed_or_responsible`` (also
-            the
-            best of those that were right) or ``all``.
+            the best of those that were right) or ``all``.
         warmup_rows: Rows that every expert learns before routing decides.
         task_rule: ``intended`` or ``released``.
         detector: Watch every expert's error and replace it when it rises; a drift detector of River watches
@@ -85,7 +87,7 @@ class DriftMoEClassifier(Publishable, Insight, ManyRows, base.MiniBatchClassifie
         router: Let a network that learns which voices are right weigh them along, in mode ``committee``.
 
     >>> from river.datasets import Phishing
-    >>> model = DriftMoEClassifier(n_experts=4, top_k=2, seed=1)
+    >>> model = DriftMoEClassifier(n_experts=4, seed=1)
     >>> for x, y in Phishing().take(300):
     ...     model.learn_one(x, y)
     >>> sum(model.predict_one(x) == y for x, y in Phishing().take(300)) > 240

@@ -1,5 +1,6 @@
 """What a DriftMoE's settings mean: which engine they ask for, and which are mistakes."""
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,12 @@ _CHOICES = {
     "train_rule": ("routed", "routed_or_responsible", "all"),
     "task_rule": ("intended", "released"),
     "backend": ("auto", "compiled", "array", "river"),
+}
+#: Option that the committee does not have -> the modes that do.
+_OF_PAPER = {
+    **dict.fromkeys(("hidden", "dropout", "lr", "update_every", "neural"), "'data' or 'task'"),
+    **dict.fromkeys(("top_k", "combine", "temperature", "train_rule", "warmup_rows"), "'data'"),
+    "task_rule": "'task'",
 }
 
 
@@ -67,6 +74,19 @@ def check_settings(model: "DriftMoEClassifier") -> None:
     _check_experts(model)
 
 
+def _check_committee(model: "DriftMoEClassifier") -> None:
+    """Raise a `UserError` for an option that the committee would ignore."""
+    defaults = inspect.signature(type(model)).parameters
+    for name, modes in _OF_PAPER.items():
+        if getattr(model, name) != defaults[name].default:
+            raise UserError(
+                f"{name} has no meaning in mode='committee', the default: leave {name} out, or set mode to "
+                f"{modes}."
+            )
+    if model.expert is not None and "trees" not in voice_names(model.experts):
+        raise UserError("expert takes the place of the trees: add 'trees' to experts, or leave expert out.")
+
+
 def _check_experts(model: "DriftMoEClassifier") -> None:
     if isinstance(model.expert, Sequence):
         raise UserError("expert is one classifier that is cloned; a list of voices is experts=[...].")
@@ -77,5 +97,7 @@ def _check_experts(model: "DriftMoEClassifier") -> None:
             f"backend={model.backend!r} has its own trees: leave expert out, or use backend='river'."
         )
     voice_names(model.experts)
-    if model.mode != "committee" and (model.experts is not None or model.router):
+    if model.mode == "committee":
+        _check_committee(model)
+    elif model.experts is not None or model.router:
         raise UserError("experts and router belong to mode='committee'.")

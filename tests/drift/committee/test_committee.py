@@ -116,7 +116,7 @@ def test_lists_of_voices():
 @pytest.mark.parametrize("mode", ["committee", "data", "task"])
 def test_binary_river_experts_and_labels_that_are_words(mode):
     expert = preprocessing.StandardScaler() | linear_model.LogisticRegression()
-    model = DriftMoEClassifier(expert=expert, mode=mode, n_experts=3, top_k=2, poisson=1.0, seed=1)
+    model = DriftMoEClassifier(expert=expert, mode=mode, n_experts=3, poisson=1.0, seed=1)
     rows = [(x, "abc"[int(x["attrib1"] // 4)]) for x, _ in synthetic_stream("SEA_a", 300)]
     assert accuracy(model, rows) > 0.6
 

@@ -1,6 +1,7 @@
 """DriftMoE as a River classifier: River's own checks, chunks, bad input, changing features and classes."""
 
 import copy
+import inspect
 import math
 import pickle
 
@@ -22,9 +23,8 @@ MODES = ("committee", "data", "task")
 
 
 def small(mode="data", **options):
-    return DriftMoEClassifier(
-        **{"mode": mode, "n_experts": 4, "top_k": 2, "hidden": 32, "seed": 1, **options}
-    )
+    of_paper = {} if mode == "committee" else {"top_k": 2, "hidden": 32}
+    return DriftMoEClassifier(**{"mode": mode, "n_experts": 4, "seed": 1, **of_paper, **options})
 
 
 def learned(model, stream):
@@ -214,6 +214,43 @@ def test_bad_options_are_told(options):
         small(**options)
 
 
+OF_PAPER = {
+    "top_k": 2,
+    "hidden": 32,
+    "dropout": 0.1,
+    "lr": 1e-3,
+    "update_every": 4,
+    "combine": "top1",
+    "temperature": 1.0,
+    "train_rule": "all",
+    "warmup_rows": 0,
+    "task_rule": "released",
+    "neural": False,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), OF_PAPER.items())
+def test_the_committee_refuses_what_it_would_ignore(name, value):
+    default = inspect.signature(DriftMoEClassifier).parameters[name].default
+    assert value != default
+    DriftMoEClassifier(**{name: default})
+    with pytest.raises(UserError, match=f"leave {name} out, or set mode to '.*(data|task)'") as told:
+        DriftMoEClassifier(**{name: value})
+    assert "\n" not in str(told.value)
+    DriftMoEClassifier(mode="task" if name == "task_rule" else "data", **{name: value})
+
+
+def test_every_option_is_used_or_refused_by_the_committee():
+    used = {"expert", "mode", "n_experts", "scale_inputs", "detector", "poisson", "nominal_attributes"}
+    used |= {"backend", "seed", "experts", "router"}
+    assert set(inspect.signature(DriftMoEClassifier).parameters) == used | set(OF_PAPER)
+
+
+def test_a_prototype_without_trees_to_replace_is_told():
+    with pytest.raises(UserError, match="add 'trees' to experts"):
+        DriftMoEClassifier(expert=naive_bayes.GaussianNB(), experts=["mlp"])
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_column_of_identifiers_stays_bounded(mode, monkeypatch):
     monkeypatch.setattr(encoding, "MOST_VALUES", 20)
@@ -227,7 +264,7 @@ def test_a_column_of_identifiers_stays_bounded(mode, monkeypatch):
 
 @pytest.mark.slow
 def test_memory_stays_bounded_over_a_million_rows():
-    model = DriftMoEClassifier(n_experts=4, top_k=2, seed=1)
+    model = DriftMoEClassifier(n_experts=4, seed=1)
     sizes = []
     for t, (x, y) in enumerate(synthetic_stream("SEA_g", 1_000_000), start=1):
         model.predict_one(x)

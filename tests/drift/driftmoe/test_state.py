@@ -34,7 +34,7 @@ STREAMS = {
 def test_goes_on_as_if_never_saved(stream, options, tmp_path):
     rows = STREAMS[stream]()
     nominal = ("elevel", "car", "zipcode") if stream == "nominal" else None
-    model = DriftMoEClassifier(n_experts=4, top_k=2, seed=1, nominal_attributes=nominal, **options)
+    model = DriftMoEClassifier(n_experts=4, seed=1, nominal_attributes=nominal, **options)
     half = len(rows) // 2 + 3
     for x, y in rows[:half]:
         model.learn_one(x, y)
