@@ -31,12 +31,24 @@ def _majority(stream: DriftStream, seed: int) -> Any:
     return PriorClassifier()
 
 
+def _has_words(stream: DriftStream) -> bool:
+    """Return whether a nominal column holds text, by its first value."""
+    waiting = set(stream.nominal)
+    for x, _ in stream:
+        if not waiting:
+            return False
+        known = waiting & x.keys()
+        if any(isinstance(x[name], str) for name in known):
+            return True
+        waiting -= known
+    return False
+
+
 def _naive_bayes(stream: DriftStream, seed: int) -> Any:
     from river import compose, naive_bayes, preprocessing
 
     model = naive_bayes.GaussianNB()
-    values, _ = next(iter(stream))
-    if not any(isinstance(value, str) for value in values.values()):
+    if not _has_words(stream):
         return model
     words = compose.SelectType(str) | preprocessing.OneHotEncoder()
     return (words + compose.SelectType(Number)) | model

@@ -33,7 +33,7 @@ class CapyMoaLearner:
         for x, y in stream:
             labels.setdefault(y, len(labels))
             for name, seen in values.items():
-                if x[name] is not None:
+                if name in x:
                     seen.add(x[name])
         self.features = stream.features
         self.labels, self.numbers = list(labels), labels
@@ -49,7 +49,7 @@ class CapyMoaLearner:
     def _array(self, x: dict[str, Any]) -> np.ndarray:
         row = []
         for name in self.features:
-            value = x[name]
+            value = x.get(name)
             if value is None:
                 row.append(np.nan)
             else:

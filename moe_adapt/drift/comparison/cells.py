@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from moe_adapt.drift.comparison.recipe import Cell, Recipe
 from moe_adapt.drift.metrics import prequential_metrics, recovery, windowed
 from moe_adapt.drift.prequential import test_then_train
+from moe_adapt.drift.streams.base import DriftStream
 from moe_adapt.errors import UserError
 from moe_adapt.files import write_file
 from moe_adapt.reading import read_json
@@ -28,6 +30,7 @@ UNIT = 100
 #: Points of a curve, and of the measured time and memory.
 _POINTS = 40
 _CHECKPOINTS = 8
+_WARM_ROWS = 16
 
 
 def finished(cell: Cell, recipe: Recipe, folder: Path) -> dict[str, Any] | None:
@@ -64,6 +67,7 @@ def run_cell(
         advance: Is told the rows done since the last call.
     """
     stream = cell.stream.build(cell.seed)
+    _warm_up(cell, stream)
     model = cell.method.build(stream, cell.seed)
     loads: list[tuple[int, list[float]]] = []
     before: list[np.ndarray] = []
@@ -109,6 +113,14 @@ def run_cell(
     }
     write_json(cell.path(folder), result)
     return result
+
+
+def _warm_up(cell: Cell, stream: DriftStream) -> None:
+    """Let a model of its own learn a few rows: imports and compilation are no time of a row."""
+    model = cell.method.build(stream, cell.seed)
+    for x, y in islice(stream, _WARM_ROWS):
+        model.predict_one(x)
+        model.learn_one(x, y)
 
 
 def write_json(path: Path, content: Any) -> None:

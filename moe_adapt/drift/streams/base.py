@@ -1,6 +1,7 @@
 """What a drift stream is: rows in time order, a schema that names nominal columns, and where the drifts are.
 
-Iterating gives River's pairs `(features: dict, label)`, always from the beginning. A `Concept` is an endless
+Iterating gives River's pairs `(features: dict, label)`, always from the beginning; a missing value is left
+out of its row, which is what River's learners take for missing. A `Concept` is an endless
 source of rows under one rule; a `DriftStream` cuts a number of rows from one and knows its drifts.
 """
 
@@ -66,7 +67,8 @@ class DriftStream:
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], Any]]:
         for values, label in islice(iter(self.source), self.n_rows):
-            yield dict(zip(self.features, values, strict=True)), label
+            pairs = zip(self.features, values, strict=True)
+            yield {name: value for name, value in pairs if value is not None}, label
 
     def __len__(self) -> int:
         return self.n_rows
