@@ -27,7 +27,6 @@ MOVED = {
     "evaluation.prequential": "drift.metrics",
     "evaluation.test_then_train": "drift.prequential",
     "evaluation.ranks": "drift.ranks",
-    "evaluation.plots.prequential": "drift.plots",
     "training.cli": "cli",
     "training.cli.config_names": "runs.config_names",
     "training.cli.custom": "runs.custom",

@@ -5,7 +5,7 @@ in the text's own colour (`moe_adapt.evaluation.svg`), or PNG files that the sty
 """
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ body { font: 16px/1.55 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; 
   background: var(--page); color: var(--text); overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 a { color: var(--accent); }
 .verdict { font-size: 1.1rem; border-left: 4px solid var(--accent); background: var(--band);
   padding: .7rem 1rem; margin: 0 0 1.4rem; }
@@ -44,6 +45,7 @@ img { max-width: 100%; height: auto; }
 svg { max-width: 100%; height: auto; display: block; }
 svg text { fill: var(--text); font: 11px system-ui, sans-serif; }
 svg .axis { stroke: var(--line); }
+svg .mark { stroke: var(--warm); stroke-dasharray: 4 3; }
 details { margin: .6rem 0; }
 """
 
@@ -92,6 +94,7 @@ def table(
     rows: Iterable[Iterable[Any]],
     best: Mapping[int, Literal["max", "min"]] | None = None,
     texts: bool = False,
+    bold: Collection[tuple[int, int]] = (),
 ) -> str:
     """Return a table; numbers with a fraction have three digits, None is a dash.
 
@@ -100,14 +103,16 @@ def table(
         rows: The rows.
         best: Columns whose best value is bold, by number: the highest (``max``) or lowest (``min``).
         texts: Whether the cells are texts, which are set to the left.
+        bold: Cells that are bold as well, as numbers of row and column.
     """
     lines = [list(row) for row in rows]
-    bold = {(row, column) for column, which in (best or {}).items() for row in _best(lines, column, which)}
+    strong = {(row, column) for column, which in (best or {}).items() for row in _best(lines, column, which)}
+    strong.update(bold)
     head = "".join(f"<th>{escape(str(name))}</th>" for name in heads)
     body = "\n".join(
         "<tr>"
         + "".join(
-            f"<td{' class=best' if (number, column) in bold else ''}>{_cell(value)}</td>"
+            f"<td{' class=best' if (number, column) in strong else ''}>{_cell(value)}</td>"
             for column, value in enumerate(line)
         )
         + "</tr>"

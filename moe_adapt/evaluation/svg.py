@@ -11,13 +11,21 @@ COLOURS = ("#4c8fd6", "#e08a2e", "#3fa277", "#c265b5", "#b8a032", "#8c8c8c")
 Point = tuple[float, float]
 
 
-def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> str:
+def line_chart(
+    series: Mapping[str, Sequence[Point]],
+    x_label: str,
+    y_label: str,
+    marks: Sequence[float] = (),
+    level: float | None = None,
+) -> str:
     """Return curves over one axis, with a legend.
 
     Args:
         series: Points (x, y) of each curve by name, in the order of x; curves without points are left out.
         x_label: What x is.
         y_label: What y is.
+        marks: Values of x with a dashed line from top to bottom; those outside the curves are left out.
+        level: Value of y with a dashed line from left to right.
     """
     known = {name: list(points) for name, points in series.items() if points}
     if not known:
@@ -27,6 +35,8 @@ def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str
     ys = [y for points in known.values() for _, y in points]
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
     y_low, y_high = min(ys), max(ys)
+    if level is not None:
+        y_low, y_high = min(y_low, level), max(y_high, level)
     margin = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
     y_low, y_high = y_low - margin, y_high + margin
 
@@ -45,6 +55,15 @@ def line_chart(series: Mapping[str, Sequence[Point]], x_label: str, y_label: str
         x = x_low + share * (x_high - x_low)
         across = place(x, y_low).split(",")[0]
         parts.append(f'<text x="{across}" y="{height - bottom + 16}" text-anchor="{anchor}">{x:.4g}</text>')
+    for mark in marks:
+        if x_low <= mark <= x_high:
+            across = place(mark, y_low).split(",")[0]
+            parts.append(
+                f'<line class="mark" x1="{across}" y1="{top}" x2="{across}" y2="{height - bottom}"/>'
+            )
+    if level is not None:
+        down = place(x_low, level).split(",")[1]
+        parts.append(f'<line class="mark" x1="{left}" y1="{down}" x2="{width - right}" y2="{down}"/>')
     for colour, points in zip(_cycle(len(known)), known.values(), strict=True):
         path = " ".join(place(x, y) for x, y in points)
         if len(points) == 1:

@@ -29,6 +29,13 @@ def test_a_flat_curve_and_a_single_point_are_drawn():
     assert "circle" in line_chart({"point": [(0, 0.0)]}, "x", "y")
 
 
+def test_marks_and_a_level_are_lines_inside_the_picture():
+    root = svg(line_chart({"a": [(0, 1.0), (10, 2.0)]}, "x", "y", marks=(5, 20), level=3.0))
+    upright, flat = (line for line in root.findall("line") if line.get("class") == "mark")
+    assert upright.get("x1") == upright.get("x2") and 0 < float(upright.get("x1")) < 480
+    assert flat.get("y1") == flat.get("y2") and 0 < float(flat.get("y1")) < 30
+
+
 def test_a_heat_map_has_a_cell_for_each_value():
     root = svg(heat_map([[0.0, 0.5, 1.0], [0.2, 0.1, 0.0]], ["r1", "r2"], ["a", "b", "c"]))
     cells = root.findall("rect")
@@ -48,3 +55,4 @@ def test_the_best_value_of_a_column_is_bold():
     )
     assert text.count("class=best") == 2
     assert "<td class=best>0.750</td>" in text and "<td class=best>2.000</td>" in text
+    assert "<td class=best>4 ± 1</td>" in table(["", "n"], [["a", "4 ± 1"], ["b", "3"]], bold={(0, 1)})

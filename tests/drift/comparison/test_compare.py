@@ -17,7 +17,7 @@ RECIPE = {
     "window": 100,
     "seeds": [1, 2],
     "streams": [{"name": "SEA_a", "rows": 400}, {"name": "phishing", "rows": 200, "seeds": [1]}],
-    "methods": ["no_change", "majority", {"name": "driftmoe", "n_experts": 2, "top_k": 1}],
+    "methods": ["no_change", "majority", {"name": "driftmoe", "n_experts": 2}],
 }
 
 
@@ -49,7 +49,9 @@ def test_runs_resumes_and_reports(recipe, tmp_path, capsys, monkeypatch):
     assert "3 of 9 runs are there" in capsys.readouterr().out
     assert all(path.read_bytes() == content for path, content in first.items())
     report = (out / "report.html").read_text()
-    assert report.count("data:image/png") == 4
+    assert report.count("<polyline") == 6, "a curve per method and stream"
+    assert "driftmoe and the best other method of each stream:" in report
+    assert '<svg viewBox="0 0 480 230"' in report and "data:image" not in report
     assert "9 of 9 runs" in report
     assert json.loads((out / "manifest.json").read_text())["versions"]["river"]
     monkeypatch.setattr(cells, "test_then_train", None)
@@ -107,6 +109,7 @@ def test_mistakes_in_a_recipe_are_told(recipe, changes, words):
         ({"streams": ["weather"]}, "MOE_ADAPT_DATA"),
         ({"methods": [{"name": "driftmoe", "experts": 3}]}, "experts"),
         ({"methods": [{"name": "driftmoe", "preset": "best"}]}, "preset"),
+        ({"methods": [{"name": "driftmoe", "top_k": 1}]}, "top_k"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(recipe, tmp_path, capsys, monkeypatch, changes, words):
