@@ -5,6 +5,8 @@ from typing import Any
 
 from rendering import made_by, mean_and_spread
 
+from moe_adapt.evaluation.equivalence import paired_difference
+
 __all__ = ["language_table", "routed_table"]
 
 
@@ -14,11 +16,31 @@ def _ratio(rows: list[dict[str, Any]], base: dict[int, dict[str, Any]], key: str
     return f"{statistics.median(ratios):.2f}" if ratios else ""
 
 
+#: Difference of mean accuracies below which two methods are equal for practical purposes.
+MARGIN = 0.01
+
+
+def _against(rows: list[dict[str, Any]], base: dict[int, dict[str, Any]]) -> str:
+    """Return the paired difference to plain LoRA of equal size, and what it shows."""
+    pairs = [
+        (row["accuracy"]["mean"], base[row["seed"]]["accuracy"]["mean"])
+        for row in rows
+        if row["seed"] in base
+    ]
+    if rows[0]["method"] == "lora_equal" or not pairs:
+        return ""
+    found = paired_difference(*zip(*pairs, strict=True), margin=MARGIN)
+    if found.half_width is None:
+        return f"{found.mean:+.3f}"
+    verdict = found.verdict("higher", "lower", MARGIN).removesuffix(" higher")
+    return f"{found.mean:+.3f} ± {found.half_width:.3f}, {verdict}"
+
+
 def routed_table(report: dict[str, Any]) -> str:
     """Return the Markdown table of the comparison."""
     settings, tasks = report["settings"], [name for name in report["rows"][0]["accuracy"] if name != "mean"]
     base = {row["seed"]: row for row in report["rows"] if row["method"] == "lora_equal"}
-    heads = ["method", "seeds", "parameters", "mean", *tasks, "dense gates", "step", "memory"]
+    heads = ["method", "seeds", "parameters", "mean", "against LoRA", *tasks, "dense gates", "step", "memory"]
     lines = [
         "## Routed LoRA at equal parameters: MiniLM on a mixture of five tasks",
         "",
@@ -27,7 +49,9 @@ def routed_table(report: dict[str, Any]) -> str:
         "feed-forward layers; one learning rate for all. LoRA-Mixer is tested with its three best experts "
         "and, under *dense gates*, with all. *step* is process CPU time of a training step, with losses of "
         "routers, relative to plain LoRA of equal size with the same seed; *memory* is what training adds "
-        "to the resident peak, likewise. The last rows are controls.",
+        "to the resident peak, likewise. *against LoRA* is the difference of the means, paired by seed, with "
+        f"its 95 % interval: *equal* where two one-sided tests at 5 % put it within {MARGIN}, *higher* or "
+        "*lower* where it differs from zero. The last rows are controls.",
         "",
         "| " + " | ".join(heads) + " |",
         "|---" * len(heads) + "|",
@@ -40,6 +64,7 @@ def routed_table(report: dict[str, Any]) -> str:
             str(len(rows)),
             f"{rows[0]['trainable_parameters']:,}",
             mean_and_spread([row["accuracy"]["mean"] for row in rows]),
+            _against(rows, base),
             *(mean_and_spread([row["accuracy"][task] for row in rows], 2) for task in tasks),
             mean_and_spread(dense) if dense else "",
             _ratio(rows, base, "cpu_seconds_per_step"),

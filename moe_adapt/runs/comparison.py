@@ -1,27 +1,23 @@
 """Runs beside one another: one table of any folders of ``fit`` and ``stream``, paired where seeds agree.
 
 Runs are grouped by what they are (method or learner); a group's value is its mean over runs. Two groups with
-the same seeds are compared pair by pair: mean difference with its 95 % interval by Student's t. An interval
-inside the margin of equivalence says that they are equal for practical purposes, one that holds zero and
-leaves the margin says that nothing is known.
+the same seeds are compared pair by pair (`moe_adapt.evaluation.equivalence`): mean difference with its 95 %
+interval, and whether they are shown to be equal within a margin, or different, or neither.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import yaml
 
 from moe_adapt.errors import UserError
+from moe_adapt.evaluation.equivalence import paired_difference
 from moe_adapt.runs.folder import CONFIG_FILE
 
 __all__ = ["Pair", "Run", "compare_pairs", "read_run"]
-
-#: 97.5 % quantiles of Student's t by degrees of freedom.
-_T = (0.0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 
 
 @dataclass(frozen=True)
@@ -138,22 +134,12 @@ def compare_pairs(runs: Sequence[Run], metric: str, margin: float) -> list[Pair]
         for second in names[place + 1 :]:
             shared = [seed for seed in groups[first] if seed in groups[second]]
             if shared:
-                differences = [groups[first][seed] - groups[second][seed] for seed in shared]
-                found.append(_pair(first, second, differences, margin))
+                values = [(groups[first][seed], groups[second][seed]) for seed in shared]
+                found.append(_pair(first, second, values, margin))
     return found
 
 
-def _pair(first: str, second: str, differences: list[float], margin: float) -> Pair:
-    count, middle = len(differences), mean(differences)
-    if count == 1:
-        return Pair(first, second, 1, middle, None, "one seed says little")
-    t = _T[count - 1] if count <= len(_T) else 1.96 + 2.4 / (count - 1)
-    half = t * stdev(differences) / count**0.5
-    low, high = middle - half, middle + half
-    if -margin < low and high < margin:
-        verdict = f"equal within {margin:g}"
-    elif low > 0 or high < 0:
-        verdict = f"{first} higher" if low > 0 else f"{second} higher"
-    else:
-        verdict = "not told apart"
-    return Pair(first, second, count, middle, half, verdict)
+def _pair(first: str, second: str, values: list[tuple[float, float]], margin: float) -> Pair:
+    found = paired_difference(*zip(*values, strict=True), margin=margin)
+    verdict = found.verdict(first, second, margin)
+    return Pair(first, second, found.count, found.mean, found.half_width, verdict)
