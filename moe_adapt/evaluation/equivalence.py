@@ -31,14 +31,14 @@ class Difference(NamedTuple):
         half_width: Half the width of its interval; None with one pair.
         p_different: Two-sided p-value of the mean being zero; None with one pair.
         p_equivalent: p-value of TOST at the margin; None with one pair. Small: equivalent.
-        count: Number of pairs.
+        pairs: Number of pairs.
     """
 
     mean: float
     half_width: float | None
     p_different: float | None
     p_equivalent: float | None
-    count: int
+    pairs: int
 
     def verdict(self, first: str, second: str, margin: float, level: float = 0.05) -> str:
         """Say in words what is shown at a level: equal, one of them higher, or nothing.

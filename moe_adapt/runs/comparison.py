@@ -140,6 +140,6 @@ def compare_pairs(runs: Sequence[Run], metric: str, margin: float) -> list[Pair]
 
 
 def _pair(first: str, second: str, values: list[tuple[float, float]], margin: float) -> Pair:
-    found = paired_difference(*zip(*values, strict=True), margin=margin)
+    found = paired_difference([one for one, _ in values], [other for _, other in values], margin)
     verdict = found.verdict(first, second, margin)
-    return Pair(first, second, found.count, found.mean, found.half_width, verdict)
+    return Pair(first, second, found.pairs, found.mean, found.half_width, verdict)
