@@ -17,7 +17,7 @@ __all__ = ["EXTRAS", "LazyModule", "advice", "require", "unmet"]
 
 #: Extra -> the modules that it brings, as they are imported.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("lightning", "jsonargparse", "torchmetrics", "datasets", "rich"),
+    "train": ("lightning", "jsonargparse", "torchmetrics", "datasets", "rich", "scipy"),
     "vision": ("timm", "torchvision", "PIL"),
     "plots": ("matplotlib", "tensorboard"),
     "drift": ("river", "numba", "scipy"),

@@ -170,7 +170,8 @@ class RoutedCLI(LightningCLI):
         """
         options = self.options
         if self.key is not None:
-            keys = count_keys(options.data.init_args.train, self.key)
+            data = options.data.init_args
+            keys = count_keys(data.train, self.key, data.domain_groups)
             tuner = options.model.init_args.tuner
             getattr(tuner, "init_args", tuner).num_experts = keys + self.key_shared
         configs = [Path(str(path)) for path in options.get("config") or []]

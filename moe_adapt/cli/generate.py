@@ -46,18 +46,29 @@ def generate(argv: Sequence[str]) -> None:
         _stream(model, [{"role": "user", "content": options.prompt}], sampling)
         return
 
+    from moe_adapt.cli.predict import strangers
     from moe_adapt.serving.generate import Request
+    from moe_adapt.serving.known import unknown_values
     from moe_adapt.serving.rows import batched, open_output, read_rows, with_answer
 
     number = 0
+    strange: list[str] = []
     with open_output(options.to, options.overwrite) as write:
         model = _open(options)
         for batch in batched(read_rows(options.rows, "prompt"), options.batch_size):
             requests = [
-                Request(model.row_tokens(row, number + place), model.first, sampling)
+                Request(
+                    model.row_tokens(row, number + place),
+                    model.first,
+                    sampling,
+                    domain=row.get(model.domain_column),
+                )
                 for place, row in enumerate(batch)
             ]
             model.generate(requests)
+            if model.domain_column is not None:
+                own = model.adapters[model.first]
+                strange += unknown_values(own, [request.domain for request in requests])
             for row, request in zip(batch, requests, strict=True):
                 write(with_answer(row, number, {"answer": request.text}))
                 number += 1
@@ -65,6 +76,8 @@ def generate(argv: Sequence[str]) -> None:
             raise UserError(f"{options.rows} has no rows.")
     where = "" if options.to is None else f": {options.to}"
     print(f"{number:,} rows answered{where}", file=sys.stderr)
+    if strange:
+        print(strangers(strange, str(model.domain_column)), file=sys.stderr)
 
 
 def chat(argv: Sequence[str]) -> None:

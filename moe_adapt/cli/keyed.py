@@ -8,7 +8,7 @@ The option stands for a few others, which it writes before the rest of the comma
 * the selector is ``keyed``: the expert of a row's own value, in training and at test.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_adapt.errors import UserError
@@ -50,6 +50,7 @@ def options_of_key(column: str, shared: bool) -> list[str]:
     selector = f'{{"name": "keyed", "shared": {str(shared).lower()}}}'
     return [
         f"--data.domain_column={column}",
+        "--data.domain_unknown=base",
         "--model.tuner.method=soft",
         "--model.tuner.scorer=uniform",
         f"--model.tuner.selector={selector}",
@@ -58,15 +59,20 @@ def options_of_key(column: str, shared: bool) -> list[str]:
     ]
 
 
-def count_keys(source: Any, column: str) -> int:
-    """Return how many different values a column of the training rows has.
+def count_keys(source: Any, column: str, groups: Mapping[str, str] | None = None) -> int:
+    """Return how many experts the values of a column need in the training rows.
+
+    Args:
+        source: The training rows.
+        column: The column.
+        groups: Group of each value; None gives every value an expert.
 
     Raises:
-        UserError: If there is no such column.
+        UserError: If there is no such column, or a value is in no group.
     """
     from moe_adapt.data.tables import load_table
     from moe_adapt.training.datamodules.domains import DomainColumn
 
-    domains = DomainColumn(column)
+    domains = DomainColumn(column, groups)
     domains.read(load_table(source, "train"), source)
     return len(domains.names)

@@ -52,6 +52,7 @@ COMMANDS = {
     "compose": Command(
         "moe_adapt.cli.compose:compose", "put several LoRAs into one adapter that chooses per input"
     ),
+    "group": Command("moe_adapt.cli.group:group", "find customers that agree, and train an expert per group"),
     "validate": Command("moe_adapt.cli.fit:validate", "evaluate a run on its validation data"),
     "test": Command("moe_adapt.cli.fit:test", "evaluate a run on its test data"),
     "predict": Command("moe_adapt.cli.predict:predict", "classify rows with a run or an adapter"),

@@ -34,6 +34,7 @@ def predict(argv: Sequence[str]) -> None:
         raise UserError("--batch_size and --top must be at least 1.")
 
     from moe_adapt.serving.classify import Classifying
+    from moe_adapt.serving.known import unknown_values
     from moe_adapt.serving.opening import open_model
     from moe_adapt.serving.rows import Scores, batched, open_output, read_rows, with_answer
 
@@ -42,9 +43,12 @@ def predict(argv: Sequence[str]) -> None:
         if not isinstance(model, Classifying):
             raise UserError(f"{options.source} is a language model: use `moe-adapt generate` or `chat`.")
         scores, number = Scores(), 0
+        strange: list[str] = []
         for batch in batched(read_rows(options.rows, model.columns[0]), options.batch_size):
             inputs = [model.inputs_of(row, number + place) for place, row in enumerate(batch)]
-            for row, answer in zip(batch, model(inputs, options.top), strict=True):
+            domains = None if model.domain_column is None else [row.get(model.domain_column) for row in batch]
+            strange += unknown_values(model.adapters[model.first], domains or [])
+            for row, answer in zip(batch, model(inputs, options.top, domains=domains), strict=True):
                 write(with_answer(row, number, answer.row(options.top > 1)))
                 scores.add(row.get(model.label_column), answer.prediction)
                 number += 1
@@ -52,8 +56,22 @@ def predict(argv: Sequence[str]) -> None:
             raise UserError(f"{options.rows} has no rows.")
     where = "" if options.to is None else f": {options.to}"
     print(f"{number:,} rows answered{where}", file=sys.stderr)
+    if strange:
+        print(strangers(strange, str(model.domain_column)), file=sys.stderr)
     if str(scores):
         print(scores, file=sys.stderr)
+
+
+def strangers(values: Sequence[str], column: str) -> str:
+    """Return the sentence about rows that no expert of their own answers.
+
+    Args:
+        values: Their values of the column, one for each row.
+        column: The column that says whose a row is.
+    """
+    few = list(dict.fromkeys(values))
+    named = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
+    return f"{len(values):,} rows have no {column} that was trained ({named}); what all share answered them"
 
 
 def _parser() -> CommandParser:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.serving.known import domain_column, known_ids
 
 __all__ = ["Answer", "Classifying"]
 
@@ -88,6 +89,11 @@ class Classifying:
         """Column of the label in rows that have one."""
         return str(self.adapters[self.first].get("label_column", "label"))
 
+    @property
+    def domain_column(self) -> str | None:
+        """Column that says whose a row is, of the first adapter."""
+        return domain_column(self.adapters[self.first])
+
     def add(self, name: str, folder: Path, answering: Mapping[str, Any]) -> None:
         """Load another adapter over the same base.
 
@@ -117,7 +123,11 @@ class Classifying:
         return tuple(row[column] for column in self.columns)
 
     def __call__(
-        self, inputs: Sequence[str | tuple[str, ...]], top: int = 1, adapters: Sequence[str] | None = None
+        self,
+        inputs: Sequence[str | tuple[str, ...]],
+        top: int = 1,
+        adapters: Sequence[str] | None = None,
+        domains: Sequence[Any] | None = None,
     ) -> list[Answer]:
         """Classify a batch.
 
@@ -125,6 +135,7 @@ class Classifying:
             inputs: Texts, or pairs of texts; paths of images.
             top: How many of the most probable classes to name.
             adapters: Name of the adapter of each row; None takes the first for all.
+            domains: Whose each row is, a value of the domain column; None for unknown.
 
         Raises:
             UserError: If an image cannot be read, or there is no such adapter.
@@ -136,7 +147,9 @@ class Classifying:
         unknown = next((name for name in names if name not in self.adapters), None)
         if unknown is not None:
             raise UserError(f"there is no adapter {unknown!r}.{did_you_mean(unknown, self.adapters)}")
-        extra = {} if len(self.adapters) == 1 else {"adapter_names": names}
+        extra: dict[str, Any] = {} if len(self.adapters) == 1 else {"adapter_names": names}
+        device = next(self.model.parameters()).device
+        extra |= known_ids(self.model, self.adapters, domains, device)
         with torch.inference_mode():
             probabilities = self._logits(rows, extra).float().softmax(dim=-1).cpu()
         found = []

@@ -24,6 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 from moe_adapt.data.formats import alpaca_row, is_alpaca
 from moe_adapt.data.prompts import encode_prompts, render, template_fields
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.serving.known import domain_column, known_ids
 
 __all__ = ["Generating", "Request", "Sampling"]
 
@@ -62,6 +63,7 @@ class Request:
         text: The answer so far.
         written: Its tokens.
         finish: Why it ended: ``stop`` or ``length``; None while it is written.
+        domain: Whose the prompt is, a value of the domain column; None for unknown.
     """
 
     tokens: list[int]
@@ -72,6 +74,7 @@ class Request:
     text: str = ""
     written: list[int] = field(default_factory=list)
     finish: str | None = None
+    domain: Any = None
 
 
 class _Draw(LogitsProcessor):
@@ -178,6 +181,11 @@ class Generating:
         config = getattr(model, "config", None)
         self.context = int(getattr(config, "max_position_embeddings", 0) or 2**20)
 
+    @property
+    def domain_column(self) -> str | None:
+        """Column that says whose a row is, of the first adapter."""
+        return domain_column(self.adapters[self.first])
+
     def add(self, name: str, folder: Path, answering: Mapping[str, Any]) -> None:
         """Load another adapter over the same base; see `moe_adapt.serving.classify.Classifying.add`."""
         self.model.load_adapter(str(folder), adapter_name=name)
@@ -255,7 +263,10 @@ class Generating:
         device = next(self.model.parameters()).device
         rows = [[pad] * (longest - len(r.tokens)) + list(r.tokens) for r in requests]
         mask = [[0] * (longest - len(r.tokens)) + [1] * len(r.tokens) for r in requests]
-        extra = {} if len(self.adapters) == 1 else {"adapter_names": [r.adapter for r in requests]}
+        extra: dict[str, Any] = {}
+        if len(self.adapters) > 1:
+            extra["adapter_names"] = [request.adapter for request in requests]
+        extra |= known_ids(self.model, self.adapters, [request.domain for request in requests], device)
         with torch.inference_mode():
             self.model.generate(
                 input_ids=torch.tensor(rows, device=device),

@@ -121,7 +121,7 @@ class _Service:
             raise Refusal(
                 400, f"every input has {columns} text(s): {', '.join(model.columns)}.", "invalid", "inputs"
             )
-        job = Job(self._adapter(body.model), inputs=inputs, top=body.top)
+        job = Job(self._adapter(body.model), inputs=inputs, top=body.top, domain=body.domain)
         await self._answered(job, request)
         return {"model": job.adapter, "results": [answer.row(body.top > 1) for answer in job.answers]}
 
@@ -141,7 +141,7 @@ class _Service:
             if body.max_completion_tokens is None and body.max_tokens is None:
                 most = max(1, min(most, model.context - len(tokens)))
             sampling = Sampling(most, temperature, body.top_p or 1.0, body.seed, stop)
-            writing = Writing(tokens, adapter, sampling)
+            writing = Writing(tokens, adapter, sampling, domain=body.domain)
             model.check(writing)
         except UserError as error:
             raise Refusal(400, str(error), "invalid_request", "messages") from error

@@ -31,6 +31,7 @@ class Job:
         request: An answer to write; None for rows to classify.
         inputs: Rows to classify.
         top: Classes to name.
+        domain: Whose the rows are, a value of the domain column; None for unknown.
         notify: Called once when it is done, from the engine's thread.
         dropped: Set when nobody waits any more.
         answers: What the classifier said.
@@ -41,6 +42,7 @@ class Job:
     request: Request | None = None
     inputs: Sequence[Any] = ()
     top: int = 1
+    domain: str | None = None
     notify: Callable[[], object] = lambda: None
     dropped: threading.Event = field(default_factory=threading.Event)
     answers: list[Answer] = field(default_factory=list)
@@ -130,10 +132,11 @@ class Engine:
             return
         inputs = [row for job in jobs for row in job.inputs]
         names = [job.adapter for job in jobs for _ in job.inputs]
+        domains = [job.domain for job in jobs for _ in job.inputs]
         top = max(job.top for job in jobs)
         answers: list[Answer] = []
         for start in range(0, len(inputs), self.max_batch):
             part = slice(start, start + self.max_batch)
-            answers += self.model(inputs[part], top, names[part])
+            answers += self.model(inputs[part], top, names[part], domains[part])
         for job in jobs:
             job.answers, answers = answers[: len(job.inputs)], answers[len(job.inputs) :]

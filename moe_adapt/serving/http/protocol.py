@@ -63,6 +63,7 @@ class ChatRequest(BaseModel):
     seed: int | None = None
     stop: str | list[str] | None = None
     n: int | None = Field(default=1, ge=1, le=1)
+    domain: str | None = None
 
 
 class ClassifyRequest(BaseModel):
@@ -72,6 +73,7 @@ class ClassifyRequest(BaseModel):
     model: str | None = None
     inputs: str | list[str | list[str]]
     top: int = Field(default=1, ge=1, le=1000)
+    domain: str | None = None
 
 
 def text_of(content: str | list[Any] | None) -> str:

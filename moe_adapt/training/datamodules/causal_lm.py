@@ -42,7 +42,7 @@ from moe_adapt.data.tables import SourceOption, TableSource, load_table, require
 from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.errors import UserError
 from moe_adapt.training.datamodules.base import Batch, SeededDataModule
-from moe_adapt.training.datamodules.domains import DomainColumn
+from moe_adapt.training.datamodules.domains import DomainColumn, Unknown
 from moe_adapt.training.datamodules.rows import Rows
 
 __all__ = ["CausalLMData", "Question", "pack", "right_choice"]
@@ -77,6 +77,10 @@ class CausalLMData(SeededDataModule):
         text_column: Column of plain text to model, instead of prompt and response.
         domain_column: Column of the domain (task) of a row, whose number in ``domain_ids`` (one per sequence)
             is for routers that are trained by label; not with `text_column`.
+        domain_groups: Domain of each value of `domain_column` (``moe-adapt group`` finds it); None makes
+            every value a domain.
+        domain_unknown: ``base`` leaves rows whose domain no training row has to what all share, and says so;
+            ``error`` refuses them.
         column_names: Names of the columns of CSV and TSV files that have no header line.
         train_on_prompt: Learn the prompt as well as the response; validation and test never count it.
         max_length: Most tokens per sequence; a longer prompt loses its beginning.
@@ -109,6 +113,8 @@ class CausalLMData(SeededDataModule):
         system: str | None = None,
         text_column: str | None = None,
         domain_column: str | None = None,
+        domain_groups: dict[str, str] | None = None,
+        domain_unknown: Unknown = "error",
         column_names: list[str] | None = None,
         train_on_prompt: bool = False,
         max_length: int = 512,
@@ -143,7 +149,7 @@ class CausalLMData(SeededDataModule):
         self.chat = chat
         self.system = system
         self.text_column = text_column
-        self.domains = DomainColumn(domain_column)
+        self.domains = DomainColumn(domain_column, domain_groups, domain_unknown)
         self.column_names = column_names
         self.train_on_prompt = train_on_prompt
         self.max_length = max_length
@@ -166,6 +172,7 @@ class CausalLMData(SeededDataModule):
             "system": self.system,
             "max_length": self.max_length,
             "tokenizer": self.tokenizer_name,
+            **self.domains.answering(),
         }
 
     def read(self, source: TableSource, split: str) -> Rows:

@@ -13,7 +13,7 @@ from moe_adapt.data.tables import SourceOption, TableSource, describe, load_tabl
 from moe_adapt.data.tokenizer import check_not_empty, load_tokenizer, pad_on_the_right
 from moe_adapt.errors import UserError
 from moe_adapt.training.datamodules.base import Batch, SeededDataModule
-from moe_adapt.training.datamodules.domains import DomainColumn
+from moe_adapt.training.datamodules.domains import DomainColumn, Unknown
 from moe_adapt.training.datamodules.rows import Rows
 
 __all__ = ["TextClassificationData"]
@@ -35,6 +35,10 @@ class TextClassificationData(SeededDataModule):
         label_column: Column of the label: texts or whole numbers (`moe_adapt.data.labels`).
         domain_column: Column of the domain (task) of a text, whose number in ``domain_ids`` [B] is for
             routers that are trained by label.
+        domain_groups: Domain of each value of `domain_column` (``moe-adapt group`` finds it); None makes
+            every value a domain.
+        domain_unknown: ``base`` leaves rows whose domain no training row has to what all share, and says so;
+            ``error`` refuses them.
         class_names: Names of the classes in the order of their numbers; None takes them from the training
             rows.
         column_names: Names of the columns of CSV and TSV files that have no header line.
@@ -62,6 +66,8 @@ class TextClassificationData(SeededDataModule):
         text_pair_column: str | None = None,
         label_column: str = "label",
         domain_column: str | None = None,
+        domain_groups: dict[str, str] | None = None,
+        domain_unknown: Unknown = "error",
         class_names: list[str] | None = None,
         column_names: list[str] | None = None,
         validation_fraction: float = 0.1,
@@ -78,7 +84,7 @@ class TextClassificationData(SeededDataModule):
         )
         self.text_columns = [text_column] if text_pair_column is None else [text_column, text_pair_column]
         self.label_column = label_column
-        self.domains = DomainColumn(domain_column)
+        self.domains = DomainColumn(domain_column, domain_groups, domain_unknown)
         self.column_names = column_names
         self.max_length = max_length
         self.class_names: list[str] = list(map(str, class_names or []))
@@ -102,6 +108,7 @@ class TextClassificationData(SeededDataModule):
             "label_column": self.label_column,
             "max_length": self.max_length,
             "tokenizer": self.tokenizer_name,
+            **self.domains.answering(),
         }
 
     def first_example(self) -> str:
