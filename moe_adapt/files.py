@@ -153,7 +153,11 @@ def settle(folder: Path) -> None:
     before they say that a folder is not there.
     """
     target = Path(os.path.realpath(folder))
-    beside = [path for path in target.parent.glob(f".{_escaped(target.name)}.*") if path.suffix in _LEFT]
+    beside = [
+        path
+        for path in target.parent.glob(f".{_escaped(target.name)}.*")
+        if path.suffix in _LEFT and path.name.count(".") == target.name.count(".") + 3  # not of NAME.jsonl
+    ]
     for path in beside:
         _if_dead(path, lambda path: _bring_back(path, target))
 

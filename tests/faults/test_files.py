@@ -129,3 +129,12 @@ def test_free_for(tmp_path):
         free_for(folder, "a trace", ["a.txt"], overwrite=True, alone=True)
     with pytest.raises(UserError, match="is a file"):
         free_for(folder / "a.txt", "a trace", [], overwrite=True)
+
+
+def test_what_is_written_under_a_longer_name_is_nobody_elses_left_over(tmp_path):
+    other = tmp_path / ".adapter.jsonl.0a1b2c3d.tmp"
+    own = tmp_path / ".adapter.0a1b2c3d.tmp"
+    other.write_text("a row")
+    own.write_text("half an adapter")
+    settle(tmp_path / "adapter")
+    assert other.exists() and not own.exists()
