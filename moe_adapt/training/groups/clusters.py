@@ -14,7 +14,7 @@ Reference: Rousseeuw, "Silhouettes: a graphical aid to the interpretation and va
 Journal of Computational and Applied Mathematics 20 (1987).
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.cluster.hierarchy import average, cut_tree
@@ -25,7 +25,8 @@ from moe_adapt.errors import UserError
 __all__ = ["Clusters", "agreement", "cluster_losses", "distances_of", "silhouettes"]
 
 
-class Clusters(NamedTuple):
+@dataclass(frozen=True)
+class Clusters:
     """Groups of the members of a matrix.
 
     Attributes:
