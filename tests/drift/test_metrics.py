@@ -102,6 +102,20 @@ def test_late_labels_reach_the_learner_with_their_own_rows():
     assert model.events.index(("learn", 0)) > model.events.index(("predict", 2))
 
 
+def test_a_delay_is_rivers_less_the_row_itself():
+    from river import evaluate, metrics, tree
+
+    from moe_adapt.drift.streams import synthetic_stream
+
+    stream = synthetic_stream("SEA_a", 600)
+    metric = metrics.Accuracy()
+    evaluate.progressive_val_score(iter(stream), tree.HoeffdingTreeClassifier(), metric, delay=51)
+    found = run(tree.HoeffdingTreeClassifier(), stream, delay=50, memory=False)
+    answered = found.predicted != UNANSWERED
+    assert answered.sum() == 549, "River leaves rows out that have no answer"
+    assert metric.get() == pytest.approx((found.truth == found.predicted)[answered].mean())
+
+
 def test_mistakes_are_told():
     with pytest.raises(UserError, match="empty"):
         run(Recorder(), [])
