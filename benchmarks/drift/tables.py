@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_adapt.drift.comparison.leads import lead, lead_table
-from moe_adapt.drift.comparison.report import markdown_table, missing_cells_note
+from moe_adapt.drift.comparison.report import markdown_table
 from moe_adapt.drift.comparison.summary import Results, ranking, summarise, wins_and_losses
 from moe_adapt.drift.streams.suites import SUITES
 
@@ -68,8 +68,7 @@ def streams(content: dict[str, Any]) -> list[str]:
         leads(results),
         "## Streams",
         "Prequential accuracy in %, mean ± standard deviation over seeds: of rows and learners on synthetic "
-        "streams, of learners alone on real ones.",
-        f"{missing_cells_note(results)}",
+        "streams, of learners alone on real ones. A number without a spread is of one seed.",
     ]
     for kind, part in (("synthetic", synthetic), ("real", real)):
         lines += [

@@ -17,7 +17,7 @@ from moe_adapt.drift.comparison.cells import UNIT
 from moe_adapt.drift.comparison.summary import Results
 from moe_adapt.drift.intervals import paired_block_interval
 
-__all__ = ["Lead", "lead", "lead_table"]
+__all__ = ["Lead", "accuracy_ends", "lead", "lead_table"]
 
 Cells = Sequence[Mapping[str, Any]]
 
@@ -114,15 +114,24 @@ def _mean(cells: Cells) -> float:
     return statistics.fmean(cell["accuracy"] for cell in cells)
 
 
+def accuracy_ends(cells: Cells, same_rows: bool) -> tuple[float, float] | None:
+    """Return the ends of the 95 % interval of a method's accuracy, in %; None where rows were not counted.
+
+    Args:
+        cells: Its results by seed.
+        same_rows: Whether all seeds see the same rows.
+    """
+    right = _right(cells)
+    if right is None:
+        return None
+    _, low, high = paired_block_interval(right, np.zeros_like(right), _sizes(cells), same_rows)
+    return 100 * low, 100 * high
+
+
 def _interval(own: Cells, other: Cells, same_rows: bool) -> tuple[float, float]:
-    if all(cell.get("right") for cell in (*own, *other)):
-        rows = own[0]["rows"]
-        starts = np.arange(0, rows, UNIT)
-        sizes = np.minimum(starts + UNIT, rows) - starts
-        first, second = (
-            np.array([[int(n) for n in cell["right"].split()] for cell in c]) for c in (own, other)
-        )
-        return paired_block_interval(first, second, sizes, same_rows)[1:]
+    first, second = _right(own), _right(other)
+    if first is not None and second is not None:
+        return paired_block_interval(first, second, _sizes(own), same_rows)[1:]
     if same_rows or len(own) < 2:
         return math.nan, math.nan
     from scipy.stats import t
@@ -132,6 +141,13 @@ def _interval(own: Cells, other: Cells, same_rows: bool) -> tuple[float, float]:
     return statistics.fmean(ahead) - reach, statistics.fmean(ahead) + reach
 
 
-def _right(cells: Cells) -> np.ndarray:
-    """Return right answers [seeds, units]."""
-    return np.array([[int(count) for count in cell["right"].split()] for cell in cells])
+def _right(cells: Cells) -> np.ndarray | None:
+    """Return right answers [seeds, units]; None if a result has none."""
+    if not cells or any(cell.get("right") is None for cell in cells):
+        return None
+    return np.array([cell["right"].split() for cell in cells], dtype=np.int64)
+
+
+def _sizes(cells: Cells) -> np.ndarray:
+    """Return the rows of the units, of which the last may be short."""
+    return np.diff([*range(0, cells[0]["rows"], UNIT), cells[0]["rows"]])

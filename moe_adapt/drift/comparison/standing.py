@@ -1,19 +1,16 @@
 """Who is ahead on a stream: our method or the best of the others, and whether the rows tell them apart.
 
-The difference is that of the accuracies on the seeds that both methods have. Its 95 % interval comes from
-blocks of rows (`moe_adapt.drift.intervals`); where it holds 0 the two are called level. Results without
-counts of right answers give no interval, and the means decide.
+Differences and their 95 % intervals are those of `moe_adapt.drift.comparison.leads`; where an interval holds
+0 the two are called level. Without an interval the means decide.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from moe_adapt.drift.comparison.cells import UNIT
-from moe_adapt.drift.comparison.summary import Results, paired_means
-from moe_adapt.drift.intervals import paired_block_interval
+from moe_adapt.drift.comparison.leads import accuracy_ends, lead
+from moe_adapt.drift.comparison.summary import Results
 from moe_adapt.drift.streams.suites import SUITES
 
 __all__ = ["Standing", "accuracy_interval", "our_methods", "standings", "verdict_sentence"]
@@ -72,27 +69,17 @@ def standings(results: Results) -> list[Standing]:
     own = our_methods(results)
     found = []
     for stream, methods in results.items() if own else ():
-        pairs = {
-            name: pair
-            for name in methods
-            if name not in own and (pair := paired_means(results, stream, [own[0], name])) is not None
-        }
-        if pairs:
-            rival = max(pairs, key=lambda name: pairs[name][name])
-            means = pairs[rival]
-            ends = _difference(methods[own[0]], methods[rival])
-            found.append(Standing(stream, own[0], rival, 100 * means[own[0]], 100 * means[rival], ends))
+        rivals = [name for name in methods if name not in own]
+        best = lead(methods, own[0], rivals, _same_rows(next(iter(methods.values()))[0]))
+        if best is not None:
+            ends = None if math.isnan(best.low) else (best.low, best.high)
+            found.append(Standing(stream, own[0], best.rival, *best.accuracy, ends))
     return found
 
 
 def accuracy_interval(cells: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
     """Return the ends of the 95 % interval of a method's accuracy on a stream, in %; None if unknown."""
-    counted = [_counts(cell) for cell in cells]
-    if not counted or any(one is None for one in counted):
-        return None
-    right = np.stack(counted)  # type: ignore[arg-type]
-    _, low, high = paired_block_interval(right, np.zeros_like(right), _sizes(cells[0]), _same_rows(cells[0]))
-    return 100 * low, 100 * high
+    return accuracy_ends(cells, _same_rows(cells[0])) if cells else None
 
 
 def verdict_sentence(found: Sequence[Standing]) -> str:
@@ -127,28 +114,6 @@ def _on_one(one: Standing) -> str:
 def _listed(names: Iterable[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
-
-
-def _difference(
-    own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
-) -> tuple[float, float] | None:
-    seeds = {cell["seed"] for cell in own} & {cell["seed"] for cell in other}
-    pairs = [[_counts(cell) for cell in cells if cell["seed"] in seeds] for cells in (own, other)]
-    if any(one is None for counts in pairs for one in counts):
-        return None
-    first, second = (np.stack(counts) for counts in pairs)  # type: ignore[arg-type]
-    _, low, high = paired_block_interval(first, second, _sizes(own[0]), _same_rows(own[0]))
-    return 100 * low, 100 * high
-
-
-def _counts(cell: Mapping[str, Any]) -> np.ndarray | None:
-    right = cell.get("right")
-    return None if right is None else np.array(right.split(), dtype=np.int64)
-
-
-def _sizes(cell: Mapping[str, Any]) -> np.ndarray:
-    """Return the rows of the units that right answers are counted in, of which the last may be short."""
-    return np.diff([*range(0, cell["rows"], UNIT), cell["rows"]])
 
 
 def _same_rows(cell: Mapping[str, Any]) -> bool:

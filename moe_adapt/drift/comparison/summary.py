@@ -6,7 +6,7 @@ from typing import Any
 
 from moe_adapt.drift.ranks import Ranking, rank_methods
 
-__all__ = ["METRICS", "Results", "paired_means", "ranking", "summarise", "wins_and_losses"]
+__all__ = ["METRICS", "Results", "ranking", "summarise", "wins_and_losses"]
 
 #: Metric -> heading and factor.
 METRICS = {
@@ -40,7 +40,7 @@ def summarise(results: Results, metric: str) -> dict[str, dict[str, tuple[float,
     return table
 
 
-def paired_means(results: Results, stream: str, methods: Sequence[str]) -> dict[str, float] | None:
+def _paired(results: Results, stream: str, methods: Sequence[str]) -> dict[str, float] | None:
     """Return mean accuracies over the seeds that all methods have on a stream; None if there are none."""
     own = [{cell["seed"]: cell["accuracy"] for cell in results[stream].get(method, ())} for method in methods]
     shared = set(own[0]).intersection(*own[1:]) if own else set()
@@ -58,7 +58,7 @@ def ranking(results: Results, methods: Sequence[str]) -> Ranking | None:
         results: Results of all cells.
         methods: The methods to rank.
     """
-    means = [found for stream in results if (found := paired_means(results, stream, methods)) is not None]
+    means = [found for stream in results if (found := _paired(results, stream, methods)) is not None]
     if not means or len(methods) < 2:
         return None
     return rank_methods({method: [mean[method] for mean in means] for method in methods})
@@ -74,7 +74,7 @@ def wins_and_losses(results: Results, method: str) -> dict[str, dict[str, float]
     lost: dict[str, dict[str, float]] = {}
     for stream, methods in results.items():
         for other in methods:
-            pair = paired_means(results, stream, [method, other]) if other != method else None
+            pair = _paired(results, stream, [method, other]) if other != method else None
             if pair is not None and pair[other] > pair[method]:
                 lost.setdefault(stream, {})[other] = 100 * (pair[other] - pair[method])
     return lost

@@ -78,16 +78,18 @@ def test_without_counts_the_means_decide():
     assert accuracy_interval(old["one"]["driftmoe"]) is None
 
 
-def test_seeds_that_only_one_method_has_do_not_count():
+def test_seeds_of_only_one_method_count_where_all_see_the_same_rows():
     found = {
-        "s": {
-            "driftmoe": [cell("s", "driftmoe", 1, [90] * 4), cell("s", "driftmoe", 2, [10] * 4)],
-            "arf10": [cell("s", "arf10", 1, [80] * 4)],
+        stream: {
+            "driftmoe": [cell(stream, "driftmoe", 1, [90] * 4), cell(stream, "driftmoe", 2, [70] * 4)],
+            "arf10": [cell(stream, "arf10", 1, [60] * 4)],
         }
+        for stream in ("phishing", "SEA_a")
     }
-    (one,) = standings(found)
-    assert (one.own, one.other) == (pytest.approx(90), pytest.approx(80))
-    assert one.ends == (pytest.approx(10), pytest.approx(10))
+    real, generated = standings(found)
+    assert (real.own, real.lead) == (pytest.approx(80), pytest.approx(20))
+    assert real.ends == (pytest.approx(10), pytest.approx(30))
+    assert (generated.own, generated.ends) == (pytest.approx(90), (pytest.approx(30), pytest.approx(30)))
 
 
 def test_methods_of_our_kind_are_no_rivals():
