@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "avalanche": ("avalanche",),
     "sweep": ("ray",),
     "serve": ("fastapi", "uvicorn"),
+    "completion": ("shtab",),
 }
 
 

@@ -35,7 +35,7 @@ def generate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="rows at a time (default: 8)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
-    options = parser.parse_intermixed_args(list(argv))
+    options = parser.parse(argv, intermixed=True)
     if (options.rows is None) == (options.prompt is None):
         raise UserError("give a file of rows, or one --prompt TEXT.")
     if options.batch_size < 1:

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 
+from moe_adapt.cli.short_help import short_help
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.extras import advice, unmet
 from moe_adapt.runs.trust import trusting
@@ -71,6 +72,9 @@ COMMANDS = {
     "list": Command(
         "moe_adapt.cli.listing:show", "list packaged configurations, learners and routing components"
     ),
+    "completion": Command(
+        "moe_adapt.cli.completion:completion", "print a script that completes commands in bash or zsh"
+    ),
     "doctor": Command("moe_adapt.cli.doctor:doctor", "check versions, device, extras and PEFT registration"),
     "demo": Command("moe_adapt.demo.__main__:main", "train three adapters on news, compose them, remove one"),
 }
@@ -125,17 +129,23 @@ def _dispatch(words: list[str]) -> None:
         raise UserError(
             f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Commands: {', '.join(COMMANDS)}."
         )
+    if "-h" in rest or "--help" in rest:
+        told = short_help(name)
+        if told is not None:
+            print(told, end="")
+            return
+    rest = ["--help" if word == "--help-all" else word for word in rest]
     try:
         COMMANDS[name].load()(rest)
     except ModuleNotFoundError as missing:
         user = f"moe-adapt {name}"
-        told = advice(missing.name or "", user) or unmet(missing, user)
-        if told is None:
+        mended = advice(missing.name or "", user) or unmet(missing, user)
+        if mended is None:
             raise
-        raise told from missing
+        raise mended from missing
 
 
 def help_text() -> str:
     """Return what ``moe-adapt --help`` prints: every command with its line."""
-    lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: moe-adapt COMMAND [options]", "", "commands:", *lines, "", EPILOG.rstrip()])

@@ -14,7 +14,7 @@ Without ``@split`` the split is the one asked for (train, validation or test).
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -189,8 +189,19 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."
 
 
-def require_columns(table: Table | Dataset, columns: Iterable[str], source: TableSource) -> None:
+def require_columns(
+    table: Table | Dataset,
+    columns: Iterable[str],
+    source: TableSource,
+    options: Mapping[str, str] | None = None,
+) -> None:
     """Check that a table has all `columns`.
+
+    Args:
+        table: The table.
+        columns: Names that it must have.
+        source: Where it came from.
+        options: Option that names a column, by column; the message says it.
 
     Raises:
         UserError: If one is missing; the message lists those that exist.
@@ -200,6 +211,7 @@ def require_columns(table: Table | Dataset, columns: Iterable[str], source: Tabl
             raise UserError(
                 f"{describe(source)} has no column {column!r}.{did_you_mean(column, table.column_names)} "
                 f"Its columns: {', '.join(table.column_names)}."
+                + (f" Choose one with {options[column]} NAME." if options and column in options else "")
             )
 
 

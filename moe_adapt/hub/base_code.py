@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_adapt.backbones.text import resolve_pooling
+from moe_adapt.data.packages import public_name
 from moe_adapt.extras import LazyModule
 
 __all__ = ["BaseCode", "is_timm_model"]
@@ -98,7 +99,9 @@ class BaseCode:
 
 
 def _without_path(value: Any) -> Any:
-    return f"PATH_OF/{Path(value).name}" if isinstance(value, str) and Path(value).exists() else value
+    if not isinstance(value, str):
+        return value
+    return f"PATH_OF/{Path(value).name}" if Path(value).exists() else public_name(value)
 
 
 def _from_pretrained(auto: str, name: str, **options: Any) -> str:

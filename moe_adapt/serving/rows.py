@@ -5,15 +5,16 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from moe_adapt.data.tables import load_table
 from moe_adapt.errors import UserError
+from moe_adapt.serving.known import unknown_values
 
-__all__ = ["Scores", "batched", "open_output", "read_rows", "with_answer"]
+__all__ = ["Scores", "answered", "batched", "json_lines", "open_output", "read_rows", "table_lines", "with_answer"]
 
 
 def read_rows(source: str, column: str) -> Iterator[dict[str, Any]]:
@@ -29,7 +30,7 @@ def read_rows(source: str, column: str) -> Iterator[dict[str, Any]]:
         UserError: If the file is not there, or a row cannot be read; the message names the line.
     """
     if source == "-":
-        yield from _lines(sys.stdin, "standard input", column)
+        yield from json_lines(sys.stdin, "standard input", column)
         return
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
@@ -38,19 +39,49 @@ def read_rows(source: str, column: str) -> Iterator[dict[str, Any]]:
         return
     with path.open(newline="", encoding="utf-8-sig") as file:
         if suffix == ".jsonl":
-            yield from _lines(file, source, None)
+            yield from json_lines(file, source)
             return
-        reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
-        for row in reader:
-            if None in row or None in row.values():
-                raise UserError(
-                    f"line {reader.line_num} of {source} has another number of cells than its header."
-                )
-            yield dict(row)
+        yield from table_lines(file, source, "\t" if suffix == ".tsv" else ",")
 
 
-def _lines(file: TextIO, name: str, column: str | None) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file, start=1):
+def table_lines(
+    lines: Iterable[str], name: str, delimiter: str, heads: Sequence[str] | None = None, first: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a CSV or TSV text.
+
+    Args:
+        lines: Its lines with their ends.
+        name: What messages call it.
+        delimiter: What is between two cells.
+        heads: Names of the columns; None takes the first line.
+        first: Number of the first line, for messages.
+
+    Raises:
+        UserError: If a row has too many or too few cells.
+    """
+    reader = csv.DictReader(lines, fieldnames=heads, delimiter=delimiter)
+    for row in reader:
+        if None in row or None in row.values():
+            number = reader.line_num + first - 1
+            raise UserError(f"line {number} of {name} has another number of cells than its header.")
+        yield dict(row)
+
+
+def json_lines(
+    lines: Iterable[str], name: str, column: str | None = None, first: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of JSON lines.
+
+    Args:
+        lines: The lines.
+        name: What messages call them.
+        column: Column of a line that is a text; None takes objects alone.
+        first: Number of the first line, for messages.
+
+    Raises:
+        UserError: If a line is no object.
+    """
+    for number, line in enumerate(lines, start=first):
         text = line.strip()
         if not text:
             continue
@@ -92,6 +123,38 @@ def with_answer(row: Mapping[str, Any], number: int, answer: Mapping[str, Any]) 
             f"the input has a column {taken[0]!r} already, which the answer would replace: rename it."
         )
     return {**({} if "id" in row else {"id": number}), **row, **answer}
+
+
+def answered(
+    model: Any, batch: Sequence[Mapping[str, Any]], number: int, top: int
+) -> Iterator[tuple[dict[str, Any], Any, str, tuple[str, str] | None]]:
+    """Yield the rows of a batch with their answers.
+
+    Args:
+        model: The classifier.
+        batch: Rows.
+        number: Number of the first one.
+        top: Classes to name.
+
+    Yields:
+        The row with its answer, its label, the predicted class; column and value where the row says whose it
+        is and nothing was trained for that one.
+
+    Raises:
+        UserError: If a row cannot be answered.
+    """
+    column = model.domain_column
+    inputs = [model.inputs_of(row, number + place) for place, row in enumerate(batch)]
+    domains = None if column is None else [row.get(column) for row in batch]
+    answers = model(inputs, top, domains=domains)
+    for place, (row, answer) in enumerate(zip(batch, answers, strict=True)):
+        unknown = unknown_values(model.adapters[model.first], [row.get(column)]) if column else []
+        yield (
+            with_answer(row, number + place, answer.row(top > 1)),
+            row.get(model.label_column),
+            answer.prediction,
+            (str(column), unknown[0]) if unknown else None,
+        )
 
 
 @contextmanager

@@ -112,7 +112,8 @@ class SeededDataModule(L.LightningDataModule):
         needed = _SPLIT_OF_STAGE[stage]
         if needed not in self.splits:
             raise UserError(
-                f"no {needed} rows: set `{needed}` of {type(self).__name__} to a file, folder or data set."
+                f"no {needed} rows: set `{needed}` of {type(self).__name__} (--data.{needed}) to a file, a "
+                "folder or a data set."
             )
 
     def _setup_train(self) -> None:

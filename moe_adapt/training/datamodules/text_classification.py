@@ -143,7 +143,10 @@ class TextClassificationData(SeededDataModule):
 
     def _table(self, source: TableSource, split: str) -> Table | Dataset:
         table = load_table(source, split, self.column_names)
-        require_columns(table, [*self.text_columns, self.label_column], source)
+        names = zip(self.text_columns, ("text_column", "text_pair_column"), strict=False)
+        options = {column: f"--data.{name}" for column, name in names}
+        options[self.label_column] = "--data.label_column"
+        require_columns(table, [*self.text_columns, self.label_column], source, options)
         return table
 
     def read(self, source: TableSource, split: str) -> Rows:
