@@ -23,7 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "drift": ("river", "numba", "scipy"),
     "avalanche": ("avalanche",),
     "sweep": ("ray",),
-    "serve": ("fastapi", "uvicorn"),
+    "serve": ("fastapi", "uvicorn", "httpx2"),
     "completion": ("shtab",),
 }
 

@@ -34,7 +34,10 @@ def export(argv: Sequence[str]) -> None:
 
     name = repository(options.to) if online else None
     folder = Path(options.to) if name is None else options.run / "export" / name.partition("/")[2]
-    write = _export_learner if is_stream_run(options.run) else _export_adapter
+    if (options.run / "compose.json").is_file():
+        write = _export_composed
+    else:
+        write = _export_learner if is_stream_run(options.run) else _export_adapter
     print(write(options, folder, overwrite=options.overwrite or online))
     if name is not None:
         print(f"pushed: {push_folder(folder, name, private=options.private)}")
@@ -48,6 +51,18 @@ def _export_adapter(options: Namespace, folder: Path, overwrite: bool) -> Any:
     given = {name: getattr(options, name) for name in ("form", *OF_ADAPTERS)}
     given = {name: value for name, value in given.items() if value is not None}
     return export_run(options.run, folder, license=options.license, overwrite=overwrite, **given)
+
+
+def _export_composed(options: Namespace, folder: Path, overwrite: bool) -> Any:
+    from moe_adapt.hub.composition.split import split
+
+    foreign = [name for name in (*OF_ADAPTERS, "license") if getattr(options, name) is not None]
+    if options.form != "experts" or foreign:
+        raise UserError(
+            f"{options.run} is a composed adapter and can be published as it is; only --form experts is "
+            "written, its experts as ordinary LoRAs."
+        )
+    return split(options.run, folder, overwrite=overwrite)
 
 
 def _export_learner(options: Namespace, folder: Path, overwrite: bool) -> Any:

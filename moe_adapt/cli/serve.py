@@ -1,5 +1,7 @@
 """``moe-adapt serve RUN_OR_ADAPTER ...|POOL``: answer over HTTP."""
 
+import os
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,10 @@ def serve(argv: Sequence[str]) -> None:
             raise UserError(f"--{name} must be at least 1, got {getattr(options, name)}.")
     if options.max_seconds <= 0 or not 0 <= options.port < 65536:
         raise UserError("--max_seconds must be above 0 and --port from 0 to 65535.")
-    require("moe-adapt serve", "fastapi", "uvicorn")
+    require("moe-adapt serve", "fastapi", "uvicorn", "httpx2")
+    if options.upstream is not None:
+        _gateway(options)
+        return
 
     import uvicorn
 
@@ -38,6 +43,52 @@ def serve(argv: Sequence[str]) -> None:
     print(f"models: {', '.join(model.adapters)}", flush=True)
     print(f"http://{options.host}:{options.port}  (a page to try it; Ctrl-C ends)", flush=True)
     uvicorn.run(make_app(engine, limits), host=options.host, port=options.port, log_level="warning")
+
+
+def _gateway(options: Namespace) -> None:
+    """Decide here, and let another engine answer."""
+    import uvicorn
+
+    from moe_adapt.hub.composition.choosing import ExpertChoice
+    from moe_adapt.serving.http.gateway import Gateway, make_gateway, upstream_models
+
+    if len(options.sources) != 1:
+        raise UserError("--upstream takes one composed adapter, whose router decides.")
+    upstream = options.upstream.rstrip("/")
+    upstream = upstream if upstream.endswith("/v1") else f"{upstream}/v1"
+    name, equals, folder = options.sources[0].rpartition("=")
+    models = upstream_models(upstream, os.environ.get("OPENAI_API_KEY"))
+    choose = ExpertChoice(folder, options.base)
+    lost = [expert for expert in choose.experts if expert not in models]
+    if lost:
+        raise UserError(
+            f"the engine at {upstream} has no model {', '.join(map(repr, lost))}: load the experts under "
+            f"their names. `moe-adapt export {folder} --form experts --to DIR` writes them and prints the "
+            "command."
+        )
+    others = [model for model in models if model not in choose.experts]
+    base = options.upstream_base or next(iter(others), None)
+    if base is None:
+        raise UserError(
+            "the engine does not list its base model: say what it is called with --upstream_base."
+        )
+    gateway = Gateway(
+        upstream,
+        name if equals else Path(folder).name,
+        list(dict.fromkeys([*models, base])),
+        base,
+        choose,
+        options.max_body,
+        options.max_seconds,
+    )
+    if gateway.name in models:
+        raise UserError(f"the engine has a model {gateway.name!r} already: name the gateway's NAME={folder}.")
+    print(
+        f"{gateway.name} chooses among {', '.join(choose.experts)}, else {base}; {upstream} answers",
+        flush=True,
+    )
+    print(f"http://{options.host}:{options.port}/v1  (Ctrl-C ends)", flush=True)
+    uvicorn.run(make_gateway(gateway), host=options.host, port=options.port, log_level="warning")
 
 
 def open_all(sources: Sequence[str], base: str | None) -> Any:
@@ -89,6 +140,13 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--base", metavar="DIR", help="the base model, where an adapter does not say where it is"
     )
+    parser.add_argument(
+        "--upstream",
+        metavar="URL",
+        help="decide here with a composed adapter, and let an OpenAI-compatible engine that has its experts "
+        "as LoRAs answer (a key for it: OPENAI_API_KEY)",
+    )
+    parser.add_argument("--upstream_base", metavar="NAME", help="what that engine calls the base model")
     parser.add_argument(
         "--max_batch", type=int, default=16, metavar="N", help="answers at a time (default: 16)"
     )

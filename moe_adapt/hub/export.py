@@ -24,6 +24,7 @@ from moe_adapt.experts.conv import ConvGeometry
 from moe_adapt.hub.answering import write_answering
 from moe_adapt.hub.calibration import constant_gates, mean_gates
 from moe_adapt.hub.card import About, expert_card, hub_id, make_card
+from moe_adapt.hub.engines import engine_commands
 from moe_adapt.hub.folder import folder_size, new_folder, write_json
 from moe_adapt.hub.gap import Gap, measure_gap
 from moe_adapt.hub.load import (
@@ -71,6 +72,8 @@ class ExportReport:
             f"{self.folder}: {self.tensors} tensors, {self.parameters:,} values, {self.size / 1e6:.2f} MB, "
             "read back and equal"
         )
+        if self.record["form"] == "experts":
+            return text + self._engines()
         if self.record["form"] != "merged":
             return text
         text += f"\n{self.record['word']}, rank {self.record['rank']}"
@@ -82,6 +85,18 @@ class ExportReport:
         elif served > 16:
             text += f"; vLLM needs --max-lora-rank {served}"
         return text + ("" if self.gap is None else f"; {self.gap}")
+
+    def _engines(self) -> str:
+        """Return how engines load the experts; nothing for experts that write no text."""
+        rank = self.record["max_lora_rank"]
+        if self.record.get("task") != "CAUSAL_LM" or rank is None:
+            return ""
+        folders = [self.folder / name for name in self.record["experts"]]
+        named = {
+            folder.name if not folder.name.isdigit() else f"{self.folder.name}-{folder.name}": folder
+            for folder in folders
+        }
+        return "\n" + engine_commands(named, self.record["base"] or "FOLDER_OF_THE_BASE_MODEL", rank)
 
 
 def export_model(
@@ -133,6 +148,7 @@ def export_experts(
     geometries = {layer.site: _geometry(layer) for layer in _layers(peft_model, adapter)}
     with new_folder(Path(to), overwrite) as work:
         written: list[Tensor] = []
+        rank = 0
         for expert in range(count):
             folder = work / "experts" / str(expert)
             folder.mkdir(parents=True)
@@ -141,13 +157,22 @@ def export_experts(
                 for site, bank in banks.items()
                 if expert < bank.num_experts
             }
+            rank = max(rank, stock_rank(sites))
             write_stock_lora(folder, sites, head, **settings)
             expert_card(
                 peft_model.peft_config[adapter].to_dict(), about or About(), Path(to).resolve().name, expert
             ).save(folder / "README.md")
             written += read_tensors(folder).values()
         names = [f"experts/{expert}" for expert in range(count)]
-        record = {"form": "experts", "word": "lossy", "experts": names}
+        record = {
+            "form": "experts",
+            "word": "lossy",
+            "experts": names,
+            "rank": rank,
+            "max_lora_rank": served_rank(rank),
+            "task": settings["task_type"],
+            "base": settings["base_model_name_or_path"],
+        }
         _describe(peft_model, adapter, work, Path(to), record, about or About())
     return _report(Path(to), written, record)
 

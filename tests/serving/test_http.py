@@ -1,8 +1,6 @@
 """The server on the loopback, through OpenAI's own client and through bad requests."""
 
 import asyncio
-import json
-import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,43 +11,25 @@ fastapi = pytest.importorskip("fastapi", reason="needs fastapi (extra 'serve')")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn (extra 'serve')")
 openai = pytest.importorskip("openai", reason="needs the openai client (extra 'dev')")
 
-from urllib.error import HTTPError  # noqa: E402
-from urllib.request import Request, urlopen  # noqa: E402
+from urllib.request import urlopen  # noqa: E402
 
 from moe_adapt.serving.http import Engine, Limits, make_app  # noqa: E402
 from moe_adapt.serving.http.engine import Busy, Job  # noqa: E402
 from moe_adapt.serving.opening import open_adapters, open_model  # noqa: E402
 from tests.serving.models import NAMES, classifier, language_model  # noqa: E402
+from tests.serving.running import Running  # noqa: E402
 
 
-class Server:
-    """A server on a free port, in a thread."""
+class Server(Running):
+    """Our application over an engine."""
 
     def __init__(self, model: Any, limits: Limits, **options: Any) -> None:
         self.engine = Engine(model, **options)
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(make_app(self.engine, limits), log_level="error"))
-        self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
-        self.thread.start()
-        while not self.server.started:
-            threading.Event().wait(0.01)
+        super().__init__(make_app(self.engine, limits))
 
     def close(self) -> None:
-        self.server.should_exit = True
-        self.thread.join()
+        super().close()
         self.engine.close()
-        self.socket.close()
-
-    def post(self, path: str, body: bytes | dict) -> tuple[int, dict]:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = Request(self.url + path, data, {"content-type": "application/json"}, method="POST")
-        try:
-            with urlopen(request) as answer:
-                return answer.status, json.load(answer)
-        except HTTPError as error:
-            return error.code, json.load(error)
 
 
 LIMITS = Limits(max_body=20_000, max_seconds=60, max_new_tokens=40, max_rows=8)
