@@ -1,6 +1,7 @@
 """``moe-adapt compare RUN RUN ...``: a table of runs, paired where seeds agree; ``--to`` writes a report."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from moe_adapt.cli.arguments import CommandParser
@@ -25,9 +26,12 @@ def compare(argv: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from moe_adapt.evaluation.words import method_words, metric_words
     from moe_adapt.runs.comparison import compare_pairs, read_run
+    from moe_adapt.runs.comparison_report import write_comparison
 
-    runs = [read_run(folder) for folder in options.runs]
+    found = [read_run(folder) for folder in options.runs]
+    runs = [replace(run, name=method_words(run.name)) for run in found]
     shared = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
     if not shared:
         raise UserError("the runs share no metric: compare runs of one kind.")
@@ -63,43 +67,17 @@ def compare(argv: Sequence[str]) -> None:
     for pair in pairs:
         spread = "" if pair.interval is None else f" ± {pair.interval:.4f}"
         sentences.append(
-            f"{metric}, {pair.first} minus {pair.second}: {pair.difference:+.4f}{spread} "
+            f"{metric_words(metric)}, {pair.first} minus {pair.second}: {pair.difference:+.4f}{spread} "
             f"({pair.seeds} shared seeds): {pair.verdict}"
         )
     for sentence in sentences:
         console.print(sentence, markup=False, soft_wrap=True)
     if options.to is not None:
-        print(f"report: {_write(options.to, metric, heads, rows, shared, sentences, options.overwrite)}")
+        print(f"report: {write_comparison(options.to, runs, shared, metric, sentences, options.overwrite)}")
 
 
 #: Metrics that pairs are compared by, if none is asked for.
 PREFERRED = ("test/acc", "val/acc", "final_accuracy", "val/loss")
-
-
-def _write(
-    to: Path,
-    metric: str,
-    heads: list[str],
-    rows: list[list[str | float | None]],
-    shared: list[str],
-    sentences: list[str],
-    overwrite: bool,
-) -> Path:
-    from html import escape
-
-    from moe_adapt.evaluation.html import page, table, verdict
-
-    if to.exists() and not overwrite:
-        raise UserError(f"{to} exists already; choose another file or replace it with --overwrite.")
-    best = {
-        3 + place: "min" if "loss" in name or "forget" in name else "max" for place, name in enumerate(shared)
-    }
-    said = sentences[0] if sentences else f"{len(rows)} runs, no two methods share a seed"
-    parts = [verdict(f"{said}."), "<h2>Runs</h2>", table(heads, rows, best)]  # type: ignore[arg-type]
-    parts += [f"<h2>Pairs, by {escape(metric)}</h2>", *(f"<p>{escape(line)}.</p>" for line in sentences)]
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(page("Comparison of runs", parts), encoding="utf-8")
-    return to
 
 
 def _parser() -> CommandParser:

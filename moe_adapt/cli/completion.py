@@ -67,7 +67,7 @@ def script(shell: str) -> str:
         if name in WORDS:
             words = own.add_subparsers()
             for word in WORDS[name]:
-                _copy(_actions(name, [word]), words.add_parser(word, add_help=False))
+                _copy(_actions(name, [word]), words.add_parser(word, help=word, add_help=False))
         else:
             _copy(_actions(name, []), own)
     preamble = PREAMBLES[shell].format(names=" ".join(packaged_configs()))
@@ -80,6 +80,7 @@ def _actions(command: str, words: Sequence[str]) -> Iterator[argparse.Action]:
 
     if command in OF_THE_TRAINER:
         yield from _of_the_trainer(command)
+        yield from _of_classes()
     elif command == "stream":
         from moe_adapt.cli.stream import stream_parser
 
@@ -88,6 +89,18 @@ def _actions(command: str, words: Sequence[str]) -> Iterator[argparse.Action]:
         with collecting() as found:
             COMMANDS[command].load()(words)
         yield from found[0]._actions
+
+
+def _of_classes() -> Iterator[argparse.Action]:
+    """Yield the options of our models and data, which the trainer's parser knows once they are chosen."""
+    from moe_adapt.cli.options import constructor_options
+    from moe_adapt.training import datamodules, modules
+
+    for prefix, room in (("model", modules), ("data", datamodules)):
+        for name in dict.fromkeys(
+            option.name for key in room.__all__ for option in constructor_options(getattr(room, key))
+        ):
+            yield argparse.Action([f"--{prefix}.{name}"], dest=f"{prefix}.{name}", metavar="VALUE")
 
 
 class _Made(Exception):

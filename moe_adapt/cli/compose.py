@@ -103,7 +103,7 @@ def _evaluate(options: Namespace) -> None:
     found.save(to)
     if find_spec("matplotlib") is not None:
         plot_composition(found.accuracy, found.routing, found.columns, to / "evaluation.png")
-    print(f"{found}\nreport: {to / 'evaluation.md'}")
+    print(f"{found}\nreport: {to / 'evaluation.html'}")
 
 
 def _folder(options: Namespace) -> Path:

@@ -10,20 +10,23 @@ from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
+from moe_adapt.evaluation.words import method_words, metric_words
 from moe_adapt.files import write_file
+from moe_adapt.hub.load import file_hash
+from moe_adapt.runs.export import TEST_FILE
 from moe_adapt.runs.outcome import Outcome, examine, outcome_of, result_rows, routing_sentences
-from moe_adapt.runs.report import WORDS, judge, write_report
+from moe_adapt.runs.report import judge, write_report
 from moe_adapt.training.callbacks import BestCheckpoint, HeadStart
 from moe_adapt.training.callbacks.head_start import BASELINES
 from moe_adapt.training.modules.base import AdaptedModule
 
-__all__ = ["end_fit", "end_test", "run_name"]
+__all__ = ["end_fit", "end_test", "keep_test", "run_name"]
 
 
 def run_name(module: Any) -> str:
     """Return what a run is called in tables: its method, or that it has none."""
     config = getattr(module, "tuner_config", None)
-    return "this run (head only)" if config is None else f"this run ({config.method})"
+    return "this run (head only)" if config is None else f"this run ({method_words(config.method)})"
 
 
 def end_fit(trainer: Trainer, module: Any, data: Any, folder: Path, others: Mapping[str, float]) -> None:
@@ -49,7 +52,7 @@ def end_fit(trainer: Trainer, module: Any, data: Any, folder: Path, others: Mapp
     report = write_report(folder, outcome, name)
     console = Console(highlight=False)
     if outcome.value is not None:
-        heads = ["", WORDS.get(outcome.metric, outcome.metric)]
+        heads = ["", metric_words(outcome.metric)]
         console.print(_table(heads, result_rows(outcome, name), outcome.higher_is_better))
     lines = [judge(outcome, name)]
     sentences = routing_sentences(outcome.routing)
@@ -77,8 +80,6 @@ def _next(folder: Path, module: Any, data: Any) -> list[str]:
         first = f"moe-adapt chat {run}"
     else:
         first = f"moe-adapt predict {run} rows.jsonl --to answers.jsonl"
-    if getattr(module, "tuner", None) is None:
-        return [first]
     return [first, f"moe-adapt export {run} --to adapters/{shlex.quote(folder.name)}"]
 
 
@@ -102,6 +103,22 @@ def end_test(trainer: Trainer, module: Any, metrics: Mapping[str, float], headin
         console.print(_table(["", f"accuracy on {heading}"], rows, True))
     for name, value in metrics.items():
         console.print(f"{name:<16}{value:.4f}", markup=False)
+
+
+def keep_test(trainer: Trainer, folder: Path, checkpoint: str | None, metrics: Mapping[str, float]) -> None:
+    """Leave what was measured in the run's folder, with the checkpoint's hash, for the card of an export.
+
+    Args:
+        trainer: The trainer.
+        folder: The run's folder.
+        checkpoint: What was measured; None for a model that was not trained.
+        metrics: What the trainer returned.
+    """
+    if checkpoint is None or not trainer.is_global_zero or not (folder / "manifest.json").is_file():
+        return
+    path = Path(checkpoint)
+    content = {"checkpoint": path.name, "sha256": file_hash(path), "metrics": dict(metrics)}
+    write_file(folder / TEST_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def _table(heads: list[str], rows: list[tuple[str, float | None]], higher: bool) -> Table:

@@ -31,7 +31,7 @@ import moe_adapt.training.datamodules
 import moe_adapt.training.modules  # noqa: F401  the classes, for their bare names
 from moe_adapt.cli import defaults
 from moe_adapt.cli.baseline import Baseline, check_baseline, train_baseline
-from moe_adapt.cli.ending import end_fit, end_test
+from moe_adapt.cli.ending import end_fit, end_test, keep_test
 from moe_adapt.cli.keyed import count_keys, options_of_key, split_key
 from moe_adapt.cli.main import Interrupted
 from moe_adapt.cli.run_config import CheckClasses, SaveRunConfig
@@ -256,6 +256,7 @@ class RoutedCLI(LightningCLI):
         """Evaluate on the test data."""
         (metrics,) = self._run(self.trainer.test, kwargs | {"verbose": False}) or [{}]
         end_test(self.trainer, self.model, metrics, "test rows")
+        keep_test(self.trainer, self.folder, self.options.ckpt_path, metrics)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write the predictions into the run's folder."""

@@ -5,7 +5,7 @@ in the text's own colour (`moe_adapt.evaluation.svg`), or PNG files that the sty
 """
 
 import base64
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ STYLE = """
   --band: #f4f6f8; --accent: #2563a8; --warm: #b4560a; }
 @media (prefers-color-scheme: dark) { :root { --page: #15181c; --text: #e4e8ec; --faint: #98a2ad;
   --line: #343b43; --band: #1d2228; --accent: #7db2ef; --warm: #f0a35e; }
-  img.plot { filter: invert(1) hue-rotate(180deg); } }
+  img.plot { filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 4rem;
   background: var(--page); color: var(--text); overflow-wrap: anywhere; }
@@ -29,15 +29,18 @@ a { color: var(--accent); }
   padding: .7rem 1rem; margin: 0 0 1.4rem; }
 .note { color: var(--faint); font-size: .9rem; }
 .wide { overflow-x: auto; margin: .6rem 0; -webkit-overflow-scrolling: touch; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
-th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--line);
+table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums;
+  font-size: 15px; line-height: 22px; }
+th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid var(--line);
   overflow-wrap: normal; }
 th { font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page);
   min-width: 7rem; max-width: 16rem; overflow-wrap: break-word; }
 .texts th:first-child, .texts td:first-child { min-width: 11rem; }
-.facts th:first-child, .facts td:first-child { color: var(--faint); }
-.facts td, .texts td { text-align: left; }
+.facts th:first-child, .facts td:first-child { color: var(--faint); min-width: 8.5rem; }
+td { white-space: nowrap; }
+td:first-child, .facts td, .texts td { white-space: normal; }
+.facts td, .texts td, .texts th { text-align: left; }
 td.best { font-weight: 700; }
 pre, code { font: .87rem/1.45 ui-monospace, monospace; }
 pre { overflow-x: auto; background: var(--band); padding: .7rem 1rem; }
@@ -95,8 +98,10 @@ def table(
     best: Mapping[int, Literal["max", "min"]] | None = None,
     texts: bool = False,
     bold: Collection[tuple[int, int]] = (),
+    best_of_rows: Mapping[int, str] | None = None,
+    digits: int = 3,
 ) -> str:
-    """Return a table; numbers with a fraction have three digits, None is a dash.
+    """Return a table; None is a dash.
 
     Args:
         heads: Headings of the columns.
@@ -104,15 +109,23 @@ def table(
         best: Columns whose best value is bold, by number: the highest (``max``) or lowest (``min``).
         texts: Whether the cells are texts, which are set to the left.
         bold: Cells that are bold as well, as numbers of row and column.
+        best_of_rows: As `best` for rows, whose cells after the first are compared.
+        digits: Digits of numbers with a fraction.
     """
     lines = [list(row) for row in rows]
-    strong = {(row, column) for column, which in (best or {}).items() for row in _best(lines, column, which)}
+    strong = {
+        (row, column)
+        for column, which in (best or {}).items()
+        for row in _best([line[column] for line in lines], which)
+    }
     strong.update(bold)
+    for row, which in (best_of_rows or {}).items():
+        strong |= {(row, column) for column in _best(lines[row], which) if column}
     head = "".join(f"<th>{escape(str(name))}</th>" for name in heads)
     body = "\n".join(
         "<tr>"
         + "".join(
-            f"<td{' class=best' if (number, column) in strong else ''}>{_cell(value)}</td>"
+            f"<td{' class=best' if (number, column) in strong else ''}>{_cell(value, digits)}</td>"
             for column, value in enumerate(line)
         )
         + "</tr>"
@@ -122,15 +135,15 @@ def table(
     return f'<div class="wide"><table{kind}><tr>{head}</tr>\n{body}\n</table></div>'
 
 
-def _best(rows: list[list[Any]], column: int, which: str) -> list[int]:
-    known = {n: row[column] for n, row in enumerate(rows) if isinstance(row[column], (int, float))}
+def _best(values: Sequence[Any], which: str) -> list[int]:
+    known = {n: v for n, v in enumerate(values) if isinstance(v, (int, float)) and v == v}
     if len(known) < 2:
         return []
     top = max(known.values()) if which == "max" else min(known.values())
     return [number for number, value in known.items() if value == top]
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, digits: int = 3) -> str:
     if value is None or value != value:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.{digits}f}" if isinstance(value, float) else escape(str(value))

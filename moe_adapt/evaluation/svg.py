@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-__all__ = ["heat_map", "line_chart"]
+__all__ = ["heat_map", "line_chart", "strip_chart"]
 
 #: Colours of curves, told apart on light and dark pages and by most colour-blind readers.
 COLOURS = ("#4c8fd6", "#e08a2e", "#3fa277", "#c265b5", "#b8a032", "#8c8c8c")
@@ -30,7 +30,7 @@ def line_chart(
     known = {name: list(points) for name, points in series.items() if points}
     if not known:
         return ""
-    width, height, left, right, top, bottom = 480, 230, 56, 12, 12, 40
+    width, height, left, right, top, bottom = 420, 220, 52, 10, 12, 40
     xs = [x for points in known.values() for x, _ in points]
     ys = [y for points in known.values() for _, y in points]
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
@@ -80,6 +80,53 @@ def line_chart(
         f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(y_label)}">'
         f"{''.join(parts)}"
         f'</svg><p class="note">{legend}</p>'
+    )
+
+
+def strip_chart(values: Mapping[str, Sequence[float]], label: str) -> str:
+    """Return a row for each name with a dot for each value and a stroke at their mean.
+
+    Args:
+        values: Values by name; names without values are left out.
+        label: What the values are.
+    """
+    known = {name: list(own) for name, own in values.items() if own}
+    if not known:
+        return ""
+    left = min(170, 16 + 7 * max(map(len, known)))
+    width, row, right = 420, 26, 14
+    numbers = [value for own in known.values() for value in own]
+    low, high = min(numbers), max(numbers)
+    margin = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
+    low, high = low - margin, high + margin
+
+    def across(value: float) -> float:
+        return left + (value - low) / (high - low) * (width - left - right)
+
+    foot = row * len(known)
+    parts = []
+    for share in (0.0, 0.5, 1.0):
+        x = across(low + share * (high - low))
+        anchor = "start" if share == 0 else "middle" if share == 0.5 else "end"
+        parts.append(f'<line class="axis" x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{foot}"/>')
+        tick = f"{low + share * (high - low):.3g}"
+        parts.append(f'<text x="{x:.1f}" y="{foot + 14}" text-anchor="{anchor}">{tick}</text>')
+    for place, (name, own) in enumerate(known.items()):
+        middle = place * row + row / 2
+        mean = across(sum(own) / len(own))
+        parts.append(f'<text x="{left - 8}" y="{middle + 4}" text-anchor="end">{_short(name, left)}</text>')
+        parts += [
+            f'<circle cx="{across(value):.1f}" cy="{middle}" r="4" fill="{COLOURS[0]}" fill-opacity="0.6">'
+            f"<title>{escape(name)}: {value:.4f}</title></circle>"
+            for value in own
+        ]
+        parts.append(
+            f'<line x1="{mean:.1f}" y1="{middle - 9}" x2="{mean:.1f}" y2="{middle + 9}" '
+            f'stroke="{COLOURS[1]}" stroke-width="2"/>'
+        )
+    return (
+        f'<svg viewBox="0 0 {width} {foot + 20}" width="{width}" role="img" aria-label="{escape(label)}">'
+        f'{"".join(parts)}</svg><p class="note">{escape(label[0].upper() + label[1:])}.</p>'
     )
 
 

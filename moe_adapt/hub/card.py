@@ -174,14 +174,18 @@ def card_metadata(
         base_model=base_model,
         base_model_relation="adapter" if base_model else None,
         tags=[*tags, *[f"base_model:adapter:{base_model}"] * bool(base_model and library)],
-        datasets=[about.dataset]
-        if about.dataset and re.fullmatch(r"[\w.-]+/[\w.-]+", about.dataset)
-        else None,
+        datasets=[about.dataset] if about.dataset and _on_the_hub(about.dataset) else None,
         pipeline_tag=task,
         model_name=title,
         eval_results=_eval_results(task, about),
         metrics=sorted({_metric_type(name) for name in about.measured()}) or None,
     )
+
+
+def _on_the_hub(name: str) -> bool:
+    """Return whether a data set can be one of the Hub's: no file."""
+    plain = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+    return plain is not None and not Path(name).exists() and not re.search(r"\.[a-z]+(\.gz)?$", name)
 
 
 def _metric_type(name: str) -> str:

@@ -35,10 +35,16 @@ _INTRODUCTIONS = {
     "(moe-adapt, method `{method}`): **{word}**, see below.",
 }
 
-_WITH_PACKAGE = """\
+#: How to install the package while no release of it is on the index.
+INSTALL = """\
+The package is not on the index yet; in a clone of its repository:
+
 ```bash
-pip install moe-adapt
-```
+pip install '.[train{extra}]'
+```"""
+
+_WITH_PACKAGE = """\
+{install}
 
 ```python
 import moe_adapt.tuner  # teaches PEFT the adapter type ROUTED_LORA
@@ -172,7 +178,8 @@ def how_to_load(record: Mapping[str, Any], code: BaseCode) -> str:
         code: Builds the base model.
     """
     if record["form"] == "adapter":
-        return _WITH_PACKAGE.format(code=code.ours)
+        extra = ",vision" if "ImageClassifier" in code.ours else ""
+        return _WITH_PACKAGE.format(code=code.ours, install=INSTALL.format(extra=extra))
     if record["form"] == "merged":
         return _WITHOUT_PACKAGE.format(code=code.stock, subfolder="")
     folders = record["experts"]
@@ -273,7 +280,7 @@ def _how_merged(record: Mapping[str, Any]) -> str:
 
 def limits(record: Mapping[str, Any]) -> str:
     """Return the list of limits."""
-    special = _LIMITS[record["form"]]
+    special = _LIMITS.get(record["form"], [])
     if record["word"] == "lossless" and record["form"] == "merged":
         special = []
     return "\n".join(f"* {limit}" for limit in [*special, *_COMMON_LIMITS])

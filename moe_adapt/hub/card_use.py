@@ -26,10 +26,13 @@ def use_section(answering: Mapping[str, Any], form: str) -> list[str]:
     if task == "text-generation":
         lines += [f"write = pipeline({path}{base})", 'print(write("..."))  # a text']
     else:
-        example = '"a picture.jpg"' if task == "image-classification" else '"I lost my card"'
-        name = str(answering["class_names"][0])
-        lines += [f"classify = pipeline({path}{base})", f"print(classify({example}))"]
-        lines += [f"# such as {{'prediction': {name!r}, 'probability': 0.97}}"]
+        lines += [f"classify = pipeline({path}{base})"]
+        example = answering.get("example")
+        if example is not None:
+            lines += [f"print(classify({example['input']!r}))", f"# {example['answer']!r}"]
+        else:
+            lines += ['print(classify("a picture.jpg"))' if "image" in task else 'print(classify("a text"))']
+            lines += ["# a dict with the class as 'prediction' and its 'probability'"]
     code = "\n".join(lines)
     parts = [f"```python\n{code}\n```"]
     names = answering.get("class_names")

@@ -5,24 +5,32 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from lightning.fabric.utilities import move_data_to_device
 from peft import PeftModel
 
+from moe_adapt.data.packages import local_model
+from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.hub.answering import base_arguments
 from moe_adapt.hub.base_code import BaseCode
 from moe_adapt.hub.card import About
 from moe_adapt.hub.export import ExportReport, export_experts, export_merged, export_model
 from moe_adapt.hub.folder import check_target
+from moe_adapt.hub.head import export_head
+from moe_adapt.hub.load import file_hash
 from moe_adapt.reading import read_json
 from moe_adapt.runs.rebuild import load_data, load_module, read_run_config
 from moe_adapt.training.checkpoint import checkpoint_path, read_checkpoint
 from moe_adapt.training.tracing import Split, split_batches
 
-__all__ = ["Form", "dataset_name", "export_run"]
+__all__ = ["TEST_FILE", "Form", "dataset_name", "export_run"]
 
 #: What is written: see `moe_adapt.hub.export`.
 Form = Literal["adapter", "experts", "merged"]
+
+#: What ``moe-adapt test`` leaves in a run's folder.
+TEST_FILE = "test.json"
 
 _TASKS = {
     "CausalLM": "text-generation",
@@ -69,11 +77,15 @@ def export_run(
     run = Path(run)
     config = read_run_config(run)
     module = load_module(run, checkpoint)
-    if not isinstance(module.model, PeftModel):
-        raise UserError(f"the run {run} trained a head only; an export needs a run with a tuner.")
+    alone = not isinstance(module.model, PeftModel)
+    if alone and form != "adapter":
+        raise UserError(f"the run {run} trained a head only, which has one form: leave out --form.")
     manifest = _read_manifest(run)
     about = About(
-        metrics=_checkpoint_metrics(checkpoint_path(run, checkpoint), manifest),
+        metrics={
+            **_checkpoint_metrics(checkpoint_path(run, checkpoint), manifest),
+            **_test_metrics(run, checkpoint_path(run, checkpoint)),
+        },
         manifest=manifest,
         task=_TASKS.get(type(module).__name__),
         dataset=dataset_name(config.get("data")),
@@ -81,6 +93,8 @@ def export_run(
         license=license,
         answering=_answering(module, config["model"].get("init_args") or {}),
     )
+    if alone:
+        return export_head(module.model, to, about=about, overwrite=overwrite)
     if form != "merged":
         write = export_model if form == "adapter" else export_experts
         return write(module.model, to, about=about, overwrite=overwrite)
@@ -111,7 +125,26 @@ def _answering(module: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     base = base_arguments(type(module), {**arguments, "backbone": module.name})
     if "num_classes" in base:
         base["num_classes"] = module.num_classes
-    return {**module.answering, "module": type(module).__name__, "base": base}
+    content = {**module.answering, "module": type(module).__name__, "base": base}
+    if content["task"] != "text-classification" or len(content["text_columns"]) > 1:
+        return content
+    return {**content, "example": _example(module, content)}
+
+
+def _example(module: Any, answering: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a text and what the model says about it, for the card."""
+    asked = "I lost my card"
+    tokenizer = load_tokenizer(local_model(str(answering["tokenizer"])), answering["max_length"])
+    encoded = tokenizer([asked], return_tensors="pt")
+    batch = {name: encoded[name].to(module.device) for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        (probabilities,) = module.eval().predict_step(batch, 0)["probabilities"]
+    best = int(probabilities.argmax())
+    answer = {
+        "prediction": str(answering["class_names"][best]),
+        "probability": round(float(probabilities[best]), 4),
+    }
+    return {"input": asked, "answer": answer}
 
 
 def _read_manifest(run: Path) -> dict[str, Any]:
@@ -131,14 +164,29 @@ def _checkpoint_metrics(path: Path, manifest: Mapping[str, Any]) -> dict[str, fl
     return {name: value for name, value in final.items() if name.startswith(("val/", "test/"))}
 
 
+def _test_metrics(run: Path, checkpoint: Path) -> dict[str, float]:
+    """Return what ``moe-adapt test`` measured on exactly this checkpoint."""
+    path = run / TEST_FILE
+    if not path.is_file():
+        return {}
+    found = read_json(path, "the result of a test")
+    return dict(found["metrics"]) if found.get("sha256") == file_hash(checkpoint) else {}
+
+
 def dataset_name(data: Mapping[str, Any] | None) -> str | None:
-    """Return what the data of a run is called, without a path of this machine.
+    """Return what the data of a run is called: as it was given, but no path that leads away from here.
 
     Args:
         data: Class and arguments of the data module or stream, with ``train`` among them.
+
+    >>> dataset_name({"init_args": {"train": "glue:sst2"}})
+    'glue:sst2'
     """
     source = ((data or {}).get("init_args") or {}).get("train")
     if not isinstance(source, str):
         return None
     path = Path(source)
-    return path.resolve().parent.name if path.is_file() else path.name if path.exists() else source
+    if not path.exists():
+        return source
+    inside = not path.is_absolute() and ".." not in path.parts
+    return path.as_posix() if inside else "/".join(path.resolve().parts[-2:])

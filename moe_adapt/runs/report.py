@@ -9,6 +9,7 @@ from typing import Any
 
 from moe_adapt.evaluation.html import facts, page, table, verdict
 from moe_adapt.evaluation.svg import heat_map, line_chart
+from moe_adapt.evaluation.words import metric_words
 from moe_adapt.files import write_file
 from moe_adapt.runs.outcome import Outcome, result_rows, routing_sentences
 
@@ -18,9 +19,6 @@ REPORT_FILE = "report.html"
 
 #: The most classes whose confusion matrix is drawn; of more, the most frequent mistakes are listed.
 DRAWN_CLASSES = 30
-
-#: What metrics are called in words.
-WORDS = {"val/acc": "accuracy on held-out rows", "val/loss": "loss on held-out rows"}
 
 
 def judge(outcome: Outcome, name: str) -> str:
@@ -32,7 +30,7 @@ def judge(outcome: Outcome, name: str) -> str:
     """
     if outcome.value is None:
         return f"{name}: the run had no held-out rows, so nothing says how good it is."
-    words = WORDS.get(outcome.metric, outcome.metric)
+    words = metric_words(outcome.metric)
     said = f"{name}: {words} {outcome.value:.4f} ({outcome.rows:,} rows)"
     if not outcome.baselines:
         return said + "."
@@ -76,16 +74,12 @@ def write_report(folder: Path, outcome: Outcome, name: str) -> Path:
         name: What the run is called.
     """
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    words = WORDS.get(outcome.metric, outcome.metric)
+    words = metric_words(outcome.metric)
     which = "max" if outcome.higher_is_better else "min"
-    rows = [
-        (key, None if value is None else f"{value:.4f}", value) for key, value in result_rows(outcome, name)
-    ]
-    shown = [(key, value) for key, _, value in rows]
     parts = [
         verdict(judge(outcome, name)),
         "<h2>Result and baselines</h2>",
-        table(["", words], shown, best={1: which}),  # type: ignore[dict-item]
+        table(["", words], result_rows(outcome, name), best={1: which}),  # type: ignore[dict-item]
         _spread_note(outcome),
         *_curves(metric_curves(folder), words, outcome),
         *_mistakes(outcome),
@@ -101,11 +95,12 @@ def write_report(folder: Path, outcome: Outcome, name: str) -> Path:
 def _spread_note(outcome: Outcome) -> str:
     if outcome.metric != "val/acc" or not outcome.rows or outcome.value is None:
         return ""
-    error = (outcome.value * (1 - outcome.value) / outcome.rows) ** 0.5
+    share = (outcome.value * outcome.rows + 2) / (outcome.rows + 4)  # Agresti and Coull: not zero at 0 or 1
+    error = (share * (1 - share) / (outcome.rows + 4)) ** 0.5
     return (
         f'<p class="note">The standard error of an accuracy on {outcome.rows:,} rows is {error:.3f}: a '
         "difference below about three times that, on one seed, is none. The checkpoint was chosen on these "
-        "rows; `moe-adapt test` measures on others.</p>"
+        "rows; <code>moe-adapt test</code> measures on others.</p>"
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from moe_adapt.data.packages import local_model
 from moe_adapt.errors import UserError
 from moe_adapt.hub.answering import read_answering
+from moe_adapt.hub.head import HEAD_FILE, load_head
 from moe_adapt.hub.load import load_adapter
 from moe_adapt.hub.remote import fetch_folder, looks_like_repository
 from moe_adapt.runs.folder import CONFIG_FILE
@@ -48,7 +49,9 @@ def open_model(
     else:
         folder = adapter_folder(source)
         answering = read_answering(folder)
-        model = load_adapter(base_of(answering, base), folder, adapter_name=name)
+        bare = base_of(answering, base)
+        alone = (folder / HEAD_FILE).is_file()
+        model = load_head(bare, folder) if alone else load_adapter(bare, folder, adapter_name=name)
         tokenizer = (
             str(folder) if (folder / "tokenizer_config.json").is_file() else answering.get("tokenizer")
         )
@@ -74,6 +77,8 @@ def open_adapters(named: Mapping[str, str], base: str | None = None) -> Classify
             raise UserError(
                 f"{folder} is a run: several are served together once `moe-adapt export` wrote them."
             )
+        if (folder / HEAD_FILE).is_file():
+            raise UserError(f"{folder} is a head without an adapter, which is served by itself.")
     (first, source), *others = folders.items()
     model = open_model(source, base, name=first)
     own = read_answering(source)

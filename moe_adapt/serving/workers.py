@@ -7,13 +7,14 @@ takes back their numbers, so that neither rows nor answers go through its memory
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
 from moe_adapt.errors import UserError
-from moe_adapt.extras import require
 from moe_adapt.serving.classify import Classifying
 from moe_adapt.serving.opening import open_model
 from moe_adapt.serving.shards import Job, Shard, answer_shard
+from moe_adapt.training.ray_cluster import start_ray
 
 __all__ = ["run_here", "run_on_ray"]
 
@@ -94,21 +95,18 @@ def run_on_ray(
     Raises:
         UserError: If Ray is missing or cannot be reached, or a row cannot be answered.
     """
-    require("moe-adapt predict --workers", "ray")
     if not shards:
         return
-    import ray
-    import ray.data
-
-    start_ray(ray, address, workers)
+    ray = start_ray("moe-adapt predict --workers", address, workers + 1)  # one reads for Ray Data
+    data = import_module("ray.data")
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards))
+        data.DataContext.get_current().enable_progress_bars = False
+        rows = data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards))
         answered = rows.map_batches(
             _Worker,
             fn_constructor_args=(job, os.getcwd()),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=workers),
+            compute=data.ActorPoolStrategy(size=workers),
             num_cpus=1,
             num_gpus=gpus or None,
         )
@@ -120,19 +118,3 @@ def run_on_ray(
         raise UserError(f"a worker died: {str(error).splitlines()[0]} The same command goes on.") from error
     finally:
         ray.shutdown()
-
-
-def start_ray(ray: Any, address: str | None, workers: int) -> None:
-    """Connect to Ray, or start it on this machine with a CPU for each worker and one to spare.
-
-    Raises:
-        UserError: If it cannot be reached.
-    """
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        options |= {"include_dashboard": False, "num_cpus": workers + 1}
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = address or "this machine"
-        raise UserError(f"Ray cannot be reached on {where}: {str(error).splitlines()[0]}") from error

@@ -22,6 +22,7 @@ from moe_adapt.hub.composition.edit import composed_loras
 from moe_adapt.hub.composition.folder import read_folder
 from moe_adapt.hub.composition.merges import best_merges, mean_accuracy
 from moe_adapt.hub.composition.questions import Judge, Question, read_questions
+from moe_adapt.hub.composition.report import evaluation_page
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -74,7 +75,7 @@ class Evaluation:
         )
 
     def save(self, folder: Path) -> None:
-        """Write ``evaluation.json`` and ``evaluation.md``."""
+        """Write ``evaluation.json``, ``evaluation.md`` and ``evaluation.html``."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "evaluation.json").write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         lines = [f"| | {' | '.join(self.columns)} |", f"|---|{'---|' * len(self.columns)}"]
@@ -83,6 +84,7 @@ class Evaluation:
             lines
         )
         (folder / "evaluation.md").write_text(text + "\n", encoding="utf-8")
+        (folder / "evaluation.html").write_text(evaluation_page(self, folder.name), encoding="utf-8")
 
 
 def evaluate(

@@ -1,21 +1,18 @@
 """The report of a stream run: one HTML file with tables and pictures."""
 
 import json
-import tempfile
+from collections.abc import Iterable, Mapping
 from html import escape
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
-from moe_adapt.evaluation.continual import backward_transfer
-from moe_adapt.evaluation.html import image, page, table
-from moe_adapt.evaluation.plots.stream import draw_curve, draw_forgetting, draw_load, draw_matrix, draw_pareto
+from moe_adapt.evaluation.html import facts, page, table, verdict
+from moe_adapt.evaluation.words import better, metric_words
 from moe_adapt.reading import foreign, read_json
 from moe_adapt.training.stream.files import write_file
+from moe_adapt.training.stream.pictures import stream_pictures
 from moe_adapt.training.stream.result import StreamResult
 
 __all__ = ["read_bound", "write_report"]
@@ -48,7 +45,7 @@ def _curve(folder: Path, fingerprint: str, content: dict[str, Any]) -> Any:
 
 
 def write_report(folder: Path, result: StreamResult, bounds: list[Path]) -> Path:
-    """Write ``report.html`` into `folder`; without matplotlib it has tables only.
+    """Write ``report.html`` into `folder`.
 
     Args:
         folder: Folder of the run.
@@ -65,33 +62,56 @@ def write_report(folder: Path, result: StreamResult, bounds: list[Path]) -> Path
     rows = {own: metrics | costs, **{name: values for name, _, values in others}}
     shown = [name for name in metrics if "standard_error" not in name]
     parts = [
-        _origin(result),
+        verdict(_judged(own, result, {name: values for name, _, values in others})),
         "<h2>Results</h2>",
-        table(["", *rows], [[key, *(values.get(key) for values in rows.values())] for key in shown]),
+        _beside(rows, shown),
         f"<p>Standard error of the final accuracy: {metrics['final_accuracy_standard_error']:.4f}. A "
         "difference below about three times that, on one seed, is none.</p>",
     ]
     names = [task["name"] for task in result.tasks]
     curves = {own: result.matrix, **{name: matrix for name, matrix, _ in others}}
-    if find_spec("matplotlib") is None:
-        parts.append("<p>No pictures: matplotlib is not installed (pip install 'moe-adapt[plots]').</p>")
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            parts += _pictures(Path(scratch), result, names, curves)
+    parts += stream_pictures(result.matrix, names, curves, result.routing)
     if result.attribution.get("tasks"):
         parts += _attribution(result.attribution)
     if result.verdicts:
         parts += _form(result)
     parts += [
         "<h2>Costs</h2>",
-        table(["", *rows], [[key, *(values.get(key) for values in rows.values())] for key in costs]),
+        _beside(rows, costs),
         "<h2>Tasks</h2>",
         _tasks(result),
+        "<h2>Origin</h2>",
+        _origin(result),
     ]
     title = f"{manifest['learner']['learner']} over {manifest['stream']['tasks']} tasks"
     text = page(title, parts)
     write_file(folder / "report.html", lambda file: file.write(text.encode()))
     return folder / "report.html"
+
+
+def _beside(rows: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> str:
+    """Return metrics as rows, runs as columns, the best of each row bold."""
+    names = list(names)
+    best = {place: which for place, name in enumerate(names) if (which := better(name)) is not None}
+    lines = [[metric_words(name), *(values.get(name) for values in rows.values())] for name in names]
+    return table(["", *rows], lines, best_of_rows=best)
+
+
+def _judged(own: str, result: StreamResult, others: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the sentence that the report begins with."""
+    metrics = result.metrics()
+    final, spread = metrics["final_accuracy"], metrics["final_accuracy_standard_error"]
+    count = len(result.tasks)
+    said = f"{own}: after {count} task{'s' * (count > 1)}, {final:.1%} of the rows of all tasks are right"
+    known = {name: values["final_accuracy"] for name, values in others.items() if "final_accuracy" in values}
+    if not known:
+        return f"{said}. Runs given with --bounds would stand beside it."
+    rival = max(known, key=lambda name: known[name])
+    gap = final - known[rival]
+    if abs(gap) < 3 * spread:
+        return f"{said}, level with {rival} ({known[rival]:.1%})."
+    word = "above" if gap > 0 else "below"
+    return f"{said}, {100 * abs(gap):.1f} points {word} {rival} ({known[rival]:.1%})."
 
 
 def _origin(result: StreamResult) -> str:
@@ -101,7 +121,7 @@ def _origin(result: StreamResult) -> str:
     }
     features = manifest["features"]
     computed = "after every task" if features is None else "once, from samples without augmentation"
-    facts = {
+    origin = {
         **stream,
         "seed": manifest["seed"],
         "order of the classes": f"seed {manifest['stream'].get('order_seed')}",
@@ -111,10 +131,7 @@ def _origin(result: StreamResult) -> str:
         "command": manifest["command"],
     }
     settings = json.dumps(manifest["learner"], indent=1)
-    return (
-        table(["", ""], facts.items())
-        + f"<details><summary>learner</summary><pre>{escape(settings)}</pre></details>"
-    )
+    return facts(origin) + f"<details><summary>learner</summary><pre>{escape(settings)}</pre></details>"
 
 
 def _attribution(found: dict[str, Any]) -> list[str]:
@@ -148,33 +165,8 @@ def _form(result: StreamResult) -> list[str]:
     ]
 
 
-def _pictures(
-    scratch: Path, result: StreamResult, names: list[str], curves: dict[str, AccuracyMatrix]
-) -> list[str]:
-    draw_curve(curves, scratch / "curve.png")
-    draw_matrix(result.matrix, names, scratch / "matrix.png")
-    found = {"Accuracy over all classes seen": "curve", "Accuracy by task": "matrix"}
-    if len(result.matrix) > 1 and len(result.matrix.measured()) > 1:
-        draw_forgetting(result.matrix, names, scratch / "forgetting.png")
-        found["Forgetting"] = "forgetting"
-    points = {
-        name: (float(np.nanmean(np.diag(matrix.rates()))), backward_transfer(matrix))
-        for name, matrix in curves.items()
-        if len(matrix) > 1 and len(matrix.measured()) == len(matrix)
-    }
-    if points:
-        draw_pareto(points, scratch / "pareto.png")
-        found["Plasticity and stability: up and right is better"] = "pareto"
-    if result.routing:
-        draw_load(result.routing, scratch / "load.png")
-        found["Expert load, samples of all tasks after the last one"] = "load"
-    return [
-        f"<h2>{escape(heading)}</h2>{image(scratch / f'{name}.png', heading)}"
-        for heading, name in found.items()
-    ]
-
-
 def _tasks(result: StreamResult) -> str:
     rows = result.table()
-    heads = list(dict.fromkeys(key for row in rows for key in row if key != "learned"))
-    return table(heads, [[row.get(key) for key in heads] for row in rows])
+    heads = list(dict.fromkeys(key for row in rows for key in row if key not in ("learned", "task", "name")))
+    lines = [[f"{row['task'] + 1} {row['name']}", *(row.get(key) for key in heads)] for row in rows]
+    return table(["task", *(metric_words(head) for head in heads)], lines)

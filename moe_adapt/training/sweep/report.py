@@ -2,17 +2,25 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+from moe_adapt.evaluation.html import page, verdict
+from moe_adapt.evaluation.html import table as html_table
 from moe_adapt.evaluation.plots._matplotlib import pyplot_figure
+from moe_adapt.evaluation.svg import strip_chart
+from moe_adapt.evaluation.words import better, method_words, metric_words
 from moe_adapt.files import write_file
 from moe_adapt.manifest import collect
 from moe_adapt.training.sweep.plan import Sweep, Trial
 from moe_adapt.training.sweep.run import Outcome
 
 __all__ = ["cell", "write_results"]
+
+#: Metrics that the page orders by, if the sweep names none.
+PREFERRED = ("test/acc", "val/acc", "final_accuracy", "val/loss")
 
 
 def cell(values: Sequence[float]) -> str:
@@ -45,6 +53,7 @@ def write_results(sweep: Sweep, outcomes: Sequence[Outcome], out: Path) -> str:
         lines = [f"* {o.trial.task}/{o.trial.method}/{o.trial.seed}: {o.error}" for o in failed]
         table += "\n\nFailed:\n\n" + "\n".join(lines)
     write_file(out / "results.md", table + "\n")
+    write_file(out / "results.html", _page(sweep, failed))
     if sweep.metric is not None:
         _draw(sweep, out / "results.png")
     return table
@@ -79,6 +88,50 @@ def _table(sweep: Sweep) -> str:
         cells = [cell([metrics[name] for metrics in runs if name in metrics]) for name in names]
         lines.append([task, method, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _page(sweep: Sweep, failed: Sequence[Outcome]) -> str:
+    """Return the results as a page: who is first in each task, the means, a picture of each task."""
+    groups = _grouped(sweep.trials)
+    found = sorted({name for runs in groups.values() for metrics in runs for name in metrics})
+    metric = sweep.metric or next((name for name in PREFERRED if name in found), None)
+    by_task: dict[str, dict[str, list[float]]] = {}
+    for (task, method), runs in groups.items():
+        values = [metrics[metric] for metrics in runs if metric in metrics]
+        by_task.setdefault(task, {})[method_words(method)] = values
+    words = metric_words(metric or "")
+    which: Any = better(metric or "")
+    parts = [verdict(_judged(by_task, metric))]
+    for task, methods in by_task.items():
+        rows = [(method, *_summary(values)) for method, values in methods.items()]
+        parts += [
+            f"<h2>{escape(task)}</h2>",
+            html_table(["", "mean", "sd", "runs"], rows, which and {1: which}),
+            strip_chart(methods, f"{words}; a dot for each seed, a stroke at the mean"),
+        ]
+    if failed:
+        lines = [(f"{o.trial.task}/{o.trial.method}/{o.trial.seed}", o.error) for o in failed]
+        parts += ["<h2>Failed</h2>", html_table(["trial", "last line"], lines, texts=True)]
+    return page("Sweep", parts)
+
+
+def _summary(values: Sequence[float]) -> tuple[float | None, float | None, int]:
+    if not values:
+        return None, None, 0
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
+
+
+def _judged(by_task: Mapping[str, Mapping[str, Sequence[float]]], metric: str | None) -> str:
+    which = better(metric or "")
+    if which is None:
+        return f"{sum(map(len, by_task.values()))} cells, without a metric to order them by."
+    firsts = []
+    for task, methods in by_task.items():
+        means = {name: statistics.mean(values) for name, values in methods.items() if values}
+        if means:
+            first = (max if which == "max" else min)(means, key=lambda name: means[name])
+            firsts.append(f"{first} on {task} ({means[first]:.3f})")
+    return f"First in {metric_words(metric or '')}: {', '.join(firsts) or 'nobody, nothing finished'}."
 
 
 def _draw(sweep: Sweep, path: Path) -> None:

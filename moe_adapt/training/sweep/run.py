@@ -10,11 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from moe_adapt.errors import UserError
+from moe_adapt.training.ray_cluster import start_ray
 from moe_adapt.training.sweep.plan import Trial
 
 __all__ = ["Outcome", "run_trials"]
@@ -88,7 +87,7 @@ def run_trials(
     waiting = [trial for trial in trials if trial.metrics() is None]
     if not waiting:
         return outcomes
-    ray = _start(address, parallel, threads)
+    ray = start_ray("a sweep", address, None if parallel is None else parallel * threads)
     try:
         remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(run_trial)
         pending = {
@@ -102,23 +101,6 @@ def run_trials(
     finally:
         ray.shutdown()
     return outcomes
-
-
-def _start(address: str | None, parallel: int | None, threads: int) -> Any:
-    try:
-        ray = import_module("ray")
-    except ModuleNotFoundError as error:
-        raise UserError("a sweep needs Ray: pip install 'moe-adapt[sweep]'.") from error
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        options |= {"include_dashboard": False, "num_cpus": None if parallel is None else parallel * threads}
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = address or "this machine"
-        raise UserError(f"Ray cannot be reached on {where}: {str(error).splitlines()[0]}") from error
-    return ray
 
 
 def _outcome(ray: Any, reference: Any, trial: Trial) -> Outcome:
