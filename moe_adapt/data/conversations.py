@@ -101,9 +101,8 @@ def encode_conversation(
     template = tokenizer.chat_template
     if template is None:
         raise UserError(
-            f"the tokeniser {tokenizer.name_or_path!r} has no chat template, which conversations "
-            f"need: take an "
-            "instruct model, or prompt and response columns."
+            f"the tokeniser {tokenizer.name_or_path!r} has no chat template, which conversations need: give "
+            "--data.chat_template plain (or chatml, or a Jinja file), or take an instruct model."
         )
     if "generation" in str(template) and "{%" in str(template) and "endgeneration" in str(template):
         return _masked(tokenizer, turns, number, tools)

@@ -124,8 +124,8 @@ def chat_texts(
     """
     if tokenizer.chat_template is None:
         raise UserError(
-            f"the tokeniser {tokenizer.name_or_path!r} has no chat template: set chat to false, or take an "
-            "instruct model."
+            f"the tokeniser {tokenizer.name_or_path!r} has no chat template: set chat to false, give "
+            "--data.chat_template plain (or chatml, or a Jinja file), or take an instruct model."
         )
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": prompt})

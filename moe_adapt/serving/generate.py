@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from moe_adapt.data.chat_template import chat_template
 from moe_adapt.data.formats import alpaca_row, is_alpaca
 from moe_adapt.data.prompts import encode_prompts, render, template_fields
 from moe_adapt.errors import UserError, did_you_mean
@@ -178,6 +179,7 @@ class Generating:
         self.adapters: dict[str, dict[str, Any]] = {name: dict(answering)}
         self.first = name
         self.tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
+        chat_template(self.tokenizer, answering.get("chat_template"))
         config = getattr(model, "config", None)
         self.context = int(getattr(config, "max_position_embeddings", 0) or 2**20)
 

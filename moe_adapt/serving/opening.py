@@ -84,7 +84,7 @@ def open_adapters(named: Mapping[str, str], base: str | None = None) -> Classify
     own = read_answering(source)
     for name, folder in others:
         answering = read_answering(folder)
-        for key in ("task", "module", "base", "max_length"):
+        for key in ("task", "module", "base", "max_length", "chat_template"):
             if answering.get(key) != own.get(key):
                 raise UserError(
                     f"{name} and {first} cannot share a server: {key} is {answering.get(key)!r} and "

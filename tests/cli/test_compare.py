@@ -32,7 +32,7 @@ def test_runs_are_paired_by_seed(moe_adapt, tmp_path):
     ]
     done = moe_adapt("compare", *folders, "--to", "c.html")
     assert done.code == 0, done.err
-    assert "lora minus dynmole: -0.1010" in done.out and "dynmole higher" in done.out
+    assert "plain LoRA minus DynMoLE: -0.1010" in done.out and "DynMoLE higher" in done.out
     assert "3 shared seeds" in Path("c.html").read_text()
     assert "exists already" in moe_adapt("compare", *folders, "--to", "c.html").err
 

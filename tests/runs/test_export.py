@@ -43,7 +43,7 @@ def test_the_card_of_a_run(run, tmp_path):
     card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "text-classification"
     assert "`val/acc`" in card.text
-    assert "Measured on greetings" in card.text
+    assert "Measured on greetings/train.jsonl" in card.text
     assert "Seed 7" in card.text
     assert "SequenceClassifier.base_model(backbone='PATH_OF/mini-bert', num_classes=2" in card.text
     assert "base_model" not in card.data.to_dict()

@@ -54,7 +54,7 @@ def test_to_a_folder(run, tmp_path, capsys):
     assert found["stream/final_accuracy"] == result["metrics"]["final_accuracy"]
     assert card.data.pipeline_tag == "text-classification"
     metadata = card.text.split("```bash", 2)[1]
-    assert "Measured on greetings" in card.text
+    assert "Measured on greetings/train.jsonl" in card.text
     assert "| 1 |" in card.text
     assert str(folder.parent) not in metadata
     content = (tmp_path / "talker" / "learner.json").read_text()

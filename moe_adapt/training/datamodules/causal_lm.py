@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from moe_adapt.data.chat_template import chat_template as chat_template_of
 from moe_adapt.data.conversations import conversation_column, encode_conversation, turns_of
 from moe_adapt.data.formats import alpaca_row, is_alpaca, unread
 from moe_adapt.data.packages import public_name
@@ -74,6 +75,8 @@ class CausalLMData(SeededDataModule):
         answer: Column of the right choice, as an index from 0 or as the choice's text.
         chat: Put prompt and response into the tokenizer's chat format.
         system: What the system says first in chat format.
+        chat_template: Chat format where the tokenizer has none (`moe_adapt.data.chat_template`): ``plain``,
+            ``chatml`` or a Jinja file.
         text_column: Column of plain text to model, instead of prompt and response.
         domain_column: Column of the domain (task) of a row, whose number in ``domain_ids`` (one per sequence)
             is for routers that are trained by label; not with `text_column`.
@@ -111,6 +114,7 @@ class CausalLMData(SeededDataModule):
         answer: str | None = None,
         chat: bool = False,
         system: str | None = None,
+        chat_template: str | None = None,
         text_column: str | None = None,
         domain_column: str | None = None,
         domain_groups: dict[str, str] | None = None,
@@ -157,6 +161,7 @@ class CausalLMData(SeededDataModule):
         self.conversation: str | None = None
         self.tokenizer = load_tokenizer(tokenizer, max_length)
         self.tokenizer_name = public_name(tokenizer)
+        self.chat_template = chat_template_of(self.tokenizer, chat_template)
         if self.tokenizer.eos_token_id is None:
             raise UserError(
                 f"the tokenizer {tokenizer!r} has no end-of-text token: a causal model needs one."
@@ -170,6 +175,7 @@ class CausalLMData(SeededDataModule):
             "response": self.response,
             "chat": self.chat or self.conversation is not None,
             "system": self.system,
+            "chat_template": self.chat_template,
             "max_length": self.max_length,
             "tokenizer": self.tokenizer_name,
             **self.domains.answering(),

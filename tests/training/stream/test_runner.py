@@ -176,7 +176,7 @@ def test_the_report_needs_no_other_file(tmp_path):
     text = write_report(tmp_path / "own", result, [tmp_path / "joint"]).read_text()
     assert text.count("<svg") == 2
     assert not re.search(r'(src|href)="(?!data:)', text)
-    for heading in ("Accuracy by task", "Forgetting", "Costs", "Joint (joint)", "points below Joint"):
+    for heading in ("Accuracy by task", "Forgetting", "Costs", "Joint (joint)", 'class="verdict"'):
         assert heading in text
     StreamRunner(tmp_path / "other").run(learner(), gaussian_stream(tasks=2))
     with pytest.raises(UserError, match="of another stream"):
