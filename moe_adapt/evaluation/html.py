@@ -137,7 +137,7 @@ def table(
 
 def _best(values: Sequence[Any], which: str) -> list[int]:
     known = {n: v for n, v in enumerate(values) if isinstance(v, (int, float)) and v == v}
-    if len(known) < 2:
+    if len(set(known.values())) < 2:
         return []
     top = max(known.values()) if which == "max" else min(known.values())
     return [number for number, value in known.items() if value == top]
@@ -146,4 +146,6 @@ def _best(values: Sequence[Any], which: str) -> list[int]:
 def _cell(value: Any, digits: int = 3) -> str:
     if value is None or value != value:
         return "-"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+        return f"{value:,}"
     return f"{value:.{digits}f}" if isinstance(value, float) else escape(str(value))

@@ -38,7 +38,10 @@ def line_chart(
     if level is not None:
         y_low, y_high = min(y_low, level), max(y_high, level)
     margin = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
+    within = y_low >= 0 and y_high <= 1  # shares stay between 0 and 1
     y_low, y_high = y_low - margin, y_high + margin
+    if within:
+        y_low, y_high = max(y_low, 0.0), min(y_high, 1.0)
 
     def place(x: float, y: float) -> str:
         across = left + (x - x_low) / (x_high - x_low) * (width - left - right)

@@ -168,5 +168,5 @@ def _form(result: StreamResult) -> list[str]:
 def _tasks(result: StreamResult) -> str:
     rows = result.table()
     heads = list(dict.fromkeys(key for row in rows for key in row if key not in ("learned", "task", "name")))
-    lines = [[f"{row['task'] + 1} {row['name']}", *(row.get(key) for key in heads)] for row in rows]
+    lines = [[row["name"], *(row.get(key) for key in heads)] for row in rows]
     return table(["task", *(metric_words(head) for head in heads)], lines)
