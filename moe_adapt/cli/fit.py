@@ -289,18 +289,22 @@ def run(command: str, argv: Sequence[str]) -> None:
         UserError: For any mistake in the options or the data.
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # they are about Lightning's own calls
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(no_advertisement)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(worth_saying)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="lightning|transformers")
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
             RoutedCLI([command, *argv])
     except MisconfigurationException as mistake:
         raise UserError(str(mistake)) from mistake
 
 
-def no_advertisement(record: logging.LogRecord) -> bool:
-    """Return whether a log record is not one of Lightning's tips to install something."""
-    return "Tip: For seamless cloud" not in record.getMessage()
+def worth_saying(record: logging.LogRecord) -> bool:
+    """Return whether a log record is not one of Lightning's tips, or of hardware that hardly anybody has."""
+    said = record.getMessage()
+    return not any(
+        words in said for words in ("Tip: For seamless cloud", "TPU available", "to estimate number")
+    )
 
 
 fit = partial(run, "fit")
