@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.html import page, table, verdict
@@ -45,7 +46,9 @@ def write_comparison(
         ]
         for run in runs
     ]
-    best = {3 + place: which for place, name in enumerate(first) if (which := better(name)) is not None}
+    best: dict[int, Any] = {
+        3 + place: which for place, name in enumerate(first) if (which := better(name)) is not None
+    }
     groups: dict[str, list[float]] = {}
     for run in runs:
         groups.setdefault(run.name, []).append(run.metrics[metric])

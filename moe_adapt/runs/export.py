@@ -76,7 +76,7 @@ def export_run(
     check_target(Path(to), overwrite)
     run = Path(run)
     config = read_run_config(run)
-    module = load_module(run, checkpoint)
+    module: Any = load_module(run, checkpoint)
     alone = not isinstance(module.model, PeftModel)
     if alone and form != "adapter":
         raise UserError(f"the run {run} trained a head only, which has one form: leave out --form.")

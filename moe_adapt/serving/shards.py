@@ -138,6 +138,7 @@ def _taken_up(job: Job, plan: Mapping[str, Any]) -> tuple[Job, list[Shard]]:
 def _cut(path: Path, size: int, delimiter: str | None) -> tuple[list[str] | None, list[Shard]]:
     """Return the columns of a table, and shards of `size` rows."""
     with path.open("rb") as file:
+        ends: Iterator[tuple[Any, int, int]]
         if delimiter is None:
             ends = _json_ends(file)
             heads, (at, line) = None, (0, 1)
