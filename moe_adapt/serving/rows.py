@@ -14,7 +14,16 @@ from moe_adapt.data.tables import load_table
 from moe_adapt.errors import UserError
 from moe_adapt.serving.known import unknown_values
 
-__all__ = ["Scores", "answered", "batched", "json_lines", "open_output", "read_rows", "table_lines", "with_answer"]
+__all__ = [
+    "Scores",
+    "answered",
+    "batched",
+    "json_lines",
+    "open_output",
+    "read_rows",
+    "table_lines",
+    "with_answer",
+]
 
 
 def read_rows(source: str, column: str) -> Iterator[dict[str, Any]]:
