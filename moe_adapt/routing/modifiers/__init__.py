@@ -1,5 +1,6 @@
 """Logit modifiers: what happens to logits between scorer and selector."""
 
+from moe_adapt.routing.modifiers.bip_balance import BipBalance
 from moe_adapt.routing.modifiers.condense_bias import CondenseBias
 from moe_adapt.routing.modifiers.expert_groups import ExpertGroups
 from moe_adapt.routing.modifiers.noise import GaussianNoise
@@ -10,6 +11,7 @@ from moe_adapt.routing.modifiers.token_assignment import TokenAssignmentModifier
 from moe_adapt.routing.modifiers.twin_exclusive import TwinExclusive
 
 __all__ = [
+    "BipBalance",
     "CondenseBias",
     "ExpertGroups",
     "GaussianNoise",
