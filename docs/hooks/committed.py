@@ -150,10 +150,15 @@ def drift_results(method: str) -> list[str]:
         method: Kind of the method in a recipe; its variants begin with it.
     """
     path = BENCHMARKS / "results" / "drift.md"
-    table = next(table for table in tables(path) if table.title == "Streams")
-    if method not in (cell.strip() for cell in table.head[0].split("|")):
+    found = [
+        table
+        for table in tables(path)
+        if table.title.startswith("Accuracy")
+        and method in (cell.strip() for cell in table.head[0].split("|"))
+    ]
+    if not found:
         return []
     text = path.read_text(encoding="utf-8")
     note = re.search(r"^Prequential accuracy.*$", text, flags=re.MULTILINE)
     assert note is not None
-    return [note[0], "\n".join([*table.head, *table.rows])]
+    return [note[0], *("\n".join([*table.head, *table.rows]) for table in found)]
