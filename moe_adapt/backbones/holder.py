@@ -14,7 +14,6 @@ import peft
 from torch import Tensor, nn
 
 from moe_adapt.backbones.layers import BlockReader, block_numbers
-from moe_adapt.backbones.pretrained import enable_gradient_checkpointing
 from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
 
 __all__ = ["Encoder", "Pretrained"]
@@ -56,10 +55,6 @@ class Pretrained(nn.Module):
     def tuner(self) -> RoutedLoraModel | None:
         """The tuner, which holds losses and statistics of the routers; None without an adapter."""
         return self.model.base_model if self.adapted else None  # type: ignore[return-value]
-
-    def recompute_activations(self) -> None:
-        """Save memory in the backward pass (gradient checkpointing); see `enable_gradient_checkpointing`."""
-        enable_gradient_checkpointing(self.model)
 
 
 class Encoder(Pretrained, ABC):

@@ -13,7 +13,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.reading import foreign
 from moe_adapt.streams.base import Scenario, TaskStream
 from moe_adapt.streams.rows import said
-from moe_adapt.streams.splits import Labelled, arrange
+from moe_adapt.streams.splits import Arrangement, Labelled, arrange
 
 __all__ = ["ArrayStream", "Vectors"]
 
@@ -95,13 +95,7 @@ class ArrayStream(TaskStream):
                 train,
                 test,
                 names,
-                scenario,
-                increment,
-                first,
-                order,
-                order_seed,
-                blur,
-                seed,
+                Arrangement(scenario, increment, first, order, order_seed, blur, seed),
                 origin={"kind": "arrays", "arrays": said(arrays) if isinstance(arrays, str) else "in memory"},
             )
         )

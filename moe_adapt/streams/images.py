@@ -11,7 +11,7 @@ from moe_adapt.data.tables import SourceOption
 from moe_adapt.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_transforms, seeded_transform
 from moe_adapt.streams.base import Scenario, TaskStream
 from moe_adapt.streams.rows import Opened, RowTable, read_splits, said
-from moe_adapt.streams.splits import Labelled, arrange
+from moe_adapt.streams.splits import Arrangement, Labelled, arrange
 
 __all__ = ["ImageStream", "Pictures"]
 
@@ -138,14 +138,7 @@ class ImageStream(TaskStream):
                 Labelled(inputs, rows.labels, rows.domains),
                 Labelled(Pictures(testing, plain), testing.labels, testing.domains),
                 rows.class_names,
-                scenario,
-                increment,
-                first,
-                order,
-                order_seed,
-                blur,
-                seed,
-                tasks,
+                Arrangement(scenario, increment, first, order, order_seed, blur, seed, tasks),
                 origin={"kind": "images", "train": said(train), "test": said(test), "transform": transform},
             )
         )

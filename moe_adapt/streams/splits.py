@@ -12,6 +12,7 @@ appearance in the stream.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from moe_adapt.streams.base import Scenario, TaskStream
 from moe_adapt.streams.collate import Batch, collate
 
 __all__ = [
+    "Arrangement",
     "Labelled",
     "Tasks",
     "arrange",
@@ -48,6 +50,39 @@ class Labelled(NamedTuple):
     inputs: Any
     labels: np.ndarray
     domains: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How rows become tasks.
+
+    Args:
+        scenario: ``class``, ``task``, ``domain`` or ``blurry``.
+        increment: New classes per task; not for ``domain``.
+        first: Classes of the first task; 0 for as many as `increment`.
+        order: Names of all classes in the order in which they come (of the domains, for ``domain``); None
+            uses `order_seed`.
+        order_seed: Seed of the order of the classes; None for that of their first training rows.
+        blur: Share of a class's training rows that is spread over all tasks, for ``blurry``.
+        seed: Decides which rows are spread.
+        tasks: Names of the classes of every task, or of every named task; instead of `increment`, `first`
+            and `order`.
+    """
+
+    scenario: Scenario = "class"
+    increment: int | None = None
+    first: int = 0
+    order: Sequence[str] | None = None
+    order_seed: int | None = 1993
+    blur: float = 0.1
+    seed: int = 0
+    tasks: Tasks | None = None
+
+    def described(self) -> dict[str, Any]:
+        """Return what a result says of it, as JSON types."""
+        blurred = {"blur": self.blur, "seed": self.seed} if self.scenario == "blurry" else {}
+        seed = None if self.order is not None else self.order_seed
+        return {"increment": self.increment, "first": self.first, "order_seed": seed, **blurred}
 
 
 def class_order(num_classes: int, seed: int | None) -> np.ndarray:
@@ -115,24 +150,23 @@ def task_sizes(num_classes: int, increment: int, first: int = 0) -> list[int]:
 
 
 def incremental_stream(
-    train: Labelled, test: Labelled, class_names: Sequence[str], **split: Any
+    train: Labelled,
+    test: Labelled,
+    class_names: Sequence[str],
+    collate: Callable[[Any], Batch] = collate,
+    origin: dict[str, Any] | None = None,
+    **arrangement: Any,
 ) -> TaskStream:
-    """Return the stream that `arrange` describes; the arguments are the same."""
-    return TaskStream(**arrange(train, test, class_names, **split))
+    """Return the stream of `arrange`; further arguments are those of `Arrangement`."""
+    how = Arrangement(**arrangement)
+    return TaskStream(**arrange(train, test, class_names, how, collate, origin))
 
 
 def arrange(
     train: Labelled,
     test: Labelled,
     class_names: Sequence[str],
-    scenario: Scenario = "class",
-    increment: int | None = None,
-    first: int = 0,
-    order: Sequence[str] | None = None,
-    order_seed: int | None = 1993,
-    blur: float = 0.1,
-    seed: int = 0,
-    tasks: Tasks | None = None,
+    how: Arrangement,
     collate: Callable[[Any], Batch] = collate,
     origin: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -142,16 +176,7 @@ def arrange(
         train: The training rows of all tasks.
         test: The test rows of all tasks.
         class_names: Names of the classes, in the source's numbering.
-        scenario: ``class``, ``task``, ``domain`` or ``blurry``.
-        increment: New classes per task; not for ``domain``.
-        first: Classes of the first task; 0 for as many as `increment`.
-        order: Names of all classes in the order in which they come (of the domains, for ``domain``); None
-            uses `order_seed`.
-        order_seed: Seed of the order of the classes; None for that of their first training rows.
-        blur: Share of a class's training rows that is spread over all tasks, for ``blurry``.
-        seed: Decides which rows are spread.
-        tasks: Names of the classes of every task, or of every named task; instead of `increment`, `first`
-            and `order`.
+        how: The arrangement.
         collate: Makes a batch of a list of samples.
         origin: Where the data comes from, as JSON types.
 
@@ -161,54 +186,58 @@ def arrange(
     names = list(class_names)
     for what, split in (("training", train), ("test", test)):
         _check_labels(np.asarray(split.labels), names, what)
-    described = {
-        **(origin or {}),
-        "increment": increment,
-        "first": first,
-        "order_seed": None if order is not None else order_seed,
-        **({"blur": blur, "seed": seed} if scenario == "blurry" else {}),
-    }
-    if scenario == "domain":
-        rows, task_names = _domains(train, test, order)
-        arrangement = first_seen(np.asarray(train.labels), len(names))
-    elif scenario in ("class", "task", "blurry"):
-        task_names = None
-        if tasks is not None:
-            task_names, order, sizes = _listed(tasks, order)
-        elif increment is None:
-            raise UserError(
-                f"a {scenario}-incremental stream needs the number of new classes: set increment, or tasks."
-            )
-        else:
-            sizes = task_sizes(len(names), increment, first)
-        if order is not None:
-            arrangement = _by_name(order, names, "class")
-        elif order_seed is None:
-            arrangement = first_seen(np.asarray(train.labels), len(names))
-        else:
-            arrangement = class_order(len(names), order_seed)
-        task_of_class = np.empty(len(names), dtype=np.int64)
-        task_of_class[arrangement] = np.repeat(np.arange(len(sizes)), sizes)
-        placed = task_of_class[np.asarray(train.labels)]
-        if scenario == "blurry":
-            placed = _blurred(placed, len(sizes), blur, seed)
-        rows = [_rows_of(placed, len(sizes)), _rows_of(task_of_class[np.asarray(test.labels)], len(sizes))]
+    labels = np.asarray(train.labels)
+    task_names: list[str] | None
+    if how.scenario == "domain":
+        rows, task_names = _domains(train, test, how.order)
+        sequence = first_seen(labels, len(names))
+    elif how.scenario in ("class", "task", "blurry"):
+        rows, task_names, sequence = _by_class(train, test, names, how)
     else:
-        raise UserError(f"rows with labels make no stream of the scenario {scenario!r}.")
-    number = number_by_appearance(np.asarray(train.labels), rows[0], arrangement)
+        raise UserError(f"rows with labels make no stream of the scenario {how.scenario!r}.")
+    number = number_by_appearance(labels, rows[0], sequence)
     return {
-        "scenario": scenario,
+        "scenario": how.scenario,
         "train": train.inputs,
         "test": test.inputs,
         "train_rows": rows[0],
         "test_rows": rows[1],
-        "train_labels": number[np.asarray(train.labels)],
+        "train_labels": number[labels],
         "test_labels": number[np.asarray(test.labels)],
         "class_names": [names[c] for c in np.argsort(number)],
         "task_names": task_names,
         "collate": collate,
-        "origin": described,
+        "origin": {**(origin or {}), **how.described()},
     }
+
+
+def _by_class(
+    train: Labelled, test: Labelled, names: list[str], how: Arrangement
+) -> tuple[list[list[np.ndarray]], list[str] | None, np.ndarray]:
+    """Return the rows of every task of both splits, names of the tasks, and the classes in their order."""
+    task_names: list[str] | None = None
+    order, labels = how.order, np.asarray(train.labels)
+    if how.tasks is not None:
+        task_names, order, sizes = _listed(how.tasks, order)
+    elif how.increment is None:
+        raise UserError(
+            f"a {how.scenario}-incremental stream needs the number of new classes: set increment, or tasks."
+        )
+    else:
+        sizes = task_sizes(len(names), how.increment, how.first)
+    if order is not None:
+        sequence = _by_name(order, names, "class")
+    elif how.order_seed is None:
+        sequence = first_seen(labels, len(names))
+    else:
+        sequence = class_order(len(names), how.order_seed)
+    task_of_class = np.empty(len(names), dtype=np.int64)
+    task_of_class[sequence] = np.repeat(np.arange(len(sizes)), sizes)
+    placed = task_of_class[labels]
+    if how.scenario == "blurry":
+        placed = _blurred(placed, len(sizes), how.blur, how.seed)
+    tested = task_of_class[np.asarray(test.labels)]
+    return [_rows_of(placed, len(sizes)), _rows_of(tested, len(sizes))], task_names, sequence
 
 
 def _check_labels(labels: np.ndarray, names: list[str], what: str) -> None:

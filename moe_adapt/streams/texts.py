@@ -12,7 +12,7 @@ from moe_adapt.data.tokenizer import check_not_empty, load_tokenizer
 from moe_adapt.errors import UserError
 from moe_adapt.streams.base import Scenario, TaskStream
 from moe_adapt.streams.rows import Opened, RowTable, classes_of_files, read_splits, said
-from moe_adapt.streams.splits import Labelled, arrange
+from moe_adapt.streams.splits import Arrangement, Labelled, arrange
 
 __all__ = ["TextStream", "Tokenized"]
 
@@ -116,14 +116,7 @@ class TextStream(TaskStream):
                 Labelled(Tokenized(rows, words, max_length), rows.labels, domain_of[0]),
                 Labelled(Tokenized(testing, words, max_length), testing.labels, domain_of[1]),
                 rows.class_names,
-                scenario,
-                increment,
-                first,
-                order,
-                order_seed,
-                blur,
-                seed,
-                tasks,
+                Arrangement(scenario, increment, first, order, order_seed, blur, seed, tasks),
                 origin={
                     "kind": "texts",
                     "train": said(train),

@@ -1,6 +1,6 @@
 """Closed-form classification heads: one pass over frozen features, exact whatever the order of the data."""
 
-from moe_adapt.learners.heads.base import HEADS, ClosedFormHead, LinearHead
+from moe_adapt.learners.heads.base import ClosedFormHead, LinearHead
 from moe_adapt.learners.heads.fecam import FeCamHead
 from moe_adapt.learners.heads.lambda_choice import cross_validated_cosines, ridge_path_errors
 from moe_adapt.learners.heads.ncm import NearestMeanHead
@@ -9,7 +9,6 @@ from moe_adapt.learners.heads.ridge import RidgeHead
 from moe_adapt.learners.heads.slda import SldaHead
 
 __all__ = [
-    "HEADS",
     "ClosedFormHead",
     "FeCamHead",
     "LinearHead",

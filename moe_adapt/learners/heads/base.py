@@ -18,11 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
-from moe_adapt.registry import Registry
 
-__all__ = ["HEADS", "ClosedFormHead", "LinearHead", "direction"]
-
-HEADS: Registry["ClosedFormHead"] = Registry("head")
+__all__ = ["ClosedFormHead", "LinearHead", "direction"]
 
 
 def direction(features: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
-from moe_adapt.learners.heads.base import HEADS, ClosedFormHead, direction
+from moe_adapt.learners.heads.base import ClosedFormHead, direction
 
 __all__ = ["FeCamHead", "correlation"]
 
@@ -53,7 +53,6 @@ class _Solution(NamedTuple):
     whitening: Tensor
 
 
-@HEADS.register("fecam")
 class FeCamHead(ClosedFormHead):
     """A Gaussian per class, with covariances that are shrunk and normalised.
 

@@ -12,12 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from moe_adapt.learners.heads.base import HEADS, LinearHead, direction
+from moe_adapt.learners.heads.base import LinearHead, direction
 
 __all__ = ["NearestMeanHead"]
 
 
-@HEADS.register("ncm")
 class NearestMeanHead(LinearHead):
     """Scores a class by the cosine between the feature and the mean of the class.
 

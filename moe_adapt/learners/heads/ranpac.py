@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
-from moe_adapt.learners.heads.base import HEADS
 from moe_adapt.learners.heads.ridge import LambdaRule, RidgeHead
 
 __all__ = ["RanPacHead"]
 
 
-@HEADS.register("ranpac")
 class RanPacHead(RidgeHead):
     """Ridge regression on random features.
 

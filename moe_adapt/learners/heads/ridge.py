@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_adapt.errors import UserError
-from moe_adapt.learners.heads.base import HEADS, LinearHead
+from moe_adapt.learners.heads.base import LinearHead
 from moe_adapt.learners.heads.lambda_choice import LAMBDA_GRID, cross_validated_cosines, ridge_path_errors
 
 __all__ = ["LambdaRule", "RidgeHead"]
@@ -39,7 +39,6 @@ LambdaRule = Literal["gcv", "grid"]
 GROWTH = 1.1
 
 
-@HEADS.register("ridge")
 class RidgeHead(LinearHead):
     """Ridge regression on the features.
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from moe_adapt.errors import UserError
-from moe_adapt.learners.heads.base import HEADS, LinearHead
+from moe_adapt.learners.heads.base import LinearHead
 from moe_adapt.routing.sample.lda import oas
 
 __all__ = ["Shrinkage", "SldaHead"]
@@ -36,7 +36,6 @@ __all__ = ["Shrinkage", "SldaHead"]
 Shrinkage = float | Literal["oas"]
 
 
-@HEADS.register("slda")
 class SldaHead(LinearHead):
     """Linear discriminant analysis that can be updated batch by batch.
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from moe_adapt.backbones.pretrained import enable_gradient_checkpointing
 from moe_adapt.checks import ToyAnswerer
 from moe_adapt.errors import UserError
 from moe_adapt.learners.instructions.growing import ADAPTER
@@ -113,7 +114,7 @@ def test_gradient_checkpointing_changes_nothing():
     for checkpointing in (False, True):
         backbone = writer()
         if checkpointing:
-            backbone.recompute_activations()
+            enable_gradient_checkpointing(backbone.model)
         built = grown(backbone, tasks=2)
         samples, _ = stream(2).test_until(1)
         batch = stream(2).collate([samples[row] for row in (0, 1, 6, 7)])

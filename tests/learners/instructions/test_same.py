@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from moe_adapt.backbones.pretrained import enable_gradient_checkpointing
 from moe_adapt.errors import UserError
 from moe_adapt.learners.instructions.same import ADAPTER
 from moe_adapt.optim.guard import selection_stability
@@ -120,7 +121,7 @@ def test_moments_are_the_same_with_gradient_checkpointing():
     for checkpointing in (False, True):
         backbone = writer()
         if checkpointing:
-            backbone.recompute_activations()
+            enable_gradient_checkpointing(backbone.model)
         built = learner("same", backbone, epochs=1, router_update="plain")
         StreamRunner().run(built, stream(1, train=8, test=2))
         found.append([built.state_of(layer).moment for layer in built.layers()])
