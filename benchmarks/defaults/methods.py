@@ -4,7 +4,7 @@ from typing import Any
 
 __all__ = ["IMAGE_METHODS", "METHODS", "STARTS"]
 
-#: Start of the head: kind, weight decay of the probe (None: chosen on training rows), learning rate of the head.
+#: Start of the head: kind, weight decay of the probe (None: chosen on training rows), learning rate.
 STARTS: dict[str, tuple[str, float | None, float]] = {
     "random, 1e-2": ("random", None, 1e-2),
     "probe, 1e-3": ("probe", None, 1e-3),

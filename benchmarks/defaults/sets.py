@@ -1,8 +1,8 @@
-"""Few rows of five data sets: train rows, dev rows that a default may be chosen on, test rows for the table.
+"""Few rows of five data sets: train rows, dev rows to choose a default on, test rows for the table.
 
-Three of texts (20 classes of Banking77, 20 of HWU64, SST-2), one of images (5 classes of Tiny-ImageNet), one of
-plain text (Shakespeare's lines). Dev rows are other training rows; test rows come from the set's own test part,
-for Shakespeare from its last tenth.
+Three of texts (20 classes of Banking77, 20 of HWU64, SST-2), one of images (5 classes of Tiny-ImageNet), one
+of plain text (Shakespeare's lines). Dev rows are other training rows; test rows come from the set's own test
+part, for Shakespeare from its last tenth.
 """
 
 import csv

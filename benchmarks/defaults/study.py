@@ -1,8 +1,8 @@
-"""Which start of the head, method, rank and layers should the packaged recipes have? A small study on few rows.
+"""Which start of the head, method, rank and layers should the packaged recipes have? A small study.
 
 Each cell trains the packaged recipe (three epochs, cosine schedule) once. A default is chosen on the ``dev``
-rows; ``test`` rows are other rows, which the table shows. Cells are written one by one, and a second call goes
-on where the first stopped. Needs the data folder in MOE_ADAPT_DATA, and the extras ``demo`` and ``vision``.
+rows; ``test`` rows are other rows, which the table shows. Cells are written one by one, and a second call
+goes on where the first stopped. Needs the data folder in MOE_ADAPT_DATA, and the extras ``demo`` and ``vision``.
 
     python benchmarks/defaults/study.py starts
     python benchmarks/defaults/study.py texts --start "soft probe, 1e-2"
@@ -113,7 +113,7 @@ def adapted(build: Callable[..., Any], method: str, head_lr: float, seed: int) -
 
 
 def cell(name: str, start: str, method: str, seed: int) -> dict[str, Any]:
-    """Train once and measure the last weights on dev and test rows, beside the linear probe of the frozen backbone."""
+    """Train once; measure the last weights on dev and test rows, beside the linear probe."""
     kind, decay, head_lr = STARTS[start]
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
