@@ -2,7 +2,7 @@
 
 Each cell trains the packaged recipe (three epochs, cosine schedule) once. A default is chosen on the ``dev``
 rows; ``test`` rows are other rows, which the table shows. Cells are written one by one, and a second call
-goes on where the first stopped. Needs the data folder in MOE_ADAPT_DATA, and the extras ``demo`` and ``vision``.
+goes on where the first stopped. Needs the data folder in MOE_ADAPT_DATA and the extra ``demo``.
 
     python benchmarks/defaults/study.py starts
     python benchmarks/defaults/study.py texts --start "soft probe, 1e-2"
