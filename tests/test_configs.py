@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -106,6 +107,27 @@ def test_seeds_are_integers():
     for path in CONFIGS.values():
         seed = (yaml.safe_load(path.read_text()) or {}).get("seed_everything", 0)
         assert type(seed) is int
+
+
+#: What the user's files are given by.
+DATA = {"train", "validation", "test", "folder", "train_file"}
+
+
+@pytest.mark.parametrize("name", packaged_configs())
+def test_names_no_file_of_the_user(name):
+    """A file that happens to have that name in the working folder would be used in silence."""
+    assert not list(named_files(yaml.safe_load(packaged_configs()[name].read_text()), ""))
+
+
+def named_files(value: object, key: str) -> Iterator[object]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from named_files(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from named_files(item, key)
+    elif value is not None and (key in DATA or re.search(r"\.(jsonl?|csv|tsv|txt|npz|parquet)$", str(value))):
+        yield key, value
 
 
 def test_disk_wins_over_package(tmp_path, monkeypatch):

@@ -14,7 +14,16 @@ from docstrings import (
     option_names,
     options_table,
 )
-from page import LANGUAGE_MODEL, MethodPage, configuration, evidence, linked_papers, module_file, shell
+from page import (
+    INSTRUCTIONS,
+    LANGUAGE_MODEL,
+    MethodPage,
+    configuration,
+    evidence,
+    linked_papers,
+    module_file,
+    shell,
+)
 
 from moe_adapt.checks import ToyEncoder
 from moe_adapt.learners import LEARNERS, Learner
@@ -50,7 +59,7 @@ def _command(config: str) -> str:
     if "# with: stream/instructions" not in packaged_configs()[config].read_text(encoding="utf-8"):
         return shell(f"moe-adapt stream --config stream/demo --config {config} {out}")
     return shell(
-        f"moe-adapt stream --config stream/instructions --config {config}",
+        f"moe-adapt stream --config stream/instructions --config {config} --stream.folder {INSTRUCTIONS}",
         f"--backbone.backbone {LANGUAGE_MODEL} {out}",
     )
 

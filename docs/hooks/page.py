@@ -10,6 +10,7 @@ from docstrings import link_papers, module_text, options_table, papers
 from moe_adapt.runs.config_names import packaged_configs
 
 __all__ = [
+    "INSTRUCTIONS",
     "LANGUAGE_MODEL",
     "MethodPage",
     "configuration",
@@ -21,6 +22,8 @@ __all__ = [
 ]
 
 LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+#: Folder of instructions that the commands name.
+INSTRUCTIONS = "data/olora_cl_benchmark"
 
 EVIDENCE = """The rows of this method are in bold. How the tables came about, and what they do not show, is in
 [Reproducibility](../../reproducibility.md)."""

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterator
 
 from docstrings import class_text, first_sentence, module_text, options_table
-from page import LANGUAGE_MODEL, MethodPage, evidence, linked_papers, module_file, shell
+from page import INSTRUCTIONS, LANGUAGE_MODEL, MethodPage, evidence, linked_papers, module_file, shell
 
 from moe_adapt.optim import ROUTER_UPDATES
 
@@ -31,7 +31,7 @@ def update_rules() -> Iterator[MethodPage]:
         cls = ROUTER_UPDATES.get(name)
         command = shell(
             "moe-adapt stream --config stream/instructions --config learner/same_strict",
-            f"--backbone.backbone {LANGUAGE_MODEL} --out runs/{name}",
+            f"--stream.folder {INSTRUCTIONS} --backbone.backbone {LANGUAGE_MODEL} --out runs/{name}",
             f'--learner.router_update \'{{"name": "{name}"}}\'',
         )
         parts = (

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from moe_adapt.data.image_sources import ImageSource, open_images
 from moe_adapt.data.tables import SourceOption
 from moe_adapt.data.transforms import IMAGENET_MEAN, IMAGENET_STD, image_transforms, seeded_transform
+from moe_adapt.errors import UserError
 from moe_adapt.streams.base import Scenario, TaskStream
 from moe_adapt.streams.rows import Opened, RowTable, read_splits, said
 from moe_adapt.streams.splits import Arrangement, Labelled, arrange
@@ -90,7 +91,7 @@ class ImageStream(TaskStream):
 
     def __init__(
         self,
-        train: SourceOption,
+        train: SourceOption | None = None,
         test: SourceOption | None = None,
         scenario: Scenario = "class",
         increment: int | None = None,
@@ -113,6 +114,9 @@ class ImageStream(TaskStream):
         seed: int = 0,
         tasks: list[list[str]] | dict[str, list[str]] | None = None,
     ) -> None:
+        if train is None:
+            raise UserError("a stream needs training images: set train to a folder, an .npz file or a table.")
+
         def opened(source: Any, split: str) -> Opened:
             images = open_images(source, split, image_column, label_column)
             return Opened(images, images.labels, images.class_names)
