@@ -25,6 +25,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "sweep": ("ray",),
     "serve": ("fastapi", "uvicorn", "httpx2"),
     "completion": ("shtab",),
+    "quantized": ("bitsandbytes",),
 }
 
 

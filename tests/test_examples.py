@@ -1,6 +1,7 @@
 """The scripts in examples/ run and do what they say."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -38,6 +39,21 @@ def test_preference_loop(tmp_path):
     assert history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # adapter and reference agree at the start
     assert history[-1]["loss"] < history[0]["loss"]
     assert all(row["aux"] > 0 for row in history)
+
+
+def test_preferences_with_trl(tmp_path):
+    pytest.importorskip("trl", reason="needs the extra clients: pip install 'moe-adapt[clients]'")
+    pairs = tmp_path / "pairs.jsonl"
+    row = {"prompt": "How are you?", "chosen": " Very well.", "rejected": " Go away."}
+    pairs.write_text((json.dumps(row) + "\n") * 4)
+    settings = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "learning_rate": 1e-2, "seed": 0}
+    backbone = str(tiny_llama(tmp_path / "llama"))
+    trainer = load("dpo_trl").train(backbone, str(pairs), tmp_path / "out", steps=5, **settings)
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert log[0]["loss"] == pytest.approx(0.6931, abs=0.05)  # the reference is the model without adapter
+    assert log[-1]["loss"] < log[0]["loss"] and log[-1]["rewards/margins"] > 0
+    assert any(name.startswith("aux/") for name in log[-1])
+    assert PeftConfig.from_pretrained(str(tmp_path / "out")).peft_type == "ROUTED_LORA"
 
 
 @pytest.mark.slow

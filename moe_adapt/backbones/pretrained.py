@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.utils import cached_file, logging
 
+from moe_adapt.backbones.quantize import Quantize, keep_weights, loading_options
 from moe_adapt.data.hub_access import check_reachable
 from moe_adapt.data.packages import local_model
 from moe_adapt.errors import UserError
@@ -51,7 +52,12 @@ class Backbone(NamedTuple):
 
 
 def load_pretrained(
-    auto: Any, name: str, dtype: Precision, new_head: bool = False, **options: Any
+    auto: Any,
+    name: str,
+    dtype: Precision,
+    new_head: bool = False,
+    quantize: Quantize | None = None,
+    **options: Any,
 ) -> Backbone:
     """Load a Hugging Face model.
 
@@ -61,6 +67,7 @@ def load_pretrained(
         dtype: Precision of the weights.
         new_head: Whether what stands outside the shared trunk is a head to train; its weights, and those of a
             pooler, may be missing or of another shape.
+        quantize: How to hold the linear layers of the trunk; None for `dtype`.
         options: Arguments of ``from_pretrained``.
 
     Raises:
@@ -69,12 +76,14 @@ def load_pretrained(
     where = local_model(name)
     check_reachable(where)
     try:
+        options |= loading_options(auto, where, quantize, DTYPES[dtype], options)
         with _quiet():
             model, info = auto.from_pretrained(
                 where, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the backbone {name!r}: {str(error).splitlines()[0]}") from error
+    keep_weights(model)
     lacking = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     head = _head(model, lacking) if new_head else []
     check_loaded(name, lacking, head)

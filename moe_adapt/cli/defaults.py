@@ -16,6 +16,7 @@ from moe_adapt.training.callbacks import (
     AdapterReport,
     BestCheckpoint,
     FirstExample,
+    GenerationPreview,
     HeadStart,
     LastCheckpoint,
     ManifestCallback,
@@ -50,6 +51,7 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_class_arguments(RoutingMonitor, "routing")
     parser.add_class_arguments(HeadStart, "head_start")
     parser.add_class_arguments(FirstExample, "first_example")
+    parser.add_class_arguments(GenerationPreview, "preview")
 
 
 def limit_epochs(trainer: Namespace) -> None:
@@ -73,7 +75,7 @@ def callbacks(options: Namespace, command: str) -> list[Callback]:
     found: list[Callback] = []
     if command == "fit":
         found = [OutputFolderGuard(options.overwrite), AdapterReport(), ManifestCallback()]
-        found.append(options.first_example)
+        found += [options.first_example, options.preview]
     found += [options.routing, options.head_start]  # like the next two they own entries in the checkpoints
     if trainer.enable_checkpointing is not False:
         found += [options.last_checkpoint, options.best_checkpoint]

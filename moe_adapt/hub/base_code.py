@@ -33,10 +33,13 @@ class PooledClassifier(torch.nn.Module):
         return self.classifier((hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1))
 
 
-encoder = AutoModel.from_pretrained({name!r})
+encoder = AutoModel.from_pretrained({name!r}{quantized})
 if getattr(encoder, "pooler", None) is not None:
     encoder.pooler = None
 base = PooledClassifier(encoder, num_classes={num_classes})"""
+
+#: What a quantised base imports.
+_BOTH = "AutoModel, BitsAndBytesConfig\n"
 
 _AUTO = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
 
@@ -104,22 +107,35 @@ def _without_path(value: Any) -> Any:
     return f"PATH_OF/{Path(value).name}" if Path(value).exists() else public_name(value)
 
 
-def _from_pretrained(auto: str, name: str, **options: Any) -> str:
+def _from_pretrained(auto: str, name: str, quantize: str | None = None, **options: Any) -> str:
     dtype = options.pop("dtype", "float32")
     words = [repr(name), *(f"{key}={value!r}" for key, value in options.items() if value is not None)]
     words += [f"dtype={dtype!r}"]
-    return f"from transformers import {auto}\n\nbase = {auto}.from_pretrained({', '.join(words)})"
+    call = f"{auto}.from_pretrained({', '.join(words)}{_quantized(quantize)})"
+    return f"from transformers import {auto}{', BitsAndBytesConfig' * bool(quantize)}\n\nbase = {call}"
+
+
+def _quantized(quantize: str | None) -> str:
+    if quantize is None:
+        return ""
+    options = "load_in_8bit=True" if quantize == "8bit" else 'load_in_4bit=True, bnb_4bit_quant_type="nf4"'
+    return f", quantization_config=BitsAndBytesConfig({options})"
 
 
 def _causal_lm(known: Mapping[str, Any], public: Mapping[str, Any]) -> str:
-    options = {name: public[name] for name in ("gguf_file", "dtype")}
+    options = {name: public[name] for name in ("gguf_file", "dtype", "quantize")}
     return _from_pretrained("AutoModelForCausalLM", public["backbone"], **options)
 
 
 def _text(known: Mapping[str, Any], public: Mapping[str, Any]) -> str:
     if resolve_pooling(known["backbone"], known["pooling"]) == "mean":
-        return _POOLED.format(name=public["backbone"], num_classes=public["num_classes"])
-    options = {"num_labels": public["num_classes"], "dtype": public["dtype"]}
+        pooled = _POOLED if public["quantize"] is None else _POOLED.replace("AutoModel\n", _BOTH, 1)
+        return pooled.format(
+            name=public["backbone"],
+            num_classes=public["num_classes"],
+            quantized=_quantized(public["quantize"]),
+        )
+    options = {name: public[name] for name in ("dtype", "quantize")} | {"num_labels": public["num_classes"]}
     return _from_pretrained("AutoModelForSequenceClassification", public["backbone"], **options)
 
 

@@ -70,6 +70,7 @@ class Stack:
             encoded: The last output of a stack, and that stack.
         """
         mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+        mask = inputs.get("token_mask") if mask is None else mask  # packed rows have no other mask
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         embedded = inputs.get("inputs_embeds")
         if outer is not None and isinstance(embedded, Tensor) and embedded.ndim == 3:

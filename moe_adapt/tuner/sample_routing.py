@@ -33,7 +33,7 @@ from moe_adapt.tuner.sample_tensors import HOLDER, SampleTensors, rule_name, sam
 __all__ = ["FOR_ROUTERS", "SampleRouting"]
 
 #: Arguments of a forward that are for routers and not for the model.
-FOR_ROUTERS = ("domain_ids", "adapter_ids", "prompt_mask")
+FOR_ROUTERS = ("domain_ids", "adapter_ids", "prompt_mask", "token_mask")
 
 _IGNORED = -100
 

@@ -14,8 +14,8 @@ Alpaca's columns (instruction, input, output) become prompt and response (`moe_a
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,34 +23,22 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from moe_adapt.data.chat_template import chat_template as chat_template_of
-from moe_adapt.data.conversations import conversation_column, encode_conversation, turns_of
+from moe_adapt.data.conversations import conversation_column
+from moe_adapt.data.disk import DiskTable
+from moe_adapt.data.encoding import DOMAIN, Encoded, RowEncoder
 from moe_adapt.data.formats import alpaca_row, is_alpaca, unread
 from moe_adapt.data.packages import public_name
-from moe_adapt.data.prompts import (
-    IGNORED,
-    Example,
-    chat_texts,
-    check_template,
-    encode_prompts,
-    encode_responses,
-    join,
-    render,
-    template_fields,
-)
+from moe_adapt.data.packing import Packed, pack_examples, packed_batch
+from moe_adapt.data.prompts import IGNORED, Example, check_template, encode_prompts, template_fields
 from moe_adapt.data.questions import Question, pack, right_choice
-from moe_adapt.data.table import Table
 from moe_adapt.data.tables import SourceOption, TableSource, load_table, require_columns, texts_of
 from moe_adapt.data.tokenizer import load_tokenizer
 from moe_adapt.errors import UserError
 from moe_adapt.training.datamodules.base import Batch, SeededDataModule
 from moe_adapt.training.datamodules.domains import DomainColumn, Unknown
-from moe_adapt.training.datamodules.rows import Rows
+from moe_adapt.training.datamodules.rows import DiskRows, RawRow, Rows
 
 __all__ = ["CausalLMData", "Question", "pack", "right_choice"]
-
-
-#: Key under which a row keeps the number of its domain.
-_DOMAIN = "\0domain"
 
 
 class CausalLMData(SeededDataModule):
@@ -89,6 +77,10 @@ class CausalLMData(SeededDataModule):
         max_length: Most tokens per sequence; a longer prompt loses its beginning.
         too_long: What becomes of a row whose response alone exceeds `max_length`, and of a conversation that
             does: ``error``, ``truncate`` (its end is cut) or ``drop``; counted and told.
+        packing: Put several training examples into one row of at most `max_length` tokens; each attends to
+            itself alone, and `batch_size` counts rows.
+        on_disk: Folder for rows that do not fit in memory: they are written there once, as Arrow files, and
+            made into tokens batch by batch. None keeps all rows in memory.
         validation_fraction: Share of the training rows held out if no validation rows are given.
         batch_size: Rows per batch; with choices, questions per batch.
         max_train_rows: Train on so many rows only, chosen at random; None takes all.
@@ -123,6 +115,8 @@ class CausalLMData(SeededDataModule):
         train_on_prompt: bool = False,
         max_length: int = 512,
         too_long: Literal["error", "truncate", "drop"] = "error",
+        packing: bool = False,
+        on_disk: str | None = None,
         validation_fraction: float = 0.1,
         batch_size: int = 8,
         max_train_rows: int | None = None,
@@ -146,6 +140,11 @@ class CausalLMData(SeededDataModule):
             raise UserError(
                 "`choices` and `answer` go together: the choices, and the column of the right one."
             )
+        if packing:
+            _refuse("packing", text_column=text_column, domain_column=domain_column, on_disk=on_disk)
+        if on_disk is not None:
+            drop = too_long if too_long == "drop" else None
+            _refuse("on_disk", text_column=text_column, domain_column=domain_column, too_long=drop)
         self.prompt = prompt
         self.response = response if response is not None else " {choice}"
         self.choices = choices
@@ -157,7 +156,9 @@ class CausalLMData(SeededDataModule):
         self.column_names = column_names
         self.train_on_prompt = train_on_prompt
         self.max_length = max_length
-        self.too_long = too_long
+        self.too_long: Literal["error", "truncate", "drop"] = too_long
+        self.packing = packing
+        self.on_disk = on_disk
         self.conversation: str | None = None
         self.tokenizer = load_tokenizer(tokenizer, max_length)
         self.tokenizer_name = public_name(tokenizer)
@@ -183,20 +184,30 @@ class CausalLMData(SeededDataModule):
 
     def read(self, source: TableSource, split: str) -> Rows:
         """Return the table's rows as they are, after checking columns and templates."""
-        table = load_table(source, split, self.column_names)
+        if self.on_disk is not None:
+            table: Any = DiskTable.of(source, split, Path(self.on_disk).expanduser(), self.column_names)
+        else:
+            table = load_table(source, split, self.column_names)
         if self.text_column is not None:
             texts = [{"text": text} for text in texts_of(table, self.text_column, source)]
             return Rows(texts, np.zeros(len(texts), dtype=np.int64))
         columns = list(table.column_names)
         missing = not set(template_fields(self.prompt or "")) <= set(columns)
         self.conversation = conversation_column(columns) if missing else None
-        if missing and self.conversation is None and is_alpaca(columns):
-            table = Table.from_rows(alpaca_row(row) for row in table.to_list())
-            columns = list(table.column_names)
+        alpaca = missing and self.conversation is None and is_alpaca(columns)
+        columns += ["prompt", "response"] if alpaca else []
         if split == "train":
             self._note_unread(columns)
-        if self.conversation is not None:
-            return Rows(self._rows(table, source), np.zeros(len(table), dtype=np.int64))
+        if self.conversation is None:
+            self._check_columns(table, columns, source)
+        if self.on_disk is not None:
+            return DiskRows(table, split, alpaca_row if alpaca else None, self.group_by_length)
+        rows = map(alpaca_row, table.to_list()) if alpaca else table.to_list()
+        domains = self.domains.read(table, source)
+        items = [{**row, DOMAIN: domain} for row, domain in zip(rows, domains, strict=True)]
+        return Rows(items, np.zeros(len(items), dtype=np.int64))
+
+    def _check_columns(self, table: Any, columns: list[str], source: TableSource) -> None:
         if self.answer is not None:
             require_columns(table, [self.answer], source)
             templates = [] if isinstance(self.choices, str) else list(self.choices or [])
@@ -204,15 +215,9 @@ class CausalLMData(SeededDataModule):
                 check_template(template, columns)
             if isinstance(self.choices, str):
                 require_columns(table, [self.choices], source)
-            columns.append("choice")
+            columns = [*columns, "choice"]
         check_template(self.prompt or "", columns)
         check_template(self.response, columns)
-        rows = self._rows(table, source)
-        return Rows(rows, np.zeros(len(rows), dtype=np.int64))
-
-    def _rows(self, table: Any, source: TableSource) -> list[dict[str, Any]]:
-        domains = self.domains.read(table, source)
-        return [row | {_DOMAIN: domain} for row, domain in zip(table.to_list(), domains, strict=True)]
 
     def _note_unread(self, columns: Sequence[str]) -> None:
         templates = [self.prompt or "", self.response]
@@ -229,7 +234,7 @@ class CausalLMData(SeededDataModule):
 
     def first_example(self) -> str:
         """Return the first training row as text; what is learned stands in « »."""
-        example = self.splits["train"].items[0]
+        (example,) = self.made([self.splits["train"][0]])
         parts = []
         for learned, group in groupby(
             zip(example.input_ids, example.labels, strict=True), key=lambda pair: pair[1] != IGNORED
@@ -239,49 +244,42 @@ class CausalLMData(SeededDataModule):
         return "".join(parts)
 
     def prepare(self, rows: Rows, split: str) -> Rows:
-        """Return the rows as token sequences."""
-        items: list[Any]
+        """Return the rows as token sequences; rows on disk become them batch by batch."""
+        if isinstance(rows, DiskRows):
+            return rows.of_split(split)
         if self.text_column is not None:
             items = self._blocks(rows)
-        elif self.conversation is not None:
-            items = self._conversations(rows)
-        elif self.choices is not None and split != "train":
-            items = self._questions(rows)
         else:
-            items = self._examples(rows, self.train_on_prompt and split == "train")
-        lengths = [len(item.input_ids) if isinstance(item, Example) else len(item.choices) for item in items]
+            items = self._kept(self._encoded(rows.items, range(len(rows)), split), len(rows))
+        if self.packing and split == "train":
+            items = pack_examples(items, self.max_length)
+        lengths = [len(item.choices) if isinstance(item, Question) else len(item.input_ids) for item in items]
         return Rows(items, np.zeros(len(items), dtype=np.int64), lengths)
 
-    def _conversations(self, rows: Rows) -> list[Example]:
-        found, long = [], 0
-        for number, row in enumerate(rows.items):
-            turns = turns_of(row[self.conversation], number)
-            example = encode_conversation(self.tokenizer, turns, number, row.get("tools"))
-            if len(example.input_ids) > self.max_length:
-                long += 1
-                if self.too_long == "error":
-                    raise UserError(
-                        f"row {number} is a conversation of {len(example.input_ids)} tokens, max_length is "
-                        f"{self.max_length}: raise it, or set too_long to truncate or drop."
-                    )
-                cut = Example(example.input_ids[: self.max_length], example.labels[: self.max_length])
-                learned = any(label != IGNORED for label in cut.labels[1:])
-                if self.too_long == "drop" or not learned:
-                    continue
-                example = cut
-            found.append(replace(example, domain=row[_DOMAIN]))
-        return self._kept(found, long)
+    def _encoded(self, rows: Sequence[Any], numbers: Sequence[int], split: str) -> Encoded:
+        encoder = RowEncoder(
+            tokenizer=self.tokenizer,
+            prompt=self.prompt or "",
+            response=self.response,
+            choices=self.choices,
+            answer=self.answer,
+            chat=self.chat,
+            system=self.system,
+            max_length=self.max_length,
+            too_long=self.too_long,
+            conversation=self.conversation,
+        )
+        train = split == "train"
+        return encoder.encode(rows, numbers, self.train_on_prompt and train, every_choice=not train)
 
-    def _kept(self, items: list[Any], long: int) -> list[Any]:
+    def _kept(self, found: Encoded, rows: int) -> list[Any]:
         """Note how many rows were too long; what is left must not be nothing."""
-        if long:
+        if found.long:
             word = "cut" if self.too_long == "truncate" else "dropped"
-            self.notes.append(
-                f"{long} of {len(items) + (long if word == 'dropped' else 0)} rows too long: {word}"
-            )
-        if not items:
+            self.notes.append(f"{found.long} of {rows} rows too long: {word}")
+        if not found.items:
             raise UserError(f"every row exceeds max_length {self.max_length}: raise it.")
-        return items
+        return found.items
 
     def _blocks(self, rows: Rows) -> list[Example]:
         texts = [row["text"] for row in rows.items]
@@ -292,86 +290,31 @@ class CausalLMData(SeededDataModule):
             raise UserError("the texts have no tokens to predict.")
         return blocks
 
-    def _choices_of(self, row: dict[str, Any], number: int) -> list[str]:
-        if not isinstance(self.choices, str):
-            return [render(template, row, number) for template in self.choices or []]
-        choices = row[self.choices]
-        if not isinstance(choices, list) or not choices or not all(isinstance(text, str) for text in choices):
+    def made(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Return the rows as token sequences, which those on disk are not yet.
+
+        Raises:
+            UserError: If a row on disk does not fit, or a batch of them has nothing to learn.
+        """
+        if not isinstance(rows[0], RawRow):
+            return rows
+        found = self._encoded([row.row for row in rows], [row.number for row in rows], rows[0].split).items
+        if not found:
             raise UserError(
-                f"row {number} has {choices!r} in column {self.choices!r}: expected a list of texts, the "
-                "choices."
+                f"row {rows[0].number} says nothing to learn within max_length {self.max_length}."
             )
-        return choices
+        return found
 
-    def _texts(self, row: dict[str, Any], number: int, end: bool) -> tuple[str, str]:
-        """Return prompt and response of a row; the response closed if `end` and in chat format."""
-        prompt, response = render(self.prompt or "", row, number), render(self.response, row, number)
-        if not self.chat:
-            return prompt, response
-        head, closed = chat_texts(self.tokenizer, prompt, response.strip(), self.system)
-        return head, closed if end else response.strip()
-
-    def _encode(
-        self, texts: list[tuple[str, str]], numbers: list[int], end: bool, train_on_prompt: bool = False
-    ) -> list[Example]:
-        prompts = encode_prompts(self.tokenizer, [prompt for prompt, _ in texts], self.chat)
-        close = end and not self.chat
-        responses = encode_responses(self.tokenizer, [response for _, response in texts], close)
-        if self.too_long == "truncate":
-            most = self.max_length - 1
-            responses = [ids if len(ids) <= most else ids[:most] for ids in responses]
-        return [
-            join(prompt, response, self.max_length, number, train_on_prompt)
-            for prompt, response, number in zip(prompts, responses, numbers, strict=True)
-        ]
-
-    def _fitting(self, rows: Rows, texts: list[tuple[str, str]]) -> list[int]:
-        """Return the rows to keep, after noting those whose response is too long."""
-        places = list(range(len(texts)))
-        if self.too_long == "error":
-            return places
-        answers = encode_responses(self.tokenizer, [response for _, response in texts], not self.chat)
-        long = {place for place in places if len(answers[place]) >= self.max_length}
-        kept = places if self.too_long == "truncate" else [place for place in places if place not in long]
-        return self._kept(kept, len(long))
-
-    def _examples(self, rows: Rows, train_on_prompt: bool) -> list[Example]:
-        texts = []
-        for number, row in enumerate(rows.items):
-            if self.choices is not None:
-                choices = self._choices_of(row, number)
-                row = row | {"choice": choices[right_choice(row[self.answer], choices, number)]}
-            texts.append(self._texts(row, number, end=True))
-        kept = self._fitting(rows, texts)
-        chosen = [texts[place] for place in kept]
-        examples = self._encode(chosen, kept, end=True, train_on_prompt=train_on_prompt)
-        return [
-            replace(example, domain=rows.items[place][_DOMAIN])
-            for example, place in zip(examples, kept, strict=True)
-        ]
-
-    def _questions(self, rows: Rows) -> list[Question]:
-        texts, numbers, answers = [], [], []
-        for number, row in enumerate(rows.items):
-            choices = self._choices_of(row, number)
-            answers.append(right_choice(row[self.answer], choices, number))
-            texts += [self._texts(row | {"choice": choice}, number, end=False) for choice in choices]
-            numbers += [number] * len(choices)
-        examples = iter(
-            replace(example, domain=rows.items[number][_DOMAIN])
-            for example, number in zip(self._encode(texts, numbers, end=False), numbers, strict=True)
-        )
-        counts = np.bincount(numbers)
-        return [
-            Question([next(examples) for _ in range(count)], answer)
-            for count, answer in zip(counts, answers, strict=True)
-        ]
-
-    def collate(self, rows: Sequence[Example | Question]) -> Batch:
+    def collate(self, rows: Sequence[Any]) -> Batch:
         """Return a batch padded on the right to its longest sequence."""
         examples: list[Example] = []
         choice_row: list[int] = []
         answers: list[int] = []
+        rows = self.made(rows)
+        pad = self.tokenizer.pad_token_id
+        pad = pad if pad is not None else self.tokenizer.eos_token_id
+        if isinstance(rows[0], Packed):
+            return packed_batch(rows, pad)
         for number, row in enumerate(rows):
             if isinstance(row, Example):
                 examples.append(row)
@@ -379,8 +322,6 @@ class CausalLMData(SeededDataModule):
                 examples += row.choices
                 choice_row += [number] * len(row.choices)
                 answers.append(row.answer)
-        pad = self.tokenizer.pad_token_id
-        pad = pad if pad is not None else self.tokenizer.eos_token_id
         ids = [torch.tensor(example.input_ids) for example in examples]
         labels = [torch.tensor(example.labels) for example in examples]
         batch = {
@@ -392,3 +333,23 @@ class CausalLMData(SeededDataModule):
         if answers:
             batch |= {"choice_row": torch.tensor(choice_row), "answer": torch.tensor(answers)}
         return batch
+
+
+#: Why two options exclude each other.
+_REASONS = {
+    ("packing", "text_column"): "plain text is packed already",
+    ("packing", "domain_column"): "a packed row has several domains",
+    ("packing", "on_disk"): "it needs the length of every row before the first batch",
+    ("on_disk", "text_column"): "documents are joined before they are cut into blocks",
+    ("on_disk", "domain_column"): "domains are numbered before the first batch",
+    ("on_disk", "too_long"): "rows are counted before they are made into tokens; take truncate or error",
+}
+
+
+def _refuse(option: str, **others: str | None) -> None:
+    """Raise the error for options that exclude `option`."""
+    for name, value in others.items():
+        if value is not None:
+            raise UserError(
+                f"{option} and {name} {value!r} exclude each other: {_REASONS[option, name]}; leave one out."
+            )

@@ -1,15 +1,16 @@
 """The rows of one split, and the choice of some of them: held out, or a smaller training set."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from moe_adapt.data.disk import DiskTable
 from moe_adapt.errors import UserError
 
-__all__ = ["Rows", "hold_out", "stratified_rows"]
+__all__ = ["DiskRows", "RawRow", "Rows", "hold_out", "stratified_rows"]
 
 
 class Rows(Dataset):
@@ -40,6 +41,61 @@ class Rows(Dataset):
         chosen.items = [self.items[row] for row in rows]
         chosen.strata = self.strata[rows]
         chosen.lengths = None if self.lengths is None else [self.lengths[row] for row in rows]
+        return chosen
+
+
+class RawRow(NamedTuple):
+    """A row that is made into tokens with its batch.
+
+    Attributes:
+        row: Its columns.
+        number: Its number, for messages.
+        split: The split that it is in.
+    """
+
+    row: dict[str, Any]
+    number: int
+    split: str
+
+
+class DiskRows(Rows):
+    """Rows on disk, of which only row numbers are in memory.
+
+    Args:
+        table: The table.
+        split: The split.
+        convert: What a row goes through first; None for nothing.
+        measure: Whether `lengths` are needed.
+    """
+
+    def __init__(
+        self,
+        table: DiskTable,
+        split: str,
+        convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        measure: bool = False,
+    ) -> None:
+        lengths: Any = table.lengths if measure else None
+        super().__init__(table, np.zeros(len(table), dtype=np.int8), lengths)  # type: ignore[arg-type]
+        self.split = split
+        self.convert = convert
+
+    def __getitem__(self, row: int) -> RawRow:
+        found = self.items[row]
+        return RawRow(found if self.convert is None else self.convert(found), row, self.split)
+
+    def of_split(self, split: str) -> Self:
+        """Return the same rows as those of another split."""
+        chosen = copy.copy(self)
+        chosen.split = split
+        return chosen
+
+    def subset(self, rows: np.ndarray) -> Self:
+        """Return the given rows, [chosen] row numbers, as a data set of their own; nothing is read."""
+        chosen = copy.copy(self)
+        chosen.items = self.items.subset(rows)  # type: ignore[attr-defined]
+        chosen.strata = self.strata[rows]
+        chosen.lengths = None if self.lengths is None else self.lengths[rows]  # type: ignore[call-overload]
         return chosen
 
 

@@ -100,7 +100,7 @@ class SeededSampler(DistributedSampler):
         mine = np.resize(order, self.total_size)[self.rank :: self.num_replicas]
         epoch, first_batch = self.started
         skip = first_batch * self.batch_size if self.epoch == epoch else 0
-        return iter(mine[skip:].tolist())
+        return (int(row) for row in mine[skip:])
 
 
 class ResumableLoader(DataLoader):

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from moe_adapt.backbones.packing import check_packing
 from moe_adapt.backbones.pretrained import Backbone, Precision, load_pretrained
+from moe_adapt.backbones.quantize import Quantize
 from moe_adapt.data.packages import local_model
 from moe_adapt.data.prompts import IGNORED
 from moe_adapt.evaluation.likelihood import pick_choices, token_log_likelihood
@@ -58,6 +60,7 @@ class CausalLM(AdaptedModule):
         tuner: The adapter.
         gguf_file: Name of a GGUF file inside `backbone` to read the weights from (needs the package `gguf`).
         dtype: Precision of the frozen weights; the adapter is float32.
+        quantize: Hold the frozen linear layers in ``4bit`` or ``8bit`` (needs the extra `quantized`).
         max_new_tokens: How many tokens `predict` generates at most.
         settings: Arguments of `AdaptedModule`.
     """
@@ -70,11 +73,14 @@ class CausalLM(AdaptedModule):
         tuner: RoutedLoraConfig | None = None,
         gguf_file: str | None = None,
         dtype: Precision = "float32",
+        quantize: Quantize | None = None,
         max_new_tokens: int = 64,
         **settings: Any,
     ) -> None:
-        super().__init__(backbone=build(backbone, gguf_file, dtype), name=backbone, tuner=tuner, **settings)
+        built = build(backbone, gguf_file, dtype, quantize)
+        super().__init__(backbone=built, name=backbone, tuner=tuner, **settings)
         self.gguf_file, self.dtype_name, self.max_new_tokens = gguf_file, dtype, max_new_tokens
+        self.quantize = quantize
         stages = ("val", "test")
         kinds = {"loss": MeanMetric, "perplexity": Perplexity, "acc": MeanMetric, "acc_norm": MeanMetric}
         self.metrics = nn.ModuleDict(
@@ -83,10 +89,14 @@ class CausalLM(AdaptedModule):
 
     @classmethod
     def base_model(
-        cls, backbone: str, gguf_file: str | None = None, dtype: Precision = "float32"
+        cls,
+        backbone: str,
+        gguf_file: str | None = None,
+        dtype: Precision = "float32",
+        quantize: Quantize | None = None,
     ) -> nn.Module:
         """Return the bare model, on which `PeftModel.from_pretrained(model, folder)` puts an adapter."""
-        return build(backbone, gguf_file, dtype).model
+        return build(backbone, gguf_file, dtype, quantize).model
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -95,16 +105,32 @@ class CausalLM(AdaptedModule):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that shape the model."""
-        return {"gguf_file": self.gguf_file, "dtype": self.dtype_name}
+        shaping: dict[str, Any] = {"gguf_file": self.gguf_file, "dtype": self.dtype_name}
+        return shaping if self.quantize is None else shaping | {"quantize": self.quantize}
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return next-token logits, [M, S, V]."""
-        return self.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            use_cache=False,
-            **self.for_routers(batch),
-        ).logits
+        """Return next-token logits, [M, S, V]; of packed rows (with ``position_ids``) each example's own."""
+        packed = "position_ids" in batch
+        seen = {"position_ids" if packed else "attention_mask"}
+        inputs = {name: batch[name] for name in ("input_ids", *seen)}
+        return self.model(**inputs, use_cache=False, **self.for_routers(batch)).logits
+
+    def for_routers(self, batch: Batch) -> Batch:
+        """Return what routers look at; of packed rows also which tokens are real."""
+        found = super().for_routers(batch)
+        if self.tuner is not None and "position_ids" in batch:
+            found["token_mask"] = batch["attention_mask"]
+        return found
+
+    def on_fit_start(self) -> None:
+        """Check that the backbone keeps packed examples apart, if there are such.
+
+        Raises:
+            UserError: If it does not.
+        """
+        if getattr(self.trainer.datamodule, "packing", False):  # type: ignore[attr-defined]
+            check_packing(self.model, self.name)
+        super().on_fit_start()
 
     def task_loss(self, batch: Batch) -> Tensor:
         """Return the mean negative log-likelihood of the labelled tokens."""
@@ -169,7 +195,10 @@ class CausalLM(AdaptedModule):
         return self.tokenizer.batch_decode(generated[:, prompt.shape[1] :], skip_special_tokens=True)
 
 
-def build(backbone: str, gguf_file: str | None, dtype: Precision) -> Backbone:
+def build(
+    backbone: str, gguf_file: str | None, dtype: Precision, quantize: Quantize | None = None
+) -> Backbone:
     """Load the pretrained model, all of it frozen; see `CausalLM` for the arguments."""
     options: dict[str, Any] = {} if gguf_file is None else {"gguf_file": gguf_file}
-    return Backbone(load_pretrained(AutoModelForCausalLM, backbone, dtype, **options).model, [])
+    loaded = load_pretrained(AutoModelForCausalLM, backbone, dtype, quantize=quantize, **options)
+    return Backbone(loaded.model, [])

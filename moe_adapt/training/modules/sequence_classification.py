@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from moe_adapt.backbones.pretrained import Backbone, Precision, load_pretrained
+from moe_adapt.backbones.quantize import Quantize
 from moe_adapt.backbones.text import Pooling, mean_over_tokens, resolve_pooling
 from moe_adapt.training.modules.base import Batch
 from moe_adapt.training.modules.classifier import Classifier
@@ -54,6 +55,7 @@ class SequenceClassifier(Classifier):
         pooling: ``mean`` of the token vectors with a linear head, the ``model``'s own head, or ``auto``: mean
             if the model says so in sentence-transformers' ``1_Pooling/config.json``.
         dtype: Precision of the frozen weights; adapter and head are float32.
+        quantize: Hold the frozen linear layers in ``4bit`` or ``8bit`` (needs the extra `quantized`).
         settings: Arguments of `AdaptedModule`.
     """
 
@@ -64,22 +66,30 @@ class SequenceClassifier(Classifier):
         tuner: RoutedLoraConfig | None = None,
         pooling: Pooling = "auto",
         dtype: Precision = "float32",
+        quantize: Quantize | None = None,
         **settings: Any,
     ) -> None:
-        built = build(backbone, num_classes, pooling, dtype)
+        built = build(backbone, num_classes, pooling, dtype, quantize)
         super().__init__(backbone=built, name=backbone, num_classes=num_classes, tuner=tuner, **settings)
         self.pooling, self.dtype_name = resolve_pooling(backbone, pooling), dtype
+        self.quantize = quantize
 
     @classmethod
     def base_model(
-        cls, backbone: str, num_classes: int, pooling: Pooling = "auto", dtype: Precision = "float32"
+        cls,
+        backbone: str,
+        num_classes: int,
+        pooling: Pooling = "auto",
+        dtype: Precision = "float32",
+        quantize: Quantize | None = None,
     ) -> nn.Module:
         """Return the bare model, on which `PeftModel.from_pretrained(model, folder)` puts an adapter."""
-        return build(backbone, num_classes, pooling, dtype).model
+        return build(backbone, num_classes, pooling, dtype, quantize).model
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that shape the model."""
-        return {"num_classes": self.num_classes, "pooling": self.pooling, "dtype": self.dtype_name}
+        shaping = {"num_classes": self.num_classes, "pooling": self.pooling, "dtype": self.dtype_name}
+        return shaping if self.quantize is None else shaping | {"quantize": self.quantize}
 
     def logits(self, batch: Batch) -> Tensor:
         """Return class logits, [B, C]."""
@@ -91,15 +101,26 @@ class SequenceClassifier(Classifier):
         return output if isinstance(output, Tensor) else output.logits
 
 
-def build(backbone: str, num_classes: int, pooling: Pooling, dtype: Precision) -> Backbone:
+def build(
+    backbone: str,
+    num_classes: int,
+    pooling: Pooling,
+    dtype: Precision,
+    quantize: Quantize | None = None,
+) -> Backbone:
     """Load the pretrained model with a new head; see `SequenceClassifier` for the arguments."""
     if resolve_pooling(backbone, pooling) == "mean":
-        encoder: Any = load_pretrained(AutoModel, backbone, dtype).model
+        encoder: Any = load_pretrained(AutoModel, backbone, dtype, quantize=quantize).model
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # its output would be computed, adapted, and never used
         return Backbone(PooledClassifier(encoder, num_classes), ["classifier"])
     loaded = load_pretrained(
-        AutoModelForSequenceClassification, backbone, dtype, new_head=True, num_labels=num_classes
+        AutoModelForSequenceClassification,
+        backbone,
+        dtype,
+        new_head=True,
+        quantize=quantize,
+        num_labels=num_classes,
     )
     config: Any = loaded.model.config
     if config.pad_token_id is None:  # decoders look for the last real token

@@ -1,0 +1,217 @@
+"""Rows that do not fit in memory: written once to an Arrow file, mapped into memory, read one by one.
+
+A row is kept as its JSON text, beside the length of that text: no type is inferred, as in memory
+(`moe_adapt.data.table`). The file is named after its source (path, size and time of the last change), so
+that a source that changed is written anew. Files of JSON lines, CSV, TSV and parquet are read row by row; a
+data set of the Hub is streamed; folders written by ``save_to_disk`` are iterated.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetsError
+
+from moe_adapt.data.mixtures import SEED, parts_of
+from moe_adapt.data.readers import COMPRESSIONS, READERS, reader_suffix
+from moe_adapt.data.tables import TableSource, load_table
+from moe_adapt.errors import UserError
+from moe_adapt.files import write_file
+from moe_adapt.reading import foreign
+
+__all__ = ["DiskTable", "stream_rows"]
+
+#: Rows that are written at once.
+CHUNK = 1000
+
+SCHEMA = pyarrow.schema([("row", pyarrow.large_string()), ("length", pyarrow.int32())])
+
+
+class DiskTable:
+    """A table whose rows are on disk.
+
+    Args:
+        files: Arrow files that `written` made.
+        index: Row numbers over all files, [rows]; None takes all of them once.
+    """
+
+    def __init__(self, files: list[Path], index: np.ndarray | None = None) -> None:
+        self._data = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+        self.index = np.arange(len(self._data), dtype=np.int64) if index is None else index
+        names = [json.loads(file.with_suffix(".json").read_text(encoding="utf-8")) for file in files]
+        self.column_names: list[str] = list(dict.fromkeys(name for part in names for name in part))
+
+    @classmethod
+    def of(cls, source: TableSource, split: str, folder: Path, column_names: list[str] | None) -> "DiskTable":
+        """Write a source to disk, unless it is there already, and open it.
+
+        Args:
+            source: Where the rows are (`moe_adapt.data.tables`); several with weights are a mixture.
+            split: The split to take if the source names none.
+            folder: Where the Arrow files are kept.
+            column_names: Names of the columns of CSV and TSV files that have no header line.
+
+        Raises:
+            UserError: If the source cannot be read, or has no rows.
+        """
+        parts = parts_of(source) or [(source, 1.0)]
+        files = [written(part, split, folder, column_names) for part, _ in parts]
+        weights = [weight for _, weight in parts]
+        return cls(files, None if set(weights) == {1.0} else repeated(files, weights))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row = json.loads(self._data[int(self.index[number])]["row"])
+        return {name: row.get(name) for name in self.column_names}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Length of each row's text in characters, [rows]."""
+        return self._data.data.column("length").to_numpy()[self.index]
+
+    def subset(self, rows: np.ndarray) -> "DiskTable":
+        """Return some rows, [chosen] numbers, as a table of their own; nothing is read."""
+        chosen = object.__new__(DiskTable)
+        chosen._data, chosen.column_names, chosen.index = self._data, self.column_names, self.index[rows]
+        return chosen
+
+
+def repeated(files: list[Path], weights: list[float]) -> np.ndarray:
+    """Return row numbers over all files, each file's as often as its weight says, as in a mixture."""
+    rng, start, found = np.random.default_rng(SEED), 0, []
+    for file, weight in zip(files, weights, strict=True):
+        rows = len(Dataset.from_file(str(file)))
+        rest = np.sort(rng.permutation(rows)[: round((weight - int(weight)) * rows)])
+        found += [start + np.tile(np.arange(rows), int(weight)), start + rest]
+        start += rows
+    return np.concatenate(found)
+
+
+def written(source: Any, split: str, folder: Path, column_names: list[str] | None) -> Path:
+    """Return the Arrow file of one source, written if it is not there yet."""
+    file = folder / f"{_name(source, split, column_names)}.arrow"
+    if file.is_file() and file.with_suffix(".json").is_file():
+        return file
+    folder.mkdir(parents=True, exist_ok=True)
+    columns: dict[str, None] = {}
+
+    def write(target: BinaryIO) -> None:
+        count = 0
+        with pyarrow.ipc.new_stream(target, SCHEMA) as stream:
+            for rows in _chunks(stream_rows(source, split, column_names)):
+                for row in rows:
+                    columns.update(dict.fromkeys(row))
+                texts = [json.dumps(row, ensure_ascii=False, default=str) for row in rows]
+                arrays = [pyarrow.array(texts, SCHEMA.field("row").type), list(map(len, texts))]
+                stream.write_batch(pyarrow.record_batch(arrays, schema=SCHEMA))
+                count += len(rows)
+        if not count:
+            raise UserError(f"the {split} split from {source!r} is empty: give it at least one row.")
+
+    write_file(file, write)
+    write_file(file.with_suffix(".json"), json.dumps(list(columns)))
+    return file
+
+
+def _name(source: Any, split: str, column_names: list[str] | None) -> str:
+    facts: list[Any] = [str(source), split, column_names]
+    path = Path(str(source)).expanduser()
+    if path.is_file():
+        facts += [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+    elif path.is_dir():
+        facts += [(str(file), file.stat().st_mtime_ns) for file in sorted(path.rglob("*"))]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
+
+
+def _chunks(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    chunk: list[Mapping[str, Any]] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def stream_rows(
+    source: Any, split: str, column_names: list[str] | None = None
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of one source, one after the other.
+
+    Args:
+        source: A file, a folder, a name on the Hub, or rows.
+        split: The split to take if the source names none.
+        column_names: Names of the columns of CSV and TSV files that have no header line.
+
+    Raises:
+        UserError: If a row cannot be read; the message names the line.
+    """
+    path = Path(source).expanduser() if isinstance(source, str) else Path()
+    suffix = reader_suffix(path)
+    if isinstance(source, str) and path.is_file() and suffix in (".jsonl", ".csv", ".tsv"):
+        opened = COMPRESSIONS.get(path.suffix.lower(), lambda path: path.open("rb"))
+        with foreign(path, f"a {suffix} file"), opened(path) as file:
+            yield from _json_lines(file, path) if suffix == ".jsonl" else _cells(file, path, column_names)
+    elif isinstance(source, str) and path.is_file() and path.suffix == ".parquet":
+        with foreign(path, "a parquet file"), pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=CHUNK):
+                yield from batch.to_pylist()
+    elif isinstance(source, str) and not path.exists() and suffix not in READERS and source[0] not in "./~":
+        yield from _streamed(source, split)
+    else:
+        table = load_table(source, split, column_names)
+        yield from (table[row] for row in range(len(table)))
+
+
+def _streamed(source: str, split: str) -> Iterator[Mapping[str, Any]]:
+    name, _, asked = source.partition("@")
+    repository, _, configuration = name.partition(":")
+    try:
+        yield from load_dataset(repository, configuration or None, split=asked or split, streaming=True)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise UserError(
+            f"{name!r} is no file or folder here, and could not be streamed from the Hub (split "
+            f"{asked or split!r}): {str(error).strip().splitlines()[0]}. Give a path, or "
+            "NAME:CONFIGURATION@SPLIT."
+        ) from error
+
+
+def _json_lines(file: BinaryIO, path: Path) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number} is not JSON: {error}; correct the line.") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected an object, got {line.strip()[:80]!r}.")
+        yield row
+
+
+def _cells(file: BinaryIO, path: Path, names: list[str] | None) -> Iterator[Mapping[str, Any]]:
+    tabs = reader_suffix(path) == ".tsv"
+    style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    lines = csv.reader((line.decode("utf-8-sig") for line in file), **style)
+    for cells in lines:
+        if not cells:
+            continue
+        if names is None:
+            names = cells
+        elif len(cells) != len(names):
+            raise UserError(
+                f"{path}, line {lines.line_num} has {len(cells)} cells, expected {len(names)}: "
+                f"{', '.join(names[:10])}."
+            )
+        else:
+            yield dict(zip(names, cells, strict=True))
