@@ -64,8 +64,9 @@ def keep_weights(model: nn.Module) -> None:
     scales: the base would no longer be the one that a checkpoint knows.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        layer: Any = module
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _kept(auto: Any, where: str, options: dict[str, Any]) -> list[str]:

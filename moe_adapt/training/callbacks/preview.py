@@ -98,7 +98,7 @@ class GenerationPreview(L.Callback):
             said = "\n".join(f"  {name}: {_cut(str(row[name]))}" for name in ("prompt", "text", "expected"))
             rank_zero_info(f"preview at step {trainer.global_step}:\n{said}")
             for logger in trainer.loggers:
-                add = getattr(logger.experiment, "add_text", None)
+                add = getattr(getattr(logger, "experiment", None), "add_text", None)
                 if add is not None:
                     add(f"preview/{number}", str(row["text"]), global_step=trainer.global_step)
 

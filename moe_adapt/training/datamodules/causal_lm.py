@@ -247,6 +247,7 @@ class CausalLMData(SeededDataModule):
         """Return the rows as token sequences; rows on disk become them batch by batch."""
         if isinstance(rows, DiskRows):
             return rows.of_split(split)
+        items: list[Any]
         if self.text_column is not None:
             items = self._blocks(rows)
         else:
