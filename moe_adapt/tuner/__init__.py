@@ -8,6 +8,7 @@ from moe_adapt.tuner.edit import (
     duplicate_experts,
     freeze_experts,
     merge_experts,
+    merge_to,
     prune_experts,
 )
 from moe_adapt.tuner.hooks import ModelHooks
@@ -32,6 +33,7 @@ __all__ = [
     "duplicate_experts",
     "freeze_experts",
     "merge_experts",
+    "merge_to",
     "prune_experts",
 ]
 

@@ -18,18 +18,31 @@ An optimizer that exists already must be passed, or it goes on stepping the old 
 """
 
 import warnings
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
+
+from torch import Tensor
 
 from moe_adapt.errors import UserError
 from moe_adapt.experts import MergeMethod, PoolEdit
+from moe_adapt.experts.grouping import groups_around_most_used, similarity
 from moe_adapt.tuner.edit_operation import ExpertName, Optimizer, PoolOperation, SitePlan, found_experts
 from moe_adapt.tuner.layer import RoutedLoraLayer
 from moe_adapt.tuner.model import RoutedLoraModel
 from moe_adapt.tuner.optimizer_state import OptimizerState
 from moe_adapt.tuner.site import SiteSpec
 
-__all__ = ["add_experts", "duplicate_experts", "freeze_experts", "merge_experts", "prune_experts"]
+Groups: TypeAlias = Sequence[Sequence[ExpertName]]
+Weights: TypeAlias = Sequence[Sequence[float]]
+
+__all__ = [
+    "add_experts",
+    "duplicate_experts",
+    "freeze_experts",
+    "merge_experts",
+    "merge_to",
+    "prune_experts",
+]
 
 
 def add_experts(
@@ -147,8 +160,8 @@ def prune_experts(
 
 def merge_experts(
     tuner: RoutedLoraModel,
-    groups: Sequence[Sequence[ExpertName]],
-    weights: Sequence[Sequence[float]] | None = None,
+    groups: Groups | Mapping[str, Groups],
+    weights: Weights | Mapping[str, Weights] | None = None,
     method: MergeMethod = "svd",
     rank: int | None = None,
     router: Literal["mean", "rows"] = "mean",
@@ -162,8 +175,9 @@ def merge_experts(
 
     Args:
         tuner: The tuner.
-        groups: Disjoint groups of experts.
-        weights: Coefficient of each member, such as its share of the load; None takes the mean.
+        groups: Disjoint groups of experts, or such groups for every site by its path.
+        weights: Coefficient of each member, such as its share of the load, in the same form; None takes the
+            mean.
         method: concat is exact, and raises the rank; svd is the best approximation of a rank.
         rank: Rank for svd; None keeps that of the bank.
         router: The merged expert's logit: mean, from one row, the weighted mean of the members', raised by
@@ -182,13 +196,73 @@ def merge_experts(
         raise UserError(f"the router of merged experts is 'mean' or 'rows', got {router!r}.")
 
     def plan(layer: RoutedLoraLayer, spec: SiteSpec) -> SitePlan:
-        found = [found_experts(layer, spec, group) for group in groups]
-        edit = PoolEdit.merge(spec.num_experts, found, weights)
+        own = groups[layer.site] if isinstance(groups, Mapping) else groups
+        parts = weights[layer.site] if isinstance(weights, Mapping) else weights
+        found = [found_experts(layer, spec, group) for group in own]
+        edit = PoolEdit.merge(spec.num_experts, found, parts)
         return SitePlan(edit, [spec.names[members[0][0]] for members in edit.sources])
 
-    pool.require([expert for group in groups for expert in group], everywhere=True)
+    if isinstance(groups, Mapping):
+        lacking = [layer.site for layer in pool.layers if layer.site not in groups]
+        if lacking:
+            raise UserError(f"groups are given per site, but not for {lacking[0]!r}.")
+    else:
+        pool.require([expert for group in groups for expert in group], everywhere=True)
     pool.edit(plan)
     return pool.errors
+
+
+def merge_to(
+    tuner: RoutedLoraModel,
+    keep: int,
+    use: Mapping[str, Tensor],
+    method: MergeMethod = "svd",
+    rank: int | None = None,
+    router: Literal["mean", "rows"] = "mean",
+    adapter_name: str | None = None,
+    optimizer: Optimizer | None = None,
+) -> dict[str, dict[str, float]]:
+    """Merge down to a number of experts at every site, by how much each is used.
+
+    The most used experts stay; each of the others joins the one whose change of weight is most like its own
+    (`moe_adapt.experts.grouping`), weighted by use. Groups differ from site to site.
+
+    Args:
+        tuner: The tuner.
+        keep: How many experts stay at each site.
+        use: How much each expert of a site is used, [E], by the site's path: such as the sums of a trace's
+            selections (`moe_adapt.evaluation.trace`).
+        method: See `merge_experts`.
+        rank: See there.
+        router: See there.
+        adapter_name: See there.
+        optimizer: See there.
+
+    Returns:
+        What `merge_experts` returns.
+
+    Raises:
+        UserError: If a site has fewer experts than that, or its use is not known.
+
+    Reference: MC-SMoE, Li et al. 2023, arXiv 2310.01334.
+    """
+    pool = PoolOperation(tuner, adapter_name, optimizer)
+    groups: dict[str, list[list[int]]] = {}
+    weights: dict[str, list[list[float]]] = {}
+    for layer in pool.layers:
+        used = use.get(layer.site)
+        count = layer.specs[pool.adapter].num_experts
+        if used is None or len(used) != count or not bool((used >= 0).all()):
+            raise UserError(f"give the use of the {count} experts of {layer.site!r}, numbers from 0 on.")
+        groups[layer.site] = groups_around_most_used(similarity(*layer.factors(pool.adapter)), used, keep)
+        weights[layer.site] = [_shares(used, group) for group in groups[layer.site]]
+    return merge_experts(tuner, groups, weights, method, rank, router, adapter_name, optimizer)
+
+
+def _shares(use: Tensor, group: Sequence[int]) -> list[float]:
+    own = use[list(group)].double()
+    total = float(own.sum())
+    return [1 / len(group)] * len(group) if total == 0 else (own / total).tolist()
 
 
 def freeze_experts(
