@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from moe_adapt.cli.arguments import CommandParser
-from moe_adapt.cli.texts import read_texts
+from moe_adapt.cli.texts import read_examples
 from moe_adapt.errors import UserError
 
 __all__ = ["compose"]
 
-ROUTERS = ("lda", "prototype", "trained", "none")
+ROUTERS = ("lda", "prototype", "trained", "arrow", "phatgoose", "none")
 
 
 def compose(argv: Sequence[str]) -> None:
@@ -45,12 +45,15 @@ def _build(options: Namespace) -> None:
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two adapters are called {twice!r}; name them yourself: NAME=FOLDER.")
     router: Any = None if options.router == "none" else options.router
+    pairs = options.router == "phatgoose"
     files = dict(_named(word, "--examples") for word in options.examples or ())
-    if router is not None and not files:
+    named = [_named(word, "--gates") for word in options.gates or ()]
+    if router not in (None, "arrow") and not files and not named:
         raise UserError("give texts that each adapter is for: --examples NAME=FILE ..., or --router none.")
-    examples = {uid: read_texts(Path(path)) for uid, path in files.items()} or None
+    examples = {uid: read_examples(Path(path), pairs) for uid, path in files.items()} or None
 
     from moe_adapt.hub.composition import compose as build
+    from moe_adapt.hub.gates import read_gates
 
     report = build(
         adapters,
@@ -63,6 +66,7 @@ def _build(options: Namespace) -> None:
         abstain=options.abstain,
         max_length=options.max_length,
         overwrite=options.overwrite,
+        gates={uid: read_gates(Path(path)) for uid, path in named} or None,
     )
     print(report)
 
@@ -70,11 +74,13 @@ def _build(options: Namespace) -> None:
 def _add(options: Namespace) -> None:
     folder, (uid, source) = _folder(options), _pair(options.add)
     words = options.examples or []
-    if len(words) != 1:
-        raise UserError("--add needs --examples FILE, with texts that the adapter is for.")
-    texts = read_texts(Path(words[0].rpartition("=")[2]))
 
-    from moe_adapt.hub.composition import add_adapter
+    from moe_adapt.hub.composition import add_adapter, router_of
+
+    router = router_of(folder)
+    if len(words) != 1 and router not in (None, "arrow"):
+        raise UserError("--add needs --examples FILE, with texts that the adapter is for.")
+    texts = read_examples(Path(words[0].rpartition("=")[2]), router == "phatgoose") if words else []
 
     print(add_adapter(folder, source, texts, uid=uid, backbone=options.backbone))
 
@@ -143,11 +149,23 @@ def _parser() -> CommandParser:
         "--examples",
         nargs="+",
         metavar="NAME=FILE",
-        help="texts that an adapter is for: one per line, or JSONL rows with a text or prompt (--add: FILE)",
+        help="texts that an adapter is for: one per line, or JSONL rows with a text or prompt (--add: FILE); "
+        "phatgoose learns the response, answer or output of a row if there is one",
     )
     parser.add_argument("--backbone", metavar="DIR|NAME", help="the base model")
     parser.add_argument("--to", metavar="DIR", help="folder to write")
-    parser.add_argument("--router", choices=ROUTERS, default="lda", help="how to choose (lda)")
+    parser.add_argument(
+        "--router",
+        choices=ROUTERS,
+        default="lda",
+        help="how to choose (lda); arrow and phatgoose choose for every token and layer",
+    )
+    parser.add_argument(
+        "--gates",
+        nargs="+",
+        metavar="NAME=FILE",
+        help="phatgoose: gates that were trained before (safetensors)",
+    )
     parser.add_argument(
         "--layer", default="auto", metavar="auto|N", help="after how many blocks the router reads (auto)"
     )

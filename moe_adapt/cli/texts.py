@@ -6,7 +6,10 @@ from typing import Any
 
 from moe_adapt.errors import UserError
 
-__all__ = ["read_texts"]
+__all__ = ["read_examples", "read_texts"]
+
+#: Columns of what a row is answered with.
+_ANSWERS = ("response", "answer", "output", "completion")
 
 
 def read_texts(path: Path) -> list[str]:
@@ -15,11 +18,22 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         UserError: If there is no such file, or it holds no text.
     """
+    return [text if isinstance(text, str) else text[0] for text in read_examples(path, False)]
+
+
+def read_examples(path: Path, pairs: bool) -> list[str | tuple[str, str]]:
+    """Return the texts of a file; with `pairs`, a row that has an answer gives both.
+
+    Raises:
+        UserError: If there is no such file, or it holds no text.
+    """
     if not path.is_file():
         raise UserError(f"there is no file {path}; give one with a text per line.")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        texts = [_text(json.loads(line)) for line in lines] if path.suffix == ".jsonl" else lines
+        texts: list[str | tuple[str, str]] = [*lines]
+        if path.suffix == ".jsonl":
+            texts = [_example(json.loads(line), pairs) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not UTF-8 text with one text per line, or JSONL rows with a text."
@@ -29,6 +43,8 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def _text(row: dict[str, Any]) -> str:
-    """Return the text of a row."""
-    return str(row["text"] if "text" in row else row["prompt"])
+def _example(row: dict[str, Any], pairs: bool) -> str | tuple[str, str]:
+    """Return the text of a row, or text and answer."""
+    text = str(row["text"] if "text" in row else row["prompt"])
+    answer = next((row[name] for name in _ANSWERS if row.get(name) is not None), None)
+    return (text, str(answer)) if pairs and answer is not None else text

@@ -26,6 +26,7 @@ class RoutingSession:
         sample_scores: Score of every expert for each sample of the next batches, [B, E], for `SampleScore`.
         bare: Whether adapted layers are their base alone, while features are looked up.
         named: Adapters that the batch names (`adapter_names`); None if it names none.
+        told: Ids of experts or domains that `generate` got, for all its forwards.
         aux_scale: Factor of auxiliary losses that no loss carries, such as one over accumulation steps.
     """
 
@@ -37,6 +38,7 @@ class RoutingSession:
         self.sample_scores: Tensor | None = None
         self.bare = False
         self.named: list[str] | None = None
+        self.told: dict[str, Any] = {}
         self.aux_scale = 1.0
         self.sums: dict[tuple[str, str, str], Tensor] = {}
         self._differentiable: RouteContext | None = None
@@ -59,11 +61,11 @@ class RoutingSession:
             training=model.training,
             recording=model.training or self.tracing,
             progress=self._progress,
-            domain_ids=inputs.get("domain_ids"),
+            domain_ids=inputs.get("domain_ids", self.told.get("domain_ids")),
             sums=self.sums,
             sample_scores=self.sample_scores,
             stack=Stack.of_call(inputs),
-            adapter_ids=inputs.get("adapter_ids"),
+            adapter_ids=inputs.get("adapter_ids", self.told.get("adapter_ids")),
         )
 
     def close(self) -> None:

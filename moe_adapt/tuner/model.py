@@ -208,8 +208,17 @@ class RoutedLoraModel(BaseTuner):
             inputs["input_ids"] = first
         samples = self.hooks.samples
         plain = {name: value for name, value in kwargs.items() if name not in FOR_ROUTERS}
-        with samples.generating(samples.in_use(self.hooks.session.named), inputs):
-            return self.model.generate(*args, **plain)
+        session = self.hooks.session
+        before, session.told = session.told, {name: kwargs[name] for name in FOR_ROUTERS if name in kwargs}
+        try:
+            with samples.generating(samples.in_use(session.named), inputs):
+                return self.model.generate(*args, **plain)
+        finally:
+            session.told = before
+
+    def routes_samples(self, adapter_name: str | None = None) -> bool:
+        """Return whether an adapter decides once per sample, as composed adapters with such a router do."""
+        return self._config(adapter_name or self.active_adapters[0]).sample_router is not None
 
     def sample_routes(self, adapter_name: str | None = None) -> SampleRoutes:
         """Return the latest decision of a composed adapter about samples.

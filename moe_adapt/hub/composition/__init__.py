@@ -1,7 +1,7 @@
 """Many LoRAs in one model, chosen per input: build such an adapter, add to it, take from it, evaluate it."""
 
 from moe_adapt.hub.composition.build import Composer, ComposeReport, compose
-from moe_adapt.hub.composition.edit import add_adapter, remove_adapter
+from moe_adapt.hub.composition.edit import add_adapter, remove_adapter, router_of
 from moe_adapt.hub.composition.evaluate import Evaluation, evaluate
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "compose",
     "evaluate",
     "remove_adapter",
+    "router_of",
 ]

@@ -27,6 +27,7 @@ from moe_adapt.hub.composition.ingredients import (
     stack_site,
     task_of,
 )
+from moe_adapt.hub.composition.tokens import Example, TokenRouter, train_text_gate
 from moe_adapt.hub.folder import check_target, new_folder
 from moe_adapt.hub.load import check_adapter_folder
 from moe_adapt.registry import Spec
@@ -44,6 +45,8 @@ _ROOT = "base_model.model."
 _SAMPLES = f"{_ROOT}{HOLDER}."
 #: Blocks whose leave-one-out accuracies differ by less are as good as each other; the earliest is cheapest.
 _NEAR = 0.005
+#: Where samples are routed, layers have no router of their own.
+_BY_SAMPLE = {"method": "soft", "scorer": "uniform", "selector": "dense"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class ComposeReport:
         text = f"{self.folder}: {len(self.record.experts)} experts ({names}), {self.parameters:,} values"
         if self.record.router is None:
             return f"{text}; chosen by adapter_ids alone, the base answers where none is given"
+        if self.record.block == 0:
+            return f"{text}; router {self.record.router['name']} for every token and layer"
         text += f"; router {self.record.router['name']} after block {self.record.block}"
         score = self.record.auto.get(str(self.record.block))
         return text + (
@@ -80,8 +85,9 @@ class Composer:
         model: The base model, without adapters.
         tokenizer: Its tokeniser; None if experts are chosen by ids alone.
         loras: The adapters by name, in order.
-        router: The router; None if experts are chosen by ids alone.
+        router: The router over samples; None if experts are chosen by ids alone, or token by token.
         record: What becomes ``compose.json``.
+        tokens: The router over tokens, if there is one.
     """
 
     model: nn.Module
@@ -89,6 +95,7 @@ class Composer:
     loras: dict[str, StockLora]
     router: SampleRouter | None
     record: Record
+    tokens: TokenRouter | None = None
 
     def features(self, texts: Sequence[str]) -> Tensor:
         """Return the features of texts at the router's block, [M, d]."""
@@ -119,6 +126,25 @@ class Composer:
         for uid, features in found[self.record.block].items():
             self.router.observe(features, uid)
 
+    def gate(
+        self, uid: str, examples: Sequence[Example], trained: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Give an expert its gates for the router over tokens: those that are given, or new ones.
+
+        Args:
+            uid: The expert.
+            examples: What it is for.
+            trained: Gate vectors [d] by layer, if there are any.
+
+        Raises:
+            UserError: If there is neither, or they cannot be trained.
+        """
+        assert self.tokens is not None
+        if trained is None:
+            size, source = self.record.max_length, self.loras[uid].source
+            trained = train_text_gate(self.tokens, self.model, self.tokenizer, source, list(examples), size)
+        self.tokens.gates[uid] = dict(trained)
+
     def _choose(self, found: Mapping[int, Mapping[str, Tensor]]) -> int:
         """Return the block that tells the experts apart best, the middle one if that cannot be seen."""
         judged = len(next(iter(found.values()))) > 1
@@ -146,9 +172,12 @@ class Composer:
             specs[site] = SiteSpec(count, rank, float(rank), frozen=count, uids=names).to_dict()
             tensors[f"{_ROOT}{site}.{PREFIX}A_frozen"] = a
             tensors[f"{_ROOT}{site}.{PREFIX}B_frozen"] = b
-        sample = self._sample_config(tensors)
-        config = adapter_config(specs, sample, self.record)
-        return config, tensors
+            if self.tokens is not None:
+                tensors |= self.tokens.tensors(site, names)
+        if self.tokens is not None:
+            return adapter_config(specs, self.tokens.parts(self.record.k), self.record), tensors
+        sample = {"sample_router": self._sample_config(tensors).to_dict()}
+        return adapter_config(specs, {**_BY_SAMPLE, **sample}, self.record), tensors
 
     def _sample_config(self, tensors: dict[str, Tensor]) -> SampleConfig:
         """Return how samples are routed, and put the router's and the heads' tensors beside the others."""
@@ -169,23 +198,20 @@ class Composer:
         return SampleConfig(names, **options, head=head, heads=heads, classes=classes)
 
 
-def adapter_config(specs: dict[str, Any], sample: SampleConfig, record: Record) -> dict[str, Any]:
-    """Return the content of ``adapter_config.json``.
+def adapter_config(specs: dict[str, Any], routing: Mapping[str, Any], record: Record) -> dict[str, Any]:
+    """Return the content of ``adapter_config.json``; `routing` has the options that say who decides.
 
     A classifier says no task: PEFT would look for a head trained whole, and there is one per expert.
     """
     config = RoutedLoraConfig(
-        method="soft",
         target_modules=sorted(specs),
         num_experts=1,
         r=1,
         alpha=1.0,
         dropout=0.0,
-        scorer="uniform",
         modifiers=[],
-        selector="dense",
         aux_losses=[],
-        sample_router=sample.to_dict(),
+        **routing,
         sites=specs,
         task_type=None if record.task == "SEQ_CLS" else record.task,
         base_model_name_or_path=record.base_model,
@@ -198,7 +224,7 @@ def adapter_config(specs: dict[str, Any], sample: SampleConfig, record: Record) 
 
 def compose(
     adapters: Sequence[str] | Mapping[str, str],
-    examples: Mapping[str, Sequence[str]] | None,
+    examples: Mapping[str, Sequence[Example]] | None,
     to: str | Path,
     *,
     backbone: str | None = None,
@@ -210,24 +236,28 @@ def compose(
     abstain: float = 0.01,
     max_length: int | None = None,
     overwrite: bool = False,
+    gates: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> ComposeReport:
     """Write one adapter that holds several LoRAs and chooses among them for every input.
 
     Args:
         adapters: LoRA adapters as PEFT saves them: folders or names on the Hub; a mapping names the experts.
-        examples: Texts that each expert is for; a few will do, more are better. None without a router.
+        examples: Texts that each expert is for; a few will do, more are better. For ``phatgoose`` also pairs
+            of prompt and response. None without a router, and for ``arrow``.
         to: Folder to write.
         backbone: Name or folder of the base model.
         base: The base model itself, if it is at hand; frozen by this.
         tokenizer: Its tokeniser; None takes the backbone's.
-        router: Short name (``lda``, ``prototype``, ``trained``), or mapping of name and options. None for
-            none: experts are chosen by `adapter_ids` alone.
+        router: Short name (``lda``, ``prototype``, ``trained``; ``arrow`` or ``phatgoose`` decide for every
+            token and layer), or mapping of name and options. None for none: experts are chosen by
+            `adapter_ids` alone.
         layer: After how many blocks the router reads; ``auto`` finds out on the examples.
-        k: Experts per input; 0 mixes all by their probabilities (soft).
+        k: Experts per input, or per token; 0 mixes all by their probabilities (soft).
         abstain: Share of an expert's own texts that may be taken for foreign, which the base answers; 0
             never leaves a text to the base. Only ``lda`` can; adapters with heads of their own never do.
         max_length: Tokens read of an example; None for all that the model takes, 512 at most.
         overwrite: Replace an earlier adapter in `to`.
+        gates: Gate vectors [d] by expert and layer that were trained before, for ``phatgoose``.
 
     Raises:
         UserError: If an adapter, a name, an example or an option cannot be used, or `to` is in use. Nothing
@@ -239,25 +269,35 @@ def compose(
     if k < 0 or not 0 <= abstain < 1:
         raise UserError(f"k is at least 0 and abstain in [0, 1), got {k} and {abstain}.")
     loras = read_all(adapters)
-    built = None if router is None else _router(router, abstain)
+    by_token = TokenRouter.of(router)
+    built = None if router is None or by_token is not None else _router(router, abstain)
     _check_examples(loras, examples, built)
+    if gates and (by_token is None or by_token.name != "phatgoose"):
+        raise UserError("gates are for the router phatgoose.")
     model = base if base is not None else open_base(str(backbone), task_of(loras))
     name = check_together(loras, model, backbone)
-    if built is not None and tokenizer is None:
+    reads = built is not None or (by_token is not None and by_token.name == "phatgoose")
+    if reads and tokenizer is None:
         tokenizer = open_tokenizer(str(backbone or getattr(model, "name_or_path", "")))
+    described = None if built is None else _described(router, abstain)
     record = Record(
         backbone=backbone,
         base_model=name,
         task=task_of(loras),
-        router=None if built is None else _described(router, abstain),
+        router=described if by_token is None else by_token.options(),
         block=0,
         k=k,
         abstain=abstain,
-        max_length=0 if built is None else longest(tokenizer, model, max_length),
+        max_length=longest(tokenizer, model, max_length) if reads else 0,
     )
-    composer = Composer(model, tokenizer, loras, built, record)
-    if built is not None and examples is not None:
-        composer.observe_all({uid: list(examples[uid]) for uid in loras}, layer)
+    composer = Composer(model, tokenizer, loras, built, record, by_token)
+    if by_token is not None:
+        check_tokens(loras)
+        for uid in loras if by_token.name == "phatgoose" else ():
+            own = (gates or {}).get(uid)
+            composer.gate(uid, (examples or {}).get(uid, ()), own)
+    elif built is not None and examples is not None:
+        composer.observe_all({uid: [str(text) for text in examples[uid]] for uid in loras}, layer)
     for uid, lora in loras.items():
         record.experts[uid] = {"source": lora.source, "examples": len((examples or {}).get(uid, ()))}
     return write(composer, Path(to), overwrite)
@@ -273,6 +313,19 @@ def write(
         compose_card(composer.record, config, to.name).save(work / "README.md")
         check_adapter_folder(work)
     return ComposeReport(to, composer.record, sum(tensor.numel() for tensor in tensors.values()))
+
+
+def check_tokens(loras: Mapping[str, StockLora]) -> None:
+    """Refuse what cannot be routed token by token.
+
+    Raises:
+        UserError: If experts have heads of their own.
+    """
+    if head_of(loras):
+        raise UserError(
+            "adapters with heads of their own need one decision per input; arrow and phatgoose decide for "
+            "every token: take --router lda."
+        )
 
 
 def _router(spec: Spec, abstain: float) -> SampleRouter:

@@ -31,15 +31,21 @@ def compose_card(record: Record, config: Mapping[str, Any], title: str) -> Model
     rows = "\n".join(f"| {uid} | {e['examples']} |" for uid, e in record.experts.items())
     if record.router is None:
         how = "Experts are chosen by `adapter_ids` alone; without one the base answers."
+    elif record.block == 0:
+        how = (
+            f"In every layer the router `{record.router['name']}` chooses for every token. Known ids win: "
+            "`model(**batch, adapter_ids=[name, None, ...])`."
+        )
     else:
         how = (
             f"For every input the router `{record.router['name']}` chooses by the mean hidden state after "
             f"block {record.block} of the base, once per sequence. Known ids win: "
             "`model(**batch, adapter_ids=[name, None, ...])`."
         )
-    if config["sample_router"]["threshold"] is not None:
+    sample = config.get("sample_router") or {}
+    if sample.get("threshold") is not None:
         how += " What is foreign to all experts is answered by the base."
-    if config["sample_router"]["head"]:
+    if sample.get("head"):
         how += " Logits of all experts' classes stand side by side; those of other experts are masked."
     code = (
         "```python\n"

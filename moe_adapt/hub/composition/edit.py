@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.hub.composition.base import open_base, open_tokenizer
-from moe_adapt.hub.composition.build import Composer, ComposeReport, write
+from moe_adapt.hub.composition.build import Composer, ComposeReport, check_tokens, write
 from moe_adapt.hub.composition.folder import Record, read_folder
 from moe_adapt.hub.composition.ingredients import check_together, read_all
+from moe_adapt.hub.composition.tokens import Example, TokenRouter
 from moe_adapt.tuner.peft_plugin import PREFIX
 from moe_adapt.tuner.sample_config import SampleConfig
 from moe_adapt.tuner.sample_tensors import HOLDER, head_name
 from moe_adapt.tuner.stock_lora import StockLora
 
-__all__ = ["add_adapter", "composed_loras", "remove_adapter"]
+__all__ = ["add_adapter", "composed_loras", "remove_adapter", "router_of", "sample_config"]
 
 _ROOT = "base_model.model."
 
@@ -29,7 +30,7 @@ _ROOT = "base_model.model."
 def add_adapter(
     folder: str | Path,
     adapter: str,
-    examples: Sequence[str],
+    examples: Sequence[Example],
     *,
     uid: str | None = None,
     backbone: str | None = None,
@@ -56,17 +57,23 @@ def add_adapter(
     name = next(iter(new))
     if name in record.experts:
         raise UserError(f"there is an expert {name!r} already; remove it first, or choose another name.")
+    by_token = tokens_of(config, tensors, record)
     if router is not None and not list(examples):
         raise UserError(f"the router needs texts that {name!r} is for; give at least one.")
     model = base if base is not None else open_base(_backbone(backbone, record), record.task)
     check_together(new, model, backbone or record.backbone, record.base_model)
-    if router is not None and tokenizer is None:
+    trains = by_token is not None and by_token.name == "phatgoose"
+    if tokenizer is None and (router is not None or trains):
         tokenizer = open_tokenizer(_backbone(backbone, record))
     ranks = {site: spec["r"] for site, spec in config["sites"].items()}
     loras = composed_loras(config, tensors, record) | new
-    composer = Composer(model, tokenizer, dict(sorted(loras.items())), router, record)
+    composer = Composer(model, tokenizer, dict(sorted(loras.items())), router, record, by_token)
     if router is not None:
-        router.observe(composer.features(list(examples)), name)
+        router.observe(composer.features([str(text) for text in examples]), name)
+    if by_token is not None:
+        check_tokens(composer.loras)
+    if trains:
+        composer.gate(name, examples)
     record.experts[name] = {"source": new[name].source, "examples": len(examples)}
     record.experts = dict(sorted(record.experts.items()))
     return write(composer, folder, overwrite=True, ranks=ranks)
@@ -84,7 +91,7 @@ def remove_adapter(folder: str | Path, uid: str) -> ComposeReport:
     """
     folder = Path(folder)
     config, tensors, router, record = read_folder(folder)
-    SampleConfig.of(config["sample_router"]).places([uid])
+    sample_config(config, record).places([uid])
     if len(record.experts) == 1:
         raise UserError(f"{uid!r} is the only expert of {folder}; delete the folder instead.")
     loras = composed_loras(config, tensors, record)
@@ -92,8 +99,33 @@ def remove_adapter(folder: str | Path, uid: str) -> ComposeReport:
     if router is not None:
         router.remove(uid)
     ranks = {site: spec["r"] for site, spec in config["sites"].items()}
-    composer = Composer(_hollow(config, tensors), None, loras, router, record)
+    by_token = tokens_of(config, tensors, record)
+    composer = Composer(_hollow(config, tensors), None, loras, router, record, by_token)
     return write(composer, folder, overwrite=True, ranks=ranks)
+
+
+def router_of(folder: str | Path) -> str | None:
+    """Return the short name of a composed adapter's router; None if experts are chosen by ids alone.
+
+    Raises:
+        UserError: If the folder is no composed adapter.
+    """
+    record = read_folder(Path(folder))[3]
+    return None if record.router is None else str(record.router["name"])
+
+
+def sample_config(config: dict[str, Any], record: Record) -> SampleConfig:
+    """Return how a composed adapter routes samples; of one that routes tokens, its experts alone."""
+    values = config.get("sample_router")
+    return SampleConfig(list(record.experts)) if values is None else SampleConfig.of(values)
+
+
+def tokens_of(config: dict[str, Any], tensors: dict[str, Tensor], record: Record) -> TokenRouter | None:
+    """Return the router over tokens of a composed adapter, with its gates; None if it has none."""
+    router = TokenRouter.of(record.router)
+    if router is not None:
+        router.take(tensors, config["sites"])
+    return router
 
 
 def _backbone(given: str | None, record: Record) -> str:
@@ -107,7 +139,7 @@ def composed_loras(
     config: dict[str, Any], tensors: dict[str, Tensor], record: Record
 ) -> dict[str, StockLora]:
     """Return the experts of a composed adapter as adapters, with the scale 1 and their padded rank."""
-    sample = SampleConfig.of(config["sample_router"])
+    sample = sample_config(config, record)
     found = {}
     for place, uid in enumerate(sample.experts):
         factors = {}

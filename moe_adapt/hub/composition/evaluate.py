@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moe_adapt.data.tables import TableSource
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.hub.composition.base import open_base, open_tokenizer
-from moe_adapt.hub.composition.edit import composed_loras
+from moe_adapt.hub.composition.edit import composed_loras, sample_config
 from moe_adapt.hub.composition.folder import read_folder
 from moe_adapt.hub.composition.merges import best_merges, mean_accuracy
 from moe_adapt.hub.composition.questions import Judge, Question, read_questions
@@ -133,11 +133,11 @@ def evaluate(
     cut = {uid: max(1, round(len(rows) * validation)) for uid, rows in questions.items()}
     held = {uid: rows[: cut[uid]] for uid, rows in questions.items()}
     test = {uid: rows[cut[uid] :] for uid, rows in questions.items()}
-    sample = config["sample_router"]
+    sample = sample_config(config, record)
     starts = None
-    if sample["head"]:
-        widths = [sample["classes"][uid] for uid in sample["experts"]]
-        starts = {uid: sum(widths[:place]) for place, uid in enumerate(sample["experts"])}
+    if sample.head:
+        widths = [sample.classes[uid] for uid in sample.experts]
+        starts = {uid: sum(widths[:place]) for place, uid in enumerate(sample.experts)}
     language = hasattr(model_base, "get_output_embeddings") and record.task == "CAUSAL_LM"
     judge = Judge(tokenizer, record.max_length or 128, starts, language, batch_size)
     found = Evaluation(rows={uid: len(rows) for uid, rows in test.items()})
@@ -182,10 +182,10 @@ def _routed(
         seen: list[Any] = []
         watch = _Watch(model, seen)
         answers[uid] = judge.right(watch, own, uid)
-        for routes in seen:
-            for name in routes.names():
+        for names, margin in seen:
+            for name in names:
                 counts[name or "base"] += 1
-            margins.append(routes.margin.nan_to_num(1.0).cpu())
+            margins.append(margin.nan_to_num(1.0).cpu())
         found.routing[uid] = list(counts.values())
         right += counts[uid] / max(sum(counts.values()), 1) * len(own)
         left += counts["base"] / max(sum(counts.values()), 1) * len(own)
@@ -205,7 +205,10 @@ def _routed(
 
 
 class _Watch:
-    """A model that notes its decisions about samples."""
+    """A model that notes who answered each sample, and by which margin.
+
+    Where tokens are routed, that is the expert of the largest share of the gates over tokens and layers.
+    """
 
     def __init__(self, model: Any, seen: list[Any]) -> None:
         self.model, self.seen = model, seen
@@ -215,9 +218,33 @@ class _Watch:
         return self.model.parameters()
 
     def __call__(self, **inputs: Any) -> Any:
-        output = self.model(**inputs)
-        self.seen.append(self.model.base_model.sample_routes())
+        tuner = self.model.base_model
+        if tuner.routes_samples():
+            output = self.model(**inputs)
+            routes = tuner.sample_routes()
+            self.seen.append((routes.names(), routes.margin))
+            return output
+        with tuner.record():
+            output = self.model(**inputs)
+            self.seen.append(_main_experts(tuner, len(inputs["input_ids"])))
         return output
+
+
+def _main_experts(tuner: Any, samples: int) -> tuple[list[str], Tensor]:
+    """Return the expert with the largest share of each sample's gates, and its lead over the next, [B]."""
+    config = tuner.peft_config[tuner.active_adapters[0]]
+    names = sorted({uid for spec in config.sites.values() for uid in spec["uids"]})
+    shares = torch.zeros(samples, len(names))
+    for record in tuner.hooks.session.context.records.values():
+        gates = record.gates.float().cpu()
+        if record.mask is not None:
+            gates = gates * record.mask.cpu()[:, None]
+        own = [names.index(uid) for uid in config.sites[record.site]["uids"]]
+        shares[:, own] += gates.view(samples, -1, len(own)).sum(dim=1)
+    shares = shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    best = shares.topk(min(2, len(names)), dim=1)
+    margin = best.values[:, 0] - (best.values[:, 1] if len(names) > 1 else 0.0)
+    return [names[place] for place in best.indices[:, 0].tolist()], margin
 
 
 def _merges(

@@ -108,8 +108,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Sample
 
 
 def read_router(record: Record, folder: Path) -> SampleRouter | None:
-    """Return the router of a composed adapter with its statistics."""
-    if record.router is None:
+    """Return the router over samples of a composed adapter with its statistics; None if it has none."""
+    if record.router is None or record.router.get("name") not in SAMPLE_ROUTERS:
         return None
     router = SAMPLE_ROUTERS.build(record.router)
     router.load(load_file(folder / ROUTER_FILE))

@@ -1,10 +1,6 @@
 r"""Routing inside the model over adapters that nobody trained together: a gate vector per adapter and layer.
 
-With the adapter frozen, `v` is trained for some steps while the adapter's output is multiplied by its gate:
-
-$$y = W x + \sigma(v \cdot x)\, s B A x, \qquad v = 0 \text{ at the start}$$
-
-It learns which tokens the adapter helps. The vectors of all adapters then become the rows of a
+The vectors of all adapters (`moe_adapt.hub.gates.train_gate`) become the rows of a
 `moe_adapt.routing.PhatgooseScorer`. Adding an adapter needs its own examples only and changes no other's
 logits.
 
@@ -16,7 +12,7 @@ Reference: Muqeeth et al., "Learning to Route Among Specialized Experts for Zero
 arXiv 2402.05859; Li et al., Glider, arXiv 2410.07172.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,57 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
+from moe_adapt.hub.gates import gate_rows, gated_config, train_gate
 from moe_adapt.hub.pool.store import AdapterPool
-from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
 from moe_adapt.tuner.model import adapted_layers
 
 __all__ = ["gated_model", "sample_scores", "train_gate"]
-
-
-def train_gate(
-    base: nn.Module,
-    source: str,
-    batches: Iterable[Any],
-    loss_of: Callable[[nn.Module, Any], Tensor],
-    lr: float = 5e-3,
-) -> dict[str, Tensor]:
-    """Train the gate vectors of one ordinary LoRA; the base model comes back as it was.
-
-    Args:
-        base: The base model.
-        source: The adapter: a folder, or a name on the Hub.
-        batches: One step is taken per batch.
-        loss_of: Returns the loss of a model on a batch.
-        lr: Learning rate of AdamW.
-
-    Returns:
-        Gate vectors [d] by layer.
-
-    Raises:
-        UserError: If the adapter cannot be used, or there is no batch.
-    """
-    config = _config([source], scorer="linear", selector="sigmoid")
-    trained = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
-    model: Any = peft.get_peft_model(base, config)
-    tuner: RoutedLoraModel = model.base_model
-    try:
-        rows = {name: row for name, row in model.named_parameters() if row.requires_grad}
-        for row in rows.values():
-            nn.init.zeros_(row)
-        optimizer = torch.optim.AdamW(rows.values(), lr=lr, weight_decay=0.0)
-        steps = 0
-        for batch in batches:
-            optimizer.zero_grad()
-            loss_of(model, batch).backward()
-            optimizer.step()
-            steps += 1
-        if not steps:
-            raise UserError("a gate is trained on examples of what the adapter is good at; there are none.")
-        return {layer.site: _rows(layer).detach().cpu()[0].clone() for layer in adapted_layers(tuner.model)}
-    finally:
-        tuner.unload()
-        for name, parameter in base.named_parameters():
-            parameter.requires_grad_(trained[name])
 
 
 def gated_model(base: nn.Module, pool: AdapterPool, k: int = 2, scale: float = 0.0) -> peft.PeftModel:
@@ -97,7 +47,7 @@ def gated_model(base: nn.Module, pool: AdapterPool, k: int = 2, scale: float = 0
         )
     sources = {uid: member.source for uid, member in pool.members.items()}
     smallest = min(k, len(sources))
-    config = _config(sources, scorer="phatgoose", selector={"name": "top_k", "k": smallest})
+    config = gated_config(sources, scorer="phatgoose", selector={"name": "top_k", "k": smallest})
     if scale:
         config.modifiers = [{"name": "sample_score", "scale": scale}]
     model = peft.get_peft_model(base, config)
@@ -108,7 +58,7 @@ def gated_model(base: nn.Module, pool: AdapterPool, k: int = 2, scale: float = 0
                 columns = layer.routers["default"].tensors(layer)["modifiers.0.columns"]
                 columns.copy_(torch.tensor([order[uid] for uid in layer.specs["default"].names]))
             gates = [pool.members[uid].gates.get(layer.site) for uid in layer.specs["default"].names]
-            for row, gate in zip(_rows(layer), gates, strict=True):
+            for row, gate in zip(gate_rows(layer), gates, strict=True):
                 if gate is None:
                     raise UserError(f"an adapter of the pool has no gate for {layer.site}; train it again.")
                 row.copy_(gate)
@@ -130,13 +80,3 @@ def sample_scores(model: peft.PeftModel, scores: Tensor) -> Iterator[None]:
         yield
     finally:
         session.sample_scores = None
-
-
-def _config(sources: Any, scorer: str, selector: Any) -> RoutedLoraConfig:
-    return RoutedLoraConfig(
-        method="top_k", experts_from=sources, scorer=scorer, selector=selector, dropout=0.0, aux_losses=[]
-    )
-
-
-def _rows(layer: Any) -> Tensor:
-    return layer.routers["default"].tensors(layer)["scorer.weight"]
