@@ -1,6 +1,6 @@
 """Requests per second of a batch in which every request names its own LoRA adapter.
 
-64 requests of 16 tokens, their adapters drawn by Zipf's law from E. What is compared, in one run and in turns:
+64 requests of 16 tokens, their adapters drawn by Zipf's law from E. What is compared, in turns:
 
 * the base model alone, which knows no adapter;
 * a composed adapter of E experts, chosen by id (`moe-adapt compose --router none`): each sequence's factors

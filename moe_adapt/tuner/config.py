@@ -55,7 +55,8 @@ class RoutedLoraConfig(PeftConfig):
         shared_a: Whether the experts of a layer share their down-projection `A` (HydraLoRA).
         experts_from: Stock LoRA adapters to use as frozen experts, so that only the router is trained:
             folders or names on the Hub (OWNER/NAME, OWNER/NAME/SUBFOLDER, with @REVISION), or a mapping of
-            names of experts to them. Layers, ranks and scales are theirs.
+            names of experts to them. Layers, ranks and scales are theirs. An empty list is none, which takes
+            back on the command line what a configuration says.
         compute_dtype: Dtype of the experts' matrix products: adapter (that of the expert weights, as PEFT's
             LoRA) or base (that of the layer's input; faster on half-precision bases).
         granularity: What one decision of a convolution's router covers: each position of its output, or the
@@ -130,7 +131,8 @@ class RoutedLoraConfig(PeftConfig):
         self._check_components()
 
     def _check_experts_from(self) -> None:
-        if not self.experts_from or self.sites is not None:
+        self.experts_from = self.experts_from or None
+        if self.experts_from is None or self.sites is not None:
             return
         for name in ("target_modules", "num_experts", "r", "alpha", "shared_a"):
             value = getattr(self, name)

@@ -188,3 +188,11 @@ def test_a_trained_head_is_left_out_with_a_warning(tmp_path):
     stock(tmp_path / "headed", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
     with pytest.warns(UserWarning, match="left out"):
         routed(tmp_path, ["headed"])
+
+
+@pytest.mark.parametrize("method", ["arrow", "top_k", "lora_mixer"])
+def test_an_empty_list_takes_adapters_back_and_packaged_values_give_way(method):
+    own = RoutedLoraConfig(method=method)
+    assert RoutedLoraConfig(method=method, experts_from=[]).to_dict() == own.to_dict()
+    values = {name: getattr(own, name) for name in ("target_modules", "num_experts", "r", "alpha")}
+    assert RoutedLoraConfig(method=method, experts_from=["x/y"], **values).experts_from == ["x/y"]

@@ -293,9 +293,8 @@ def compose(
     composer = Composer(model, tokenizer, loras, built, record, by_token)
     if by_token is not None:
         check_tokens(loras)
-        for uid in loras if by_token.name == "phatgoose" else ():
-            own = (gates or {}).get(uid)
-            composer.gate(uid, (examples or {}).get(uid, ()), own)
+        for uid in list(loras) if by_token.name == "phatgoose" else []:
+            composer.gate(uid, (examples or {}).get(uid, ()), (gates or {}).get(uid))
     elif built is not None and examples is not None:
         composer.observe_all({uid: [str(text) for text in examples[uid]] for uid in loras}, layer)
     for uid, lora in loras.items():

@@ -4,7 +4,7 @@ $$z_e = \mathrm{LN}(x) \cdot \frac{v_e}{\lVert v_e \rVert} / \sqrt d$$
 
 with a LayerNorm without weights. No expert's logit depends on another expert, so appending or removing one
 leaves the others' logits as they are, to the last bit: every row is a product of its own. The gate vectors
-come from `moe_adapt.hub.pool.gates.train_gate`; rows of zeros score zero.
+come from `moe_adapt.hub.gates.train_gate`; rows of zeros score zero.
 
 Reference: Muqeeth et al., "Learning to Route Among Specialized Experts for Zero-Shot Generalization",
 arXiv 2402.05859. Glider (Li et al., arXiv 2410.07172) adds a score per sample: the modifier
