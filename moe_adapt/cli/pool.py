@@ -1,21 +1,19 @@
-"""``moe-adapt pool add|remove|list|route``: which of several published adapters suits a text?"""
+"""``moe-adapt pool ACTION``: which of several published adapters suits a text?"""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moe_adapt.cli.arguments import CommandParser
-from moe_adapt.cli.texts import read_texts
+from moe_adapt.cli.texts import read_examples, read_texts
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.files import exclusively, settle
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 __all__ = ["pool"]
 
-ACTIONS = ("add", "remove", "list", "route")
+ACTIONS = ("add", "remove", "list", "route", "evaluate", "gate")
+ROUTERS = ("lda", "prototype", "trained")
 
 
 def pool(argv: Sequence[str]) -> None:
@@ -29,11 +27,17 @@ def pool(argv: Sequence[str]) -> None:
     """
     if not argv or argv[0] not in ACTIONS:
         if argv and argv[0] in ("-h", "--help"):
-            print("usage: moe-adapt pool add|remove|list|route POOL ... (each explains itself with --help)")
+            print(
+                print(
+                    f"usage: moe-adapt pool {'|'.join(ACTIONS)} POOL ... (each explains itself with --help)"
+                )
+            )
             return
         hint = did_you_mean(argv[0], ACTIONS) if argv else ""
         raise UserError(f"moe-adapt pool needs one of {', '.join(ACTIONS)}.{hint}")
-    {"add": _add, "remove": _remove, "list": _list, "route": _route}[argv[0]](argv[1:])
+    actions = {"add": _add, "remove": _remove, "list": _list}
+    actions |= {"route": _route, "evaluate": _evaluate, "gate": _gate}
+    actions[argv[0]](argv[1:])
 
 
 def _add(argv: Sequence[str]) -> None:
@@ -50,8 +54,17 @@ def _add(argv: Sequence[str]) -> None:
     parser.add_argument("--uid", help="its name in the pool (default: the last part of ADAPTER)")
     parser.add_argument("--note", default="", help="what it is for")
     parser.add_argument(
-        "--encoder", metavar="DIR|NAME", help="model that embeds texts; needed for the first adapter"
+        "--encoder", metavar="DIR|NAME", help="a new pool: sentence encoder whose embedding is compared"
     )
+    parser.add_argument(
+        "--backbone",
+        metavar="DIR|NAME",
+        help="a new pool: the adapters' base, of which a middle block is read",
+    )
+    parser.add_argument(
+        "--router", choices=ROUTERS, help="how to choose (lda with --backbone, prototype with --encoder)"
+    )
+    parser.add_argument("--layer", type=int, metavar="N", help="blocks of --backbone to read after (middle)")
     parser.add_argument(
         "--centroids",
         type=int,
@@ -64,19 +77,25 @@ def _add(argv: Sequence[str]) -> None:
     _check_adapter(options.adapter)
 
     from moe_adapt.hub.pool import AdapterPool
+    from moe_adapt.hub.pool.features import Embedder, middle_block
 
     uid = options.uid or options.adapter.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
     with exclusively(options.pool):
         settle(options.pool)
         if (options.pool / "pool.json").is_file():
             found = AdapterPool.load(options.pool)
-            if options.encoder and options.encoder != found.encoder:
-                raise UserError(f"the pool's encoder is {found.encoder!r}; leave --encoder out.")
+            given = options.encoder or options.backbone
+            if given and given != found.encoder:
+                raise UserError(f"the pool's model is {found.encoder!r}; leave --encoder and --backbone out.")
+        elif bool(options.encoder) == bool(options.backbone):
+            raise UserError("a new pool needs --encoder, a sentence encoder, or --backbone, the base model.")
         elif options.encoder:
-            found = AdapterPool(options.encoder, options.centroids)
+            found = AdapterPool(options.encoder, options.centroids, options.router or "prototype")
         else:
-            raise UserError("a new pool needs --encoder, the model that embeds texts.")
-        found.add(uid, options.adapter, _embed(found.encoder, texts), options.note)
+            block = options.layer or middle_block(options.backbone)
+            router = options.router or "lda"
+            found = AdapterPool(options.backbone, options.centroids, router, block)
+        found.add(uid, options.adapter, Embedder(found.encoder, found.block)(texts), options.note)
         found.save(options.pool)
     print(f"{uid}: {len(texts)} examples; the pool has {len(found.members)} adapters")
 
@@ -121,11 +140,17 @@ def _list(argv: Sequence[str]) -> None:
     from moe_adapt.hub.pool import AdapterPool
 
     found = AdapterPool.load(options.pool)
-    table = Table("adapter", "source", "examples", "gates", "note", title=f"encoder {found.encoder}")
+    table = Table("adapter", "source", "examples", "gates", "note", title=_title(found))
     for uid, member in found.members.items():
         gates = f"{len(member.gates)} layers" if member.gates else "none"
         table.add_row(uid, member.source, str(member.examples), gates, member.note)
     Console().print(table)
+
+
+def _title(found: Any) -> str:
+    name = getattr(found.router, "name", "prototype")
+    where = "final embedding" if found.block is None else f"block {found.block}"
+    return f"{name} on the {where} of {found.encoder}"
 
 
 def _route(argv: Sequence[str]) -> None:
@@ -134,18 +159,25 @@ def _route(argv: Sequence[str]) -> None:
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to route")
     parser.add_argument("--file", type=Path, help="texts in a file: one per line, or JSONL rows with a text")
     parser.add_argument("--top", type=int, default=1, metavar="N", help="adapters per text (default: 1)")
+    parser.add_argument(
+        "--margin", type=float, default=0.0, metavar="M", help="also those whose score is at most M less"
+    )
+    _add_least(parser)
     options = parser.parse(argv)
-    if options.top < 1:
-        raise UserError(f"--top must be at least 1, got {options.top}.")
+    if options.top < 1 or options.margin < 0:
+        raise UserError("--top must be at least 1, and --margin at least 0.")
     texts = options.texts + (read_texts(options.file) if options.file else [])
     if not texts:
         raise UserError("moe-adapt pool route needs texts, or --file FILE.")
 
     from moe_adapt.hub.pool import AdapterPool
+    from moe_adapt.hub.pool.features import Embedder
 
     found = AdapterPool.load(options.pool)
-    plan = found.route(_embed(found.encoder, texts))
-    for text, best in zip(texts, plan.best(options.top), strict=True):
+    plan = found.route(Embedder(found.encoder, found.block)(texts))
+    most = max(options.top, len(plan.uids) if options.margin and options.top == 1 else 1)
+    suiting = plan.suiting(most, options.margin, options.least)
+    for text, best in zip(texts, suiting, strict=True):
         scores = [
             {"adapter": uid, "source": found.members[uid].source, "score": round(score, 4)}
             for uid, score in best
@@ -153,27 +185,77 @@ def _route(argv: Sequence[str]) -> None:
         print(json.dumps({"text": text, "adapters": scores}, ensure_ascii=False))
 
 
-def _embed(encoder: str, texts: Sequence[str], batch_size: int = 32) -> "Tensor":
-    """Return the embeddings of texts, [Q, d]."""
-    import torch
-    from transformers import AutoTokenizer
+def _add_least(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--least", type=float, metavar="SCORE", help="below this score no adapter is taken: the base answers"
+    )
 
-    from moe_adapt.backbones import TextEncoder
-    from moe_adapt.data.tokenizer import pad_on_the_right
 
-    model = TextEncoder(encoder).eval()
-    tokenizer: Any = AutoTokenizer.from_pretrained(encoder)
-    pad_on_the_right(tokenizer, encoder)
-    longest = min(tokenizer.model_max_length, getattr(model.model.config, "max_position_embeddings", 512))
-    parts = []
-    for start in range(0, len(texts), batch_size):
-        batch = tokenizer(
-            list(texts[start : start + batch_size]),
-            padding=True,
-            truncation=True,
-            max_length=longest,
-            return_tensors="pt",
-        )
-        with torch.inference_mode():
-            parts.append(model(batch))
-    return torch.cat(parts).clone()
+def _evaluate(argv: Sequence[str]) -> None:
+    parser = CommandParser("pool evaluate", "Say how many texts find the adapter that they are for.")
+    parser.add_argument("pool", type=Path, metavar="POOL", help="folder of the pool")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="UID=FILE",
+        help="texts of adapters, that it was not made with",
+    )
+    parser.add_argument("--foreign", type=Path, metavar="FILE", help="texts that no adapter is for")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="JSON file to write")
+    _add_least(parser)
+    options = parser.parse(argv)
+    pairs = [word.partition("=") for word in options.data]
+    wrong = next((word for word, pair in zip(options.data, pairs, strict=True) if not pair[2]), None)
+    if wrong is not None:
+        raise UserError(f"--data takes UID=FILE, got {wrong!r}.")
+    texts = {uid: read_texts(Path(path)) for uid, _, path in pairs}
+    foreign = read_texts(options.foreign) if options.foreign else []
+
+    from moe_adapt.hub.pool import AdapterPool
+    from moe_adapt.hub.pool.evaluate import evaluate_pool
+    from moe_adapt.hub.pool.features import Embedder
+
+    found = AdapterPool.load(options.pool)
+    result = evaluate_pool(found, texts, Embedder(found.encoder, found.block), foreign, options.least)
+    print(result)
+    if options.to is not None:
+        result.save(options.to)
+
+
+def _gate(argv: Sequence[str]) -> None:
+    parser = CommandParser("pool gate", "Train the gates of an adapter, for routing inside the model.")
+    parser.add_argument("pool", type=Path, metavar="POOL", help="folder of the pool")
+    parser.add_argument("uid", metavar="UID", help="the adapter's name")
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="texts that it is good at; of JSONL rows with a response that is learned",
+    )
+    parser.add_argument(
+        "--backbone", metavar="DIR|NAME", help="the language model (default: the pool's model)"
+    )
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="training steps (100)")
+    options = parser.parse(argv)
+    texts = read_examples(options.examples, True)
+
+    from moe_adapt.hub.composition.base import longest, open_base, open_tokenizer
+    from moe_adapt.hub.composition.tokens import TokenRouter, train_text_gate
+    from moe_adapt.hub.pool import AdapterPool
+
+    router = TokenRouter.of({"name": "phatgoose", "steps": options.steps})
+    assert router is not None
+    with exclusively(options.pool):
+        found = AdapterPool.load(options.pool)
+        if options.uid not in found.members:
+            raise UserError(
+                f"the pool has no adapter {options.uid!r}.{did_you_mean(options.uid, found.members)}"
+            )
+        member, name = found.members[options.uid], options.backbone or found.encoder
+        base, tokenizer = open_base(name, "CAUSAL_LM"), open_tokenizer(name)
+        size = longest(tokenizer, base)
+        member.gates = train_text_gate(router, base, tokenizer, member.source, texts, size)
+        found.save(options.pool)
+    print(f"{options.uid}: gates for {len(member.gates)} layers")

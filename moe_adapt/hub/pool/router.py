@@ -8,6 +8,9 @@ $$z_a(q) = \max_{c \in C_a} \cos(q, c)$$
 Nothing is trained. Every adapter is scored on its own, so that adding or removing one changes no other's
 score, to the last bit.
 
+`StatisticsRouter` takes any router over samples (`moe_adapt.routing.sample`), with probabilities as scores.
+With ``lda`` over the features of a middle block of a base model it also says which queries are foreign.
+
 The paper finds out which adapter is best for a training query by running all of them; here the examples of an
 adapter are given, best those that it was trained on.
 
@@ -22,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.routing.sample import SAMPLE_ROUTERS, SampleRouter
 from moe_adapt.routing.sample.prototype import centroids
 
-__all__ = ["AdapterRouter", "Plan", "PrototypeRouter", "centroids"]
+__all__ = ["AdapterRouter", "Plan", "PrototypeRouter", "StatisticsRouter", "centroids"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,12 @@ class Plan:
     Attributes:
         uids: Names of the adapters, in the order of the columns.
         scores: Score of every adapter for every query, [Q, A].
+        foreign: Which queries are far from what all adapters are for, bool [Q].
     """
 
     uids: list[str]
     scores: Tensor
+    foreign: Tensor | None = None
 
     def best(self, count: int = 1) -> list[list[tuple[str, float]]]:
         """Return the best adapters of each query with their scores, best first.
@@ -48,6 +54,24 @@ class Plan:
         values, columns = self.scores.topk(min(count, len(self.uids)), dim=1)
         pairs = zip(values.tolist(), columns.tolist(), strict=True)
         return [[(self.uids[i], value) for value, i in zip(*row, strict=True)] for row in pairs]
+
+    def suiting(
+        self, count: int = 1, margin: float = 0.0, least: float | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """Return the adapters that suit each query with their scores, best first; none for a foreign one.
+
+        Args:
+            count: The most adapters.
+            margin: Beside the best, take those whose score is at most this much less.
+            least: Least score; below it the base answers.
+        """
+        found = []
+        for row, best in enumerate(self.best(len(self.uids) if margin else count)):
+            top = best[0][1]
+            near = [pair for pair in best if not margin or top - pair[1] <= margin][: max(count, 1)]
+            strange = self.foreign is not None and bool(self.foreign[row])
+            found.append([] if strange or (least is not None and top < least) else near)
+        return found
 
 
 class AdapterRouter(ABC):
@@ -133,3 +157,44 @@ class PrototypeRouter(AdapterRouter):
                 f"the pool's embeddings have {known.shape[1]} dimensions, these have {embeddings.shape[-1]}; "
                 "use the encoder that the pool was made with."
             )
+
+
+class StatisticsRouter(AdapterRouter):
+    """A router over samples, as one over adapters.
+
+    Args:
+        name: Its short name.
+
+    Attributes:
+        statistics: The router over samples.
+    """
+
+    def __init__(self, name: str = "lda") -> None:
+        self.name = name
+        self.statistics: SampleRouter = SAMPLE_ROUTERS.build({"name": name})
+
+    def add(self, uid: str, examples: Tensor) -> None:
+        """Add an adapter by the statistics of its examples (see `AdapterRouter.add`)."""
+        if uid in self.statistics.uids:
+            raise UserError(
+                f"the pool has an adapter {uid!r} already; remove it first or choose another name."
+            )
+        self.statistics.observe(examples, uid)
+
+    def remove(self, uid: str) -> None:
+        """Remove an adapter (see `AdapterRouter.remove`)."""
+        self.statistics.remove(uid)
+
+    def route(self, embeddings: Tensor) -> Plan:
+        """Return the adapters' probabilities, and what is foreign (see `AdapterRouter.route`)."""
+        if not self.statistics.uids:
+            raise UserError("the pool is empty; add an adapter first.")
+        rule = self.statistics.rule()
+        if rule.shape.features != embeddings.shape[-1]:
+            raise UserError(
+                f"the pool's features have {rule.shape.features} dimensions, these have "
+                f"{embeddings.shape[-1]}; use the model that the pool was made with."
+            )
+        scores, novelty = rule(embeddings)
+        foreign = novelty > 1 if self.statistics.can_abstain() else None
+        return Plan(self.statistics.uids, scores.softmax(dim=1), foreign)

@@ -11,14 +11,15 @@ from torch import Tensor
 from moe_adapt.errors import UserError
 from moe_adapt.files import settle
 from moe_adapt.hub.folder import new_folder, write_json
-from moe_adapt.hub.pool.router import Plan, PrototypeRouter
+from moe_adapt.hub.pool.router import AdapterRouter, Plan, PrototypeRouter, StatisticsRouter
 from moe_adapt.reading import foreign, read_json, read_tensors
 
 __all__ = ["POOL_FILE", "AdapterPool", "Member"]
 
 POOL_FILE = "pool.json"
 TENSORS = "pool.safetensors"
-FORMAT_VERSION = 1
+#: Pools of prototypes have version 1, which older releases read; all others 2.
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -44,15 +45,21 @@ class AdapterPool:
     Args:
         encoder: Name or folder of the model that embeds texts for the router.
         centroids: Centroids per adapter.
+        router: ``prototype``, or the short name of a router over samples, such as ``lda``.
+        block: After how many blocks of the model texts are embedded; None takes its final embedding.
 
     Attributes:
         members: The adapters by name.
         router: Chooses among them.
     """
 
-    def __init__(self, encoder: str, centroids: int = 1) -> None:
-        self.encoder = encoder
-        self.router = PrototypeRouter(centroids)
+    def __init__(
+        self, encoder: str, centroids: int = 1, router: str = "prototype", block: int | None = None
+    ) -> None:
+        self.encoder, self.block = encoder, block
+        self.router: AdapterRouter = (
+            PrototypeRouter(centroids) if router == "prototype" else StatisticsRouter(router)
+        )
         self.members: dict[str, Member] = {}
 
     def add(
@@ -99,19 +106,21 @@ class AdapterPool:
         Raises:
             UserError: If the folder holds something else, or the disk is full.
         """
-        tensors = {f"prototypes/{uid}": means for uid, means in self.router.prototypes.items()}
+        content = {"format_version": 1, "encoder": self.encoder, "order": list(self.members)}
+        if isinstance(self.router, PrototypeRouter):
+            tensors = {f"prototypes/{uid}": means for uid, means in self.router.prototypes.items()}
+            content["centroids"] = self.router.count
+        else:
+            assert isinstance(self.router, StatisticsRouter)
+            tensors = {f"router/{name}": part for name, part in self.router.statistics.state().items()}
+            content |= {"format_version": FORMAT_VERSION, "router": self.router.name}
+        if self.block is not None:
+            content |= {"format_version": FORMAT_VERSION, "block": self.block}
         for uid, member in self.members.items():
             tensors |= {f"gates/{uid}/{site}": gate for site, gate in member.gates.items()}
-        members = {
+        content["members"] = {
             uid: {"source": member.source, "examples": member.examples, "note": member.note}
             for uid, member in self.members.items()
-        }
-        content = {
-            "format_version": FORMAT_VERSION,
-            "encoder": self.encoder,
-            "centroids": self.router.count,
-            "order": list(members),
-            "members": members,
         }
         with new_folder(Path(folder), overwrite=True) as work:
             write_json(work / POOL_FILE, content)
@@ -141,7 +150,13 @@ class AdapterPool:
 
     @classmethod
     def _read(cls, content: dict[str, Any], tensors: dict[str, Tensor]) -> "AdapterPool":
-        pool = cls(str(content["encoder"]), content["centroids"])
+        block = content.get("block")
+        pool = cls(
+            str(content["encoder"]),
+            content.get("centroids", 1),
+            str(content.get("router", "prototype")),
+            None if block is None else int(block),
+        )
         for uid in content["order"]:
             stored = content["members"][uid]
             gates = {
@@ -152,11 +167,7 @@ class AdapterPool:
             pool.members[uid] = Member(
                 str(stored["source"]), int(stored["examples"]), str(stored["note"]), gates
             )
-            pool.router.prototypes[uid] = tensors[f"prototypes/{uid}"]
-        shapes = {tuple(means.shape) for means in pool.router.prototypes.values()}
-        if any(len(shape) != 2 or 0 in shape for shape in shapes) or len({shape[-1] for shape in shapes}) > 1:
-            raise ValueError(f"its centroids have the shapes {sorted(shapes)}")
-        used = set(tensors) - {f"prototypes/{uid}" for uid in pool.members}
+        used = set(tensors) - _statistics(pool, tensors)
         if set(content["order"]) != set(content["members"]) or any(
             name.split("/")[0] != "gates" or name.split("/")[1] not in pool.members for name in used
         ):
@@ -166,3 +177,20 @@ class AdapterPool:
         if not all(gate.ndim == 1 for member in pool.members.values() for gate in member.gates.values()):
             raise ValueError("a gate is no vector")
         return pool
+
+
+def _statistics(pool: AdapterPool, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Give a pool's router its statistics; return the names of the tensors that hold them."""
+    if isinstance(pool.router, PrototypeRouter):
+        names = {f"prototypes/{uid}" for uid in pool.members}
+        pool.router.prototypes = {uid: tensors[f"prototypes/{uid}"] for uid in pool.members}
+        shapes = {tuple(means.shape) for means in pool.router.prototypes.values()}
+        if any(len(shape) != 2 or 0 in shape for shape in shapes) or len({shape[-1] for shape in shapes}) > 1:
+            raise ValueError(f"its centroids have the shapes {sorted(shapes)}")
+        return names
+    assert isinstance(pool.router, StatisticsRouter)
+    names = {name for name in tensors if name.startswith("router/")}
+    pool.router.statistics.load({name.removeprefix("router/"): tensors[name] for name in sorted(names)})
+    if pool.router.statistics.uids != sorted(pool.members):
+        raise ValueError("its router knows other adapters")
+    return names
