@@ -28,6 +28,7 @@ def test_from_adapters_to_a_report(kitchen, tmp_path, capsys):
     assert main(words) == 0
     assert "2 experts (bank (5 examples), cooking (5 examples))" in capsys.readouterr().out
     assert main(["compose", to, "--add", str(kitchen / "news"), "--examples", str(kitchen / "news.txt")]) == 0
+    assert main(["compose", to, "--add", str(kitchen / "news")]) == 2
     assert main(["compose", to, "--remove", "cooking"]) == 0
     assert "2 experts (bank (5 examples), news (5 examples))" in capsys.readouterr().out
     data = [f"bank={kitchen / 'bank.jsonl'}", f"news={kitchen / 'news.jsonl'}"]
@@ -47,7 +48,7 @@ def test_from_adapters_to_a_report(kitchen, tmp_path, capsys):
         (["a", "--backbone=b", "--to=c"], "--examples NAME=FILE"),
         (["a", "--backbone=b", "--to=c", "--examples", "x.txt"], "takes NAME=FILE"),
         (["a", "--remove=x", "--add=y"], "one of --add and --remove"),
-        (["a", "--add=y"], "--add needs --examples"),
+        (["a", "--add=y"], "a is no composed adapter"),
         (["--remove=y"], "folder of one composed adapter"),
         (["--evaluate=y"], "needs --data"),
         (["x/a", "y/a", "--backbone=b", "--to=c"], "two adapters are called 'a'"),
