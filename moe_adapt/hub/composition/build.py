@@ -340,7 +340,9 @@ def _described(spec: Any, abstain: float) -> dict[str, Any]:
 
 
 def _check_examples(
-    loras: Mapping[str, StockLora], examples: Mapping[str, Sequence[str]] | None, router: SampleRouter | None
+    loras: Mapping[str, StockLora],
+    examples: Mapping[str, Sequence[Example]] | None,
+    router: SampleRouter | None,
 ) -> None:
     for uid in examples or {}:
         if uid not in loras:
