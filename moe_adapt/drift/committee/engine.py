@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_adapt.drift.committee.layers import Layers, softmax
+from moe_adapt.drift.committee.memories import Memories
 from moe_adapt.drift.committee.neighbours import Neighbours
 from moe_adapt.drift.committee.reliability import Reliability
 from moe_adapt.drift.committee.trees import Trees
@@ -87,6 +88,7 @@ class CommitteeEngine:
         if options.router:
             self.networks["router"] = make_network("router", self.rng)
         self.neighbours = Neighbours() if "neighbours" in self.names else None
+        self.memories = Memories() if "samknn" in self.names else None
         self.river: list[Any] = [
             None if isinstance(voice, str) else RiverVoice(voice, int(self.rng.integers(2**31)))
             for voice in (DEFAULT if options.experts is None else options.experts)
@@ -140,6 +142,8 @@ class CommitteeEngine:
                 answers, voices[place], tree_odds = self.trees.read(row, x, self.labels)
             elif name == "neighbours" and self.neighbours is not None:
                 voices[place] = self.neighbours.proba(vector, len(self.labels))
+            elif name == "samknn" and self.memories is not None:
+                voices[place] = self.memories.proba(vector, len(self.labels))
             elif name in BUILT_IN:
                 voices[place] = softmax(self.networks[name].forward(vector))
             else:
@@ -192,6 +196,8 @@ class CommitteeEngine:
             self.train()
         if self.neighbours is not None:
             self.neighbours.add(seen.vector, y, w)
+        if self.memories is not None:
+            self.memories.add(seen.vector, y, w)
         for voice in self.river:
             if voice is not None:
                 voice.learn(x, label, w)
@@ -218,6 +224,8 @@ class CommitteeEngine:
             network.grow(self.inputs.n_inputs, len(self.names if name == "router" else self.labels))
         if self.neighbours is not None:
             self.neighbours.grow(self.inputs.n_inputs)
+        if self.memories is not None:
+            self.memories.grow(self.inputs.n_inputs)
         self.pending.grow(self.inputs.n_inputs)
 
     def last_seen(self) -> Seen:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from moe_adapt.drift.committee.engine import TREES, CommitteeEngine
+from moe_adapt.drift.committee.memories import LEVELS, MOST
 from moe_adapt.drift.committee.neighbours import WINDOW
 from moe_adapt.drift.committee.voices import STEP_EVERY
 from moe_adapt.drift.hoeffding.forest import FastHoeffdingTreePool
@@ -53,6 +54,8 @@ def committee_arrays(engine: CommitteeEngine) -> dict[str, np.ndarray]:
     if engine.neighbours is not None:
         ring = engine.neighbours
         found |= {"ring/rows": ring.rows, "ring/labels": ring.labels, "ring/weights": ring.weights}
+    if engine.memories is not None:
+        found |= {f"memories/{name}": array for name, array in engine.memories.arrays().items()}
     if engine.trees is not None:
         trees = engine.trees
         found |= {f"watch/{name}": getattr(trees.watch, name) for name in trees.watch.ARRAYS}
@@ -95,6 +98,11 @@ def restore_committee(
         ring.labels[:], ring.weights[:] = arrays["ring/labels"], arrays["ring/weights"]
         ring.seen = _count(state, "ring", None)
         _check_classes(ring.labels, labels)
+    if engine.memories is not None:
+        kept = {name.removeprefix("memories/"): array for name, array in arrays.items()}
+        for name in ("short", "long"):
+            _check_classes(kept[f"{name}/labels"], labels)
+        engine.memories.restore(kept)
     _restore_trees(engine, state, arrays)
     engine.rng.bit_generator.state = state["rng"]  # after all that draws weights
 
@@ -150,6 +158,13 @@ def _check_sizes(
     if engine.neighbours is not None:
         ring = (inputs if labels else 0, WINDOW)
         shapes |= {"ring/rows": ring, "ring/labels": (WINDOW,), "ring/weights": (WINDOW,)}
+    if engine.memories is not None:
+        shapes["memories/answers"] = (2, 3)
+        for name in ("short", "long"):
+            kept = min(len(arrays.get(f"memories/{name}/labels", ())), MOST + 1)
+            shapes |= {f"memories/{name}/{part}": (kept,) for part in ("labels", "weights")}
+            shapes[f"memories/{name}/rows"] = (kept, inputs if labels else 0)
+            shapes[f"memories/{name}/right"] = (kept, LEVELS)
     if engine.trees is not None:
         count, features = engine.trees.count, engine.features
         shapes |= {f"watch/{name}": (count,) for name in engine.trees.watch.ARRAYS}

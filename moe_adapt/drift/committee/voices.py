@@ -1,4 +1,4 @@
-"""The voices beside the committee of trees: two networks, the nearest rows, and any River classifier."""
+"""The voices beside the committee of trees: networks, nearest rows, and any River classifier."""
 
 import inspect
 from collections.abc import Hashable, Mapping
@@ -12,7 +12,16 @@ from moe_adapt.drift.hoeffding.labels import LabelTable
 from moe_adapt.drift.parts.experts import known_proba, many_classes
 from moe_adapt.errors import UserError, did_you_mean
 
-__all__ = ["BUILT_IN", "DEFAULT", "STEP_EVERY", "Pending", "RiverVoice", "make_network", "voice_names"]
+__all__ = [
+    "BUILT_IN",
+    "DEFAULT",
+    "PLAIN",
+    "STEP_EVERY",
+    "Pending",
+    "RiverVoice",
+    "make_network",
+    "voice_names",
+]
 
 #: Short name -> what it is.
 BUILT_IN = {
@@ -20,8 +29,11 @@ BUILT_IN = {
     "mlp": "a network with two hidden layers",
     "linear": "a linear softmax model",
     "neighbours": "the nearest of the last 500 rows",
+    "samknn": "the nearest rows of a short and a long memory",
 }
 DEFAULT = ("trees", "mlp", "linear", "neighbours")
+#: Voices that the compiled row path does not have.
+PLAIN = ("samknn",)
 #: Rows per step of the networks.
 STEP_EVERY = 4
 _NETWORKS: dict[str, tuple[tuple[int, ...], float, str]] = {

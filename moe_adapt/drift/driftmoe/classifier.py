@@ -82,8 +82,8 @@ class DriftMoEClassifier(Publishable, Insight, ManyRows, base.MiniBatchClassifie
         backend: ``compiled`` (numba), ``array`` (numpy), ``river`` (trees of River) or ``auto``, the first of
             these that is there.
         seed: Of weights and draws.
-        experts: The voices of mode ``committee``: any of ``trees``, ``mlp``, ``linear``, ``neighbours`` and
-            classifiers of River; None for those four.
+        experts: The voices of mode ``committee``: any of ``trees``, ``mlp``, ``linear``, ``neighbours``,
+            ``samknn`` and classifiers of River; None for the first four.
         router: Let a network that learns which voices are right weigh them along, in mode ``committee``.
 
     >>> from river.datasets import Phishing

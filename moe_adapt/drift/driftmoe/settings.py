@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from river import base
 
 from moe_adapt.drift.committee.engine import CommitteeEngine
-from moe_adapt.drift.committee.voices import voice_names
+from moe_adapt.drift.committee.voices import PLAIN, voice_names
 from moe_adapt.drift.compiled import available
 from moe_adapt.drift.driftmoe.engine import Engine
 from moe_adapt.drift.driftmoe.task import TaskEngine
@@ -42,11 +42,13 @@ def make_engine(model: "DriftMoEClassifier") -> CommitteeEngine | Engine:
 
 def _committee(model: "DriftMoEClassifier") -> CommitteeEngine:
     """Return the compiled engine where everything it is asked for is its own, the plain one elsewhere."""
-    foreign = [voice for voice in model.experts or () if not isinstance(voice, str)]
+    foreign = [voice for voice in model.experts or () if not isinstance(voice, str) or voice in PLAIN]
     if model.expert is not None or not isinstance(model.detector, bool):
         foreign.append(model)
     if model.backend == "compiled" and foreign:
-        raise UserError("backend='compiled' knows its own voices and its own detector; use backend='auto'.")
+        raise UserError(
+            "backend='compiled' has neither voices and detectors of River nor 'samknn'; use backend='auto'."
+        )
     if model.backend == "compiled" and not available():
         raise UserError("backend='compiled' needs numba: pip install 'moe-adapt[drift]'.")
     if foreign or not available() or model.backend in ("array", "river"):

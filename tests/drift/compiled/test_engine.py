@@ -114,7 +114,11 @@ def test_a_model_kept_by_one_path_goes_on_in_the_other(tmp_path):
 def test_what_it_cannot_do_is_told(monkeypatch):
     from river import drift, naive_bayes
 
-    for options in ({"experts": ("mlp", naive_bayes.GaussianNB())}, {"detector": drift.ADWIN()}):
+    for options in (
+        {"experts": ("mlp", naive_bayes.GaussianNB())},
+        {"experts": ("trees", "samknn")},
+        {"detector": drift.ADWIN()},
+    ):
         with pytest.raises(UserError, match="backend='auto'"):
             DriftMoEClassifier(backend="compiled", **options)
     monkeypatch.setattr("moe_adapt.drift.driftmoe.settings.available", lambda: False)

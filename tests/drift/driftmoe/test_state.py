@@ -26,6 +26,7 @@ STREAMS = {
         {},
         {"backend": "array", "router": True},
         {"experts": ("mlp", "neighbours")},
+        {"experts": ("linear", "samknn")},
         {"mode": "data"},
         {"mode": "task"},
         {"mode": "data", "train_rule": "all", "poisson": 1.0, "detector": False},
