@@ -4,7 +4,7 @@ Parameters, both moments of Adam and the gradient are the four rows of one array
 has its weights [in, out] and its biases [out]. The compiled row path works on the same array, which is why
 this is not the float32 network of DriftMoE's router: with doubles both paths agree to rounding over
 thousands of steps. The loss is the cross-entropy of a softmax, or the mean binary cross-entropy of the
-outputs, each row with its weight, divided by the number of rows.
+outputs, or half of the squared error, each row with its weight, divided by the number of rows.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ class Layers:
     Args:
         hidden: Units of the hidden layers; none for a linear model, which starts at zero.
         lr: Learning rate of Adam.
-        loss: ``softmax`` or ``bce``.
+        loss: ``softmax``, ``bce`` or ``squares``.
         rng: Where weights are drawn from (Xavier, uniform).
 
     Attributes:
@@ -101,8 +101,8 @@ class Layers:
         for weights, biases in layers[:-1]:
             seen.append(np.maximum(seen[-1] @ weights + biases, 0.0))
         logits = seen[-1] @ layers[-1][0] + layers[-1][1]
-        if self.loss == "softmax":
-            error = softmax(logits) - target
+        if self.loss != "bce":
+            error = (softmax(logits) if self.loss == "softmax" else logits) - target
             error *= (weight / len(x))[:, None]
         else:
             error = 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0))) - target

@@ -96,7 +96,7 @@ class Memory:
 
     def keep(self, places: np.ndarray) -> None:
         """Keep the rows at some places, in their order, and move them to the front."""
-        parts = self._rows, self._squares, self._labels, self._weights, self._right
+        parts: tuple[np.ndarray, ...] = self._rows, self._squares, self._labels, self._weights, self._right
         kept = [part[self.start + places] for part in parts]
         self.start, self.end = 0, len(places)
         for part, values in zip(parts, kept, strict=True):

@@ -38,14 +38,21 @@ class Neighbours:
     def proba(self, vector: np.ndarray, n_classes: int) -> np.ndarray:
         """Return probabilities [C] for inputs [inputs]."""
         votes = np.full(n_classes, FLOOR)
-        count = min(self.seen, WINDOW)
-        if count:
-            gaps = self.rows[:, :count] - vector[:, None]
-            gaps *= gaps
-            squares = gaps.sum(axis=0)
-            for place in self._nearest(squares):
-                votes[self.labels[place]] += self.weights[place] / (squares[place] ** 0.5 + NEAR)
+        for place, weight in self.near(vector):
+            votes[self.labels[place]] += weight
         return votes / votes.sum()
+
+    def near(self, vector: np.ndarray) -> list[tuple[int, float]]:
+        """Return the places of the nearest rows and what they count."""
+        count = min(self.seen, WINDOW)
+        if not count:
+            return []
+        gaps = self.rows[:, :count] - vector[:, None]
+        gaps *= gaps
+        squares = gaps.sum(axis=0)
+        return [
+            (place, self.weights[place] / (squares[place] ** 0.5 + NEAR)) for place in self._nearest(squares)
+        ]
 
     def _nearest(self, squares: np.ndarray) -> list[int]:
         if len(squares) <= NEAREST:

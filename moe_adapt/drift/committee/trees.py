@@ -18,11 +18,11 @@ from moe_adapt.drift.hoeffding.labels import LabelTable
 from moe_adapt.drift.parts.experts import Answers, PoolExperts, RiverExperts
 from moe_adapt.drift.parts.watch import error_watch
 
-__all__ = ["WATCH_DELTA", "Trees"]
+__all__ = ["LEAST_COLUMNS", "SHARE", "WATCH_DELTA", "Trees"]
 
 #: Rows whose Poisson weights are drawn at once.
 _BLOCK = 64
-_SHARE, _LEAST_COLUMNS = 0.6, 2
+SHARE, LEAST_COLUMNS = 0.6, 2
 WATCH_DELTA = 0.01
 
 
@@ -67,12 +67,12 @@ class Trees:
         more = len(features.numeric) - self.numeric.shape[1], len(features.nominal) - self.nominal.shape[1]
         if not any(more):
             return
-        fresh = [self.rng.random((self.count, added)) < _SHARE for added in more]
+        fresh = [self.rng.random((self.count, added)) < SHARE for added in more]
         self.numeric, self.nominal = (
             np.concatenate(pair, axis=1) for pair in zip((self.numeric, self.nominal), fresh, strict=True)
         )
         for tree in range(self.count):
-            if not known or self.numeric[tree].sum() + self.nominal[tree].sum() < _LEAST_COLUMNS:
+            if not known or self.numeric[tree].sum() + self.nominal[tree].sum() < LEAST_COLUMNS:
                 self.draw_columns(tree)
 
     def draw_columns(self, tree: int) -> None:
@@ -80,7 +80,7 @@ class Trees:
         width = self.numeric.shape[1]
         total = width + self.nominal.shape[1]
         taken = np.zeros(total, dtype=bool)
-        taken[self.rng.permutation(total)[: max(_LEAST_COLUMNS, int(np.ceil(_SHARE * total)))]] = True
+        taken[self.rng.permutation(total)[: max(LEAST_COLUMNS, int(np.ceil(SHARE * total)))]] = True
         self.numeric[tree], self.nominal[tree] = taken[:width], taken[width:]
 
     def read(

@@ -1,5 +1,6 @@
 """DriftMoE: a mixture of online experts with a neural router."""
 
 from moe_adapt.drift.driftmoe.classifier import DriftMoEClassifier
+from moe_adapt.drift.driftmoe.regressor import DriftMoERegressor
 
-__all__ = ["DriftMoEClassifier"]
+__all__ = ["DriftMoEClassifier", "DriftMoERegressor"]

@@ -48,7 +48,7 @@ def test_neighbours_by_hand():
 
 
 @pytest.mark.parametrize("hidden", [(), (8, 4)])
-@pytest.mark.parametrize("loss", ["softmax", "bce"])
+@pytest.mark.parametrize("loss", ["softmax", "bce", "squares"])
 def test_gradients_of_the_networks(hidden, loss):
     rng = np.random.default_rng(0)
     net = Layers(hidden, 0.0, loss, rng)
@@ -62,6 +62,8 @@ def test_gradients_of_the_networks(hidden, loss):
         if loss == "softmax":
             log = logits - np.log(np.exp(logits).sum(1, keepdims=True))
             return -(weight * (target * log).sum(1)).sum() / 5
+        if loss == "squares":
+            return (weight * ((logits - target) ** 2).sum(1)).sum() / 10
         cross = np.log1p(np.exp(logits)) - target * logits
         return (weight[:, None] * cross).sum() / 10
 
