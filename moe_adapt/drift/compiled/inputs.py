@@ -101,8 +101,10 @@ def nearest_proba(rows, labels, weights, seen, vector, n_classes, squares, out):
                     at -= 1
                 near[at] = j
                 kept = min(kept + 1, NEAREST)
-        near = np.sort(near[:kept])
-        for place in range(kept):
+        for place in range(kept):  # in the order of the ring, as the plain path adds up
+            for later in range(place + 1, kept):
+                if near[later] < near[place]:
+                    near[place], near[later] = near[later], near[place]
             j = near[place]
             out[labels[j]] += weights[j] / (math.sqrt(squares[j]) + NEAR)
     total = 0.0

@@ -9,7 +9,7 @@ from moe_adapt.drift.committee.reliability import DECAY
 from moe_adapt.drift.compiled.block import LINES, floats1, floats2, ints1, ints2, open_forest
 from moe_adapt.drift.compiled.grow import replace_tree, split
 from moe_adapt.drift.compiled.inputs import encode, nearest_proba, settle
-from moe_adapt.drift.compiled.jit import entry, kernel
+from moe_adapt.drift.compiled.jit import entry, kernel, part
 from moe_adapt.drift.compiled.networks import forward, linear_forward, linear_step, softmax_into, step
 from moe_adapt.drift.compiled.trees import learn_trees, read_trees
 
@@ -25,7 +25,7 @@ def _odds(sums, place):
     return share / (1.0 - share + 0.001)
 
 
-@kernel
+@part
 def _ask_trees(table, numbers, codes, n_classes, voice):
     """Write what the committee of trees says [C]."""
     proba, sums, tree_odds = (
@@ -127,7 +127,7 @@ def _judge(proba, n_classes, y, w, sums, wrong):
         sums[1, v] = sums[1, v] * DECAY + w
 
 
-@kernel
+@part
 def _learn_trees(y, w, draws, n_classes, table):
     f, short = open_forest(table), ints1(table, LINES.short)
     found, scores = ints2(table, LINES.found), floats2(table, LINES.scores)
