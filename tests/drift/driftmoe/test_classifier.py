@@ -55,7 +55,7 @@ def test_river_checks_with_river_experts(mode, expert):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["data", "task"])
 def test_river_checks_of_the_paper_preset(mode):
     check_estimator(DriftMoEClassifier.paper(mode, seed=1))
 
