@@ -10,11 +10,11 @@ from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from moe_adapt.evaluation.words import method_words, metric_words
+from moe_adapt.evaluation.words import method_words, metric_words, routing_sentences
 from moe_adapt.files import write_file
 from moe_adapt.hub.load import file_hash
 from moe_adapt.runs.export import TEST_FILE
-from moe_adapt.runs.outcome import Outcome, examine, outcome_of, result_rows, routing_sentences
+from moe_adapt.runs.outcome import Outcome, examine, outcome_of, result_rows
 from moe_adapt.runs.report import judge, write_report
 from moe_adapt.training.callbacks import BestCheckpoint, HeadStart
 from moe_adapt.training.callbacks.head_start import BASELINES

@@ -1,6 +1,9 @@
 """What metrics and methods are called in reports, and which way a metric is better."""
 
-__all__ = ["better", "method_words", "metric_words"]
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["better", "method_words", "metric_words", "routing_sentences"]
 
 _METRICS = {
     "acc": "accuracy",
@@ -97,3 +100,31 @@ def better(name: str) -> str | None:
         return "min"
     known = ("acc", "f1", "mean", "transfer", "plasticity", "kappa", "accuracy")
     return "max" if any(word in name for word in known) else None
+
+
+def routing_sentences(routing: Mapping[str, Any]) -> list[str]:
+    """Return the verdict on the routing in words.
+
+    Args:
+        routing: Means over the layers, as `moe_adapt.evaluation.trace.metrics.trace_metrics` has them.
+    """
+    found = []
+    js = routing.get("group_js")
+    if js is not None:
+        words = (
+            "experts are not told apart by class"
+            if js < 0.01
+            else "classes use slightly different experts"
+            if js < 0.05
+            else "classes use different experts"
+        )
+        found.append(f"{words} (JS {js:.3f} of at most 0.693)")
+    entropy = routing.get("entropy")
+    if entropy is not None:
+        words = "nearly uniform" if entropy > 0.95 else "decided" if entropy < 0.5 else "undecided in part"
+        found.append(f"routers are {words} (entropy {entropy:.2f}, 1 is uniform)")
+    if routing.get("mean_k") is not None:
+        found.append(f"{routing['mean_k']:.1f} experts per token")
+    if routing.get("dead_experts"):
+        found.append(f"{routing['dead_experts']:.1f} experts per layer were never picked")
+    return found

@@ -7,7 +7,6 @@ of the run is computed again.
 
 import itertools
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from moe_adapt.training.tracing import record_batches
 from moe_adapt.tuner.model import adapted_layers
 from moe_adapt.tuner.tracing import TraceRecorder
 
-__all__ = ["Outcome", "examine", "outcome_of", "result_rows", "routing_sentences"]
+__all__ = ["Outcome", "examine", "outcome_of", "result_rows"]
 
 #: Batches over which the routing is looked at.
 TRACED = 8
@@ -165,34 +164,6 @@ def _route(outcome: Outcome, module: Any, data: Any) -> None:
         outcome.routing = trace_metrics(recorder.trace(names, {}))["mean"]
     except UserError:  # a module whose batches no recorder knows
         outcome.routing = {}
-
-
-def routing_sentences(routing: Mapping[str, Any]) -> list[str]:
-    """Return the verdict on the routing in words.
-
-    Args:
-        routing: Means over the layers, as in `Outcome`.
-    """
-    found = []
-    js = routing.get("group_js")
-    if js is not None:
-        words = (
-            "experts are not told apart by class"
-            if js < 0.01
-            else "classes use slightly different experts"
-            if js < 0.05
-            else "classes use different experts"
-        )
-        found.append(f"{words} (JS {js:.3f} of at most 0.693)")
-    entropy = routing.get("entropy")
-    if entropy is not None:
-        words = "nearly uniform" if entropy > 0.95 else "decided" if entropy < 0.5 else "undecided in part"
-        found.append(f"routers are {words} (entropy {entropy:.2f}, 1 is uniform)")
-    if routing.get("mean_k") is not None:
-        found.append(f"{routing['mean_k']:.1f} experts per token")
-    if routing.get("dead_experts"):
-        found.append(f"{routing['dead_experts']:.1f} experts per layer were never picked")
-    return found
 
 
 def result_rows(outcome: Outcome, name: str) -> list[tuple[str, float | None]]:

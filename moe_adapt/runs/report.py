@@ -9,9 +9,9 @@ from typing import Any
 
 from moe_adapt.evaluation.html import facts, page, table, verdict
 from moe_adapt.evaluation.svg import heat_map, line_chart
-from moe_adapt.evaluation.words import metric_words
+from moe_adapt.evaluation.words import metric_words, routing_sentences
 from moe_adapt.files import write_file
-from moe_adapt.runs.outcome import Outcome, result_rows, routing_sentences
+from moe_adapt.runs.outcome import Outcome, result_rows
 
 __all__ = ["REPORT_FILE", "judge", "metric_curves", "write_report"]
 

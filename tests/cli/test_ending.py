@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_adapt.runs.outcome import Outcome, routing_sentences
+from moe_adapt.evaluation.words import routing_sentences
+from moe_adapt.runs.outcome import Outcome
 from moe_adapt.runs.report import judge
 from tests.cli.test_runs import CONFIG, words  # noqa: F401  a fixture
 

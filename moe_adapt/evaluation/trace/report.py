@@ -5,8 +5,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from moe_adapt.evaluation.html import image, page, table
+from moe_adapt.evaluation.html import facts, image, page, table, verdict
 from moe_adapt.evaluation.trace.metrics import SCALARS
+from moe_adapt.evaluation.words import routing_sentences
 
 __all__ = ["html_report"]
 
@@ -35,14 +36,17 @@ def html_report(metrics: Mapping[str, Any], pictures: Mapping[str, Path], title:
         [site, *(one[name] for name in SCALARS), *(one["srp"][m] for m in windows)]
         for site, one in metrics["sites"].items()
     ]
+    said = "; ".join(routing_sentences(metrics["mean"]))
     return page(
         title,
         [
-            table(["", ""], origin.items()),
+            *([verdict(f"{said[0].upper()}{said[1:]}.")] if said else []),
             "<h2>Mean over sites</h2>",
             table(["metric", "mean"], [(_TITLES[name], metrics["mean"][name]) for name in SCALARS]),
             *(f"<h2>{escape(heading)}</h2>{image(path, heading)}" for heading, path in pictures.items()),
             "<h2>Sites</h2>",
             table(heads, sites),
+            "<h2>Origin</h2>",
+            facts(origin),
         ],
     )
