@@ -14,6 +14,8 @@ from transformers import (
 )
 
 from moe_adapt.backbones.pretrained import load_pretrained
+from moe_adapt.data.hub_access import check_reachable
+from moe_adapt.data.packages import local_model
 from moe_adapt.errors import UserError
 from moe_adapt.tuner.blocks import block_features, block_paths, hidden_of
 
@@ -34,7 +36,7 @@ def open_base(backbone: str, task: str | None) -> nn.Module:
     """
     if task is None:
         try:
-            architectures = AutoConfig.from_pretrained(backbone).architectures or []
+            architectures = AutoConfig.from_pretrained(_here(backbone)).architectures or []
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot load the backbone {backbone!r}: {reason}") from error
@@ -55,13 +57,20 @@ def open_tokenizer(backbone: str) -> Any:
         UserError: If it cannot be loaded.
     """
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(backbone)
+        tokenizer: Any = AutoTokenizer.from_pretrained(_here(backbone))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot load the tokeniser of {backbone!r}: {reason}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _here(backbone: str) -> str:
+    """Return where a model is, after a look whether it can be had."""
+    where = local_model(backbone)
+    check_reachable(where)
+    return where
 
 
 def longest(tokenizer: Any, model: nn.Module, asked: int | None = None) -> int:
