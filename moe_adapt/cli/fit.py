@@ -292,7 +292,6 @@ def run(command: str, argv: Sequence[str]) -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(worth_saying)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="lightning|transformers")
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
             RoutedCLI([command, *argv])
     except MisconfigurationException as mistake:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a fault in the program (with its traceback), 2 a mistake i
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -136,7 +137,9 @@ def _dispatch(words: list[str]) -> None:
             return
     rest = ["--help" if word == "--help-all" else word for word in rest]
     try:
-        COMMANDS[name].load()(rest)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="lightning|transformers")
+            COMMANDS[name].load()(rest)
     except ModuleNotFoundError as missing:
         user = f"moe-adapt {name}"
         mended = advice(missing.name or "", user) or unmet(missing, user)
