@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from moe_adapt.cli.arguments import CommandParser, collecting
+from moe_adapt.cli.pool import ACTIONS
 from moe_adapt.extras import require
 
 __all__ = ["completion", "script"]
@@ -19,7 +20,7 @@ SHELLS = ("bash", "zsh")
 OF_THE_TRAINER = ("fit", "validate", "test")
 
 #: Commands with a word of their own after their name.
-WORDS = {"pool": ("add", "remove", "list", "route")}
+WORDS = {"pool": ACTIONS}
 
 #: Completes packaged names and files after ``--config``.
 PREAMBLES = {

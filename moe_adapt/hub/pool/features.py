@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from moe_adapt.backbones import TextEncoder
 from moe_adapt.data.tokenizer import pad_on_the_right
@@ -32,7 +31,7 @@ class Embedder:
         self.block = block
         if block is None:
             self.model: Any = TextEncoder(encoder).eval()
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(encoder)
+            self.tokenizer: Any = open_tokenizer(encoder)
             pad_on_the_right(self.tokenizer, encoder)
             self.longest = longest(self.tokenizer, self.model.model)
         else:
