@@ -143,8 +143,9 @@ def without_parts(content: dict[str, Any]) -> list[str]:
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean:+.2f} |")
     seeds = len(next(iter(results.values()))[full])
     text = (
-        f"Accuracy in %, mean over {seeds} seed(s), on rows that no choice was made on; below the first line "
-        "the difference to it. A star: its 95 % interval, as above, leaves out 0. " + row_counts(results)
+        f"Accuracy in %, mean over {seeds} seed(s), on streams and seeds that the first table does not have; "
+        "below the first line the difference to it. A star: its 95 % interval, as above, leaves out 0. "
+        + row_counts(results)
     )
     return [text, "\n".join(lines)]
 

@@ -170,9 +170,11 @@ class CommitteeEngine:
             and self.features.covers(x, seen.row)
             and seen.x == x
         ):
+            before = self._extent
             row = self.features.learn(x)
             self.labels.learn(label)
-            self.fit()
+            if self._extent != before:
+                self.fit()
             seen = self.look(x, row)
         self._seen = None
         replaced = self.step(seen, x, label, w)
@@ -180,6 +182,13 @@ class CommitteeEngine:
         del self.drifts[:-MOST_DRIFTS]
         self.events["replaced"] += len(replaced)
         self.events["rows"] += 1
+
+    @property
+    def _extent(self) -> tuple[int, ...]:
+        """Columns, nominal values and classes that are known."""
+        features = self.features
+        values = sum(map(len, features.values))
+        return len(features.numeric), len(features.nominal), values, len(self.labels)
 
     def step(self, seen: Seen, x: Mapping[Hashable, Any], label: Hashable, w: float) -> list[int]:
         """Let all voices learn a row; return the trees that were replaced."""

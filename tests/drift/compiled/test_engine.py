@@ -76,6 +76,18 @@ def test_labels_that_come_late_give_the_same_answers():
             compiled.learn_one(*old)
 
 
+def test_rows_without_news_make_no_room(monkeypatch):
+    _, model = both()
+    made = []
+    rows = [({"a": float(t % 5), "b": 1.0 if t % 3 == 2 else None}, t % 2) for t in range(60)]
+    model.learn_one(*rows[0])
+    fit = model._engine.fit
+    monkeypatch.setattr(model._engine, "fit", lambda: made.append(1) or fit())
+    for x, y in rows[1:]:
+        model.learn_one(x, y)
+    assert len(made) == 2, "the second column and the second class"
+
+
 def test_weights_give_the_same_answers():
     plain, compiled = both()
     for t, (x, y) in enumerate(synthetic_stream("SEA_a", 300)):
