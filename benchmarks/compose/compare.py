@@ -4,29 +4,31 @@
 
 One file per form and seed in ``--runs`` (not computed again); `tables.py` gathers them. Routers see the
 training texts of each adapter, or a few of them; the weights of merges are chosen on validation rows; test
-rows choose nothing. Everything runs under bf16 autocast.
+rows choose nothing. Everything runs in float32.
 """
 
 import argparse
 import json
-import shutil
 import time
 import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from encoder import Cached, Halves, answers
-from prepare import SINGLE, SIZES, adapter_folder, all_of, cell_folder, data_of
+from encoder import Cached, Halves, answers, vectors
+from prepare import LENGTH, SIZES, adapter_folder, all_of, cell_folder, data_of
 from torch import Tensor
 from torch.nn import functional as F
+from xlora import learned_mixture
 
 from moe_adapt.backbones.text import mean_over_tokens
 from moe_adapt.hub.composition import compose
 from moe_adapt.hub.composition.base import text_features
 from moe_adapt.hub.composition.ingredients import read_all
-from moe_adapt.hub.composition.merges import best_merges
+from moe_adapt.hub.composition.merges import Merged, best_merges
 from moe_adapt.manifest import collect
 from moe_adapt.routing.sample import SAMPLE_ROUTERS, SampleRouter, leave_one_out
 from moe_adapt.tuner import RoutedLoraConfig
@@ -66,8 +68,8 @@ def whole_model(halves: Halves, model: Any, data: Cached) -> tuple[Tensor, list[
 @torch.no_grad()
 def final_embeddings(halves: Halves, data: Cached) -> Tensor:
     """Return the base's own embeddings of rows, [N, d]."""
-    parts = [halves.embed(data.texts[i : i + 64]) for i in range(0, len(data), 64)]
-    return torch.cat(parts)
+    parts = [range(i, min(i + 64, len(data))) for i in range(0, len(data), 64)]
+    return torch.cat([vectors(halves.base, data.take(part)) for part in parts])
 
 
 def router(name: str, features: dict[str, Tensor], seen: int, **options: Any) -> SampleRouter:
@@ -78,104 +80,170 @@ def router(name: str, features: dict[str, Tensor], seen: int, **options: Any) ->
     return found
 
 
+@dataclass
+class Material:
+    """What all methods of a form and seed share.
+
+    Attributes:
+        halves: The base.
+        rows: Rows of every task by split.
+        sources: Folder of every task's adapter.
+        folder: Where the cell keeps its files.
+    """
+
+    halves: Halves
+    rows: dict[str, dict[str, Cached]]
+    sources: dict[str, str]
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.test, self.held = all_of(self.rows, "test"), all_of(self.rows, "validation")
+        self.tasks = [row.task for row in self.test.rows]
+        self.middle = {task: parts["train"].features() for task, parts in self.rows.items()}
+        self.few = {task: parts["train"].take(range(32)) for task, parts in self.rows.items()}
+        self.right: dict[str, Tensor] = {"base": answers(self.halves.base, self.test)}
+
+    def score(self, right: Tensor) -> dict[str, float]:
+        """Return the accuracies of answers to the test rows."""
+        return task_means(right, self.tasks)
+
+    def sent(self, names: Sequence[Any]) -> Tensor:
+        """Return whether each test row is answered right by the adapter it is sent to."""
+        return torch.tensor([bool(self.right[str(name)][i]) for i, name in enumerate(names)])
+
+
 def run_cell(halves: Halves, args: argparse.Namespace, form: Any, seed: int) -> Cell:
     """Measure everything for a form and seed."""
     rows = data_of(halves, args.data, args.runs, form, seed)
-    test, held = all_of(rows, "test"), all_of(rows, "validation")
-    tasks = [row.task for row in test.rows]
-    held_tasks = [row.task for row in held.rows]
     sources = {task: str(adapter_folder(args.runs, form, seed, task)) for task in rows}
-    cell: Cell = {"form": form, "seed": seed, "accuracy": {}, "sizes": SIZES, "training": vars(SINGLE)}
-    accuracy = cell["accuracy"]
+    material = Material(halves, rows, sources, cell_folder(args.runs, form, seed))
+    cell: Cell = {"form": form, "seed": seed, "accuracy": {}, "sizes": SIZES}
+    for measure in (singles, routers, merged, composed, learned):
+        measure(material, cell)
+    return cell
 
-    right: dict[str, Tensor] = {"base": answers(halves.base, test)}
-    held_right = {}
-    for task, source in sources.items():
-        model = peft.PeftModel.from_pretrained(halves.fresh(), source)
-        right[task], held_right[task] = answers(model, test), answers(model, held)
-    table = torch.stack([right[task] for task in sources], dim=1)
-    own = torch.tensor([list(sources).index(task) for task in tasks])
-    accuracy["base"] = task_means(right["base"], tasks)
-    accuracy["oracle"] = task_means(table.gather(1, own[:, None]).squeeze(1), tasks)
-    best = max(sources, key=lambda task: task_means(held_right[task], held_tasks)["mean"])
-    accuracy["best single"] = task_means(right[best], tasks)
 
-    middle = {task: parts["train"].features() for task, parts in rows.items()}
-    few = {task: parts["train"].take(range(32)) for task, parts in rows.items()}
-    last = {task: final_embeddings(halves, own) for task, own in few.items()}
-    x, z = test.features(), final_embeddings(halves, test)
-    names = sorted(sources)
-    columns = torch.tensor([list(sources).index(task) for task in names])
+def singles(m: Material, cell: Cell) -> None:
+    """Measure every adapter alone: the base, the right one, the one that is best on validation rows."""
+    accuracy, held_tasks = cell["accuracy"], [row.task for row in m.held.rows]
+    held, training = {}, {}
+    for task, source in m.sources.items():
+        model = peft.PeftModel.from_pretrained(m.halves.fresh(), source)
+        m.right[task] = answers(model, m.test)
+        held[task] = task_means(answers(model, m.held), held_tasks)["mean"]
+        training[task] = json.loads((Path(source) / "training.json").read_text())
+    accuracy["base"] = m.score(m.right["base"])
+    accuracy["oracle"] = m.score(m.sent(m.tasks))
+    accuracy["best single"] = m.score(m.right[max(held, key=lambda task: held[task])])
+    cell["training"] = training
 
-    def routed(found: SampleRouter, features: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = columns[found.decide(features).index[:, 0]]
-        return table.gather(1, chosen[:, None]).squeeze(1), chosen == own
 
-    ways = {f"LDA, {n} texts": (router("lda", middle, n), x) for n in (8, 32, 320)}
-    ways |= {f"prototype, middle, {n} texts": (router("prototype", middle, n), x) for n in (32, 320)}
-    ways |= {"8 prototypes, middle, 320 texts": (router("prototype", middle, 320, count=8), x)}
+def routers(m: Material, cell: Cell) -> None:
+    """Measure routers on mean states of the middle and on final embeddings; who goes where; removal."""
+    x, z = m.test.features(), final_embeddings(m.halves, m.test)
+    last = {task: final_embeddings(m.halves, own) for task, own in m.few.items()}
+    ways = {f"LDA, {n} texts": (router("lda", m.middle, n), x) for n in (8, 32, 320)}
+    ways |= {f"prototype, middle, {n} texts": (router("prototype", m.middle, n), x) for n in (32, 320)}
+    ways |= {"8 prototypes, middle, 320 texts": (router("prototype", m.middle, 320, count=8), x)}
     ways |= {"prototype, final, 32 texts": (router("prototype", last, 32), z)}
-    ways |= {f"softmax, middle, {n} texts": (router("trained", middle, n), x) for n in (32, 320)}
+    ways |= {f"softmax, middle, {n} texts": (router("trained", m.middle, n), x) for n in (32, 320)}
     cell["found"] = {}
     for name, (found, features) in ways.items():
-        answered, hit = routed(found, features)
-        accuracy[name] = task_means(answered, tasks)
-        cell["found"][name] = float(hit.float().mean())
-
-    texts = {task: parts["train"].texts[:32] for task, parts in rows.items()}
-    longest = SINGLE.length
-    base = (halves.base, halves.tokenizer)
-    by_block = {task: text_features(*base, few, longest) for task, few in texts.items()}
+        went = found.decide(features).names()
+        cell["accuracy"][name] = m.score(m.sent(went))
+        cell["found"][name] = sum(a == b for a, b in zip(went, m.tasks, strict=True)) / len(went)
+        if name == "LDA, 320 texts":
+            pairs = list(zip(m.tasks, went, strict=True))
+            cell["routes"] = {task: {to: pairs.count((task, to)) for to in m.sources} for task in m.sources}
+            cell["removal"] = removal(m, found, x)
+    base = (m.halves.base, m.halves.tokenizer)
+    by_block = {task: text_features(*base, few.texts, LENGTH) for task, few in m.few.items()}
     cell["leave_one_out"] = {
         block: leave_one_out({task: found[block] for task, found in by_block.items()}).accuracy
         for block in next(iter(by_block.values()))
     }
 
-    cell["removal"] = removal(router("lda", middle, 320), x, tasks, table, right["base"], list(sources))
 
+def merged(m: Material, cell: Cell) -> None:
+    """Measure PEFT's merges of all adapters, and of some."""
     start = time.process_time()
-
-    def validate(model: Any) -> float:
-        return task_means(answers(model, held), held_tasks)["mean"]
-
-    for merged in best_merges(halves.base, read_all(sources), validate):
-        accuracy[f"merge {merged.kind}"] = task_means(answers(merged.model, test), tasks)
-        cell.setdefault("weights", {})[merged.kind] = merged.weight
+    for found in merges(m.halves, m.sources, m.rows):
+        cell["accuracy"][f"merge {found.kind}"] = m.score(answers(found.model, m.test))
+        cell.setdefault("weights", {})[found.kind] = found.weight
     cell["merge_seconds"] = time.process_time() - start
+    cell["subsets"] = {number: subset(m, dict(list(m.sources.items())[:number])) for number in (2, 4, 6)}
 
-    examples = {task: parts["train"].texts[:32] for task, parts in rows.items()}
-    for name, k in (("composed adapter, 32 texts", 1), ("composed adapter, 32 texts, soft", 0)):
-        to = cell_folder(args.runs, form, seed) / f"composed-{k}"
-        shutil.rmtree(to, ignore_errors=True)
-        start = time.process_time()
+
+def composed(m: Material, cell: Cell) -> None:
+    """Measure what `compose` makes: one adapter that routes by itself, and one that mixes all softly."""
+    for name, k, seen in (
+        ("composed adapter, 32 texts", 1, 32),
+        ("composed adapter, 320 texts, soft", 0, 320),
+    ):
+        examples = {task: parts["train"].texts[:seen] for task, parts in m.rows.items()}
+        to, start = m.folder / f"composed-{k}", time.process_time()
         compose(
-            sources,
+            m.sources,
             examples,
             to,
-            base=halves.fresh(),
-            tokenizer=halves.tokenizer,
+            base=m.halves.fresh(),
+            tokenizer=m.halves.tokenizer,
             layer=3,
             k=k,
             abstain=0.01,
-            max_length=longest,
+            max_length=LENGTH,
+            overwrite=to.is_dir(),
         )
-        cell[f"seconds to compose, k={k}"] = time.process_time() - start
-        model = peft.PeftModel.from_pretrained(halves.fresh(), str(to)).eval()
-        answered, went = whole_model(halves, model, test)
-        accuracy[name] = task_means(answered, tasks)
-        if k == 1:
-            pairs = list(zip(tasks, went, strict=True))
-            cell["routes"] = {
-                task: {str(to): pairs.count((task, to)) for to in [*names, None]} for task in sources
-            }
+        cell[f"seconds to compose, {seen} texts"] = time.process_time() - start
+        model = peft.PeftModel.from_pretrained(m.halves.fresh(), str(to)).eval()
+        answered, went = whole_model(m.halves, model, m.test)
+        cell["accuracy"][name] = m.score(answered)
+        cell[f"left to the base, {seen} texts"] = went.count(None) / len(went)
+
+
+def learned(m: Material, cell: Cell) -> None:
+    """Measure Arrow's gates, and those of X-LoRA, learned on 32 labelled rows of each task."""
     arrow = RoutedLoraConfig(
-        method="top_k", experts_from=sources, scorer="arrow", selector={"name": "top_k", "k": 1}, dropout=0.0,
-        aux_losses=[],
+        method="top_k", experts_from=m.sources, scorer="arrow", selector={"name": "top_k", "k": 1},
+        dropout=0.0, aux_losses=[],
     )  # fmt: skip
-    accuracy["Arrow, one expert per token"] = task_means(
-        answers(peft.get_peft_model(halves.fresh(), arrow), test), tasks
+    model = peft.get_peft_model(m.halves.fresh(), arrow)
+    cell["accuracy"]["Arrow, one expert per token"] = m.score(answers(model, m.test))
+    start = time.process_time()
+    model = learned_mixture(m.halves, m.sources, m.few)
+    cell["accuracy"]["X-LoRA, 32 labelled rows"] = m.score(answers(model, m.test))
+    cell["xlora_seconds"] = time.process_time() - start
+
+
+def merges(halves: Halves, sources: dict[str, str], rows: dict[str, dict[str, Cached]]) -> Iterator[Merged]:
+    """Yield PEFT's merges of some tasks' adapters, their weights chosen on validation rows of these tasks."""
+    held = all_of({task: rows[task] for task in sources}, "validation")
+    tasks = [row.task for row in held.rows]
+    return best_merges(
+        halves.base, read_all(sources), lambda model: task_means(answers(model, held), tasks)["mean"]
     )
-    return cell
+
+
+def subset(m: Material, sources: dict[str, str]) -> dict[str, float]:
+    """Return mean accuracies with some of the adapters, on the rows of their tasks."""
+    test = all_of({task: m.rows[task] for task in sources}, "test")
+    places = [number for number, task in enumerate(m.tasks) if task in sources]
+    tasks = [m.tasks[place] for place in places]
+    lda = router("lda", {task: m.middle[task] for task in sources}, 320)
+
+    def sent(names: Sequence[Any]) -> Tensor:
+        return torch.tensor([bool(m.right[str(to)][i]) for to, i in zip(names, places, strict=True)])
+
+    found = {
+        "base": m.right["base"][places],
+        "oracle": sent(tasks),
+        "LDA, 320 texts": sent(lda.decide(test.features()).names()),
+    }
+    for one in merges(m.halves, sources, m.rows):
+        if one.kind == "cat":
+            found["merge cat"] = answers(one.model, test)
+            break
+    return {name: task_means(answered, tasks)["mean"] for name, answered in found.items()}
 
 
 def add_joint(halves: Halves, args: argparse.Namespace, cell: Cell) -> None:
@@ -190,25 +258,19 @@ def add_joint(halves: Halves, args: argparse.Namespace, cell: Cell) -> None:
             cell["accuracy"][f"{name} LoRA of rank 64"] = task_means(right, [row.task for row in test.rows])
 
 
-def removal(
-    lda: SampleRouter, x: Tensor, tasks: list[str], table: Tensor, base: Tensor, sources: list[str]
-) -> dict[str, dict[str, float]]:
+def removal(m: Material, lda: SampleRouter, x: Tensor) -> dict[str, dict[str, float]]:
     """Remove every adapter in turn: what its own rows and those of the others lose."""
-    before = [sources.index(str(name)) for name in lda.decide(x).names()]
-    found = {}
-    for gone in sources:
+    before, found = lda.decide(x).names(), {}
+    kept = m.sent(before)
+    for gone in m.sources:
         less = router("lda", {}, 0)
         less.load({k: v for k, v in lda.state().items() if not k.startswith(f"{gone}/")})
-        mine = torch.tensor([task == gone for task in tasks])
-        went = torch.tensor([sources.index(str(name)) for name in less.decide(x).names()])
-        right = table.gather(1, went[:, None]).squeeze(1)
-        result = {
-            "own rows": float(right[mine].float().mean()),
-            "others moved": float((went != torch.tensor(before))[~mine].float().mean()),
-        }
-        kept = table.gather(1, torch.tensor(before)[:, None]).squeeze(1)
-        result |= {"before": float(kept[mine].float().mean()), "base": float(base[mine].float().mean())}
-        found[gone] = result
+        went = less.decide(x).names()
+        mine = torch.tensor([task == gone for task in m.tasks])
+        moved = torch.tensor([a != b for a, b in zip(before, went, strict=True)])
+        right = {"before": kept, "own rows": m.sent(went), "base": m.right["base"]}
+        found[gone] = {name: float(answered[mine].float().mean()) for name, answered in right.items()}
+        found[gone]["others moved"] = float(moved[~mine].float().mean())
     return found
 
 
@@ -222,13 +284,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    halves = Halves(args.backbone, SINGLE.length)
+    halves = Halves(args.backbone, LENGTH)
     for name in args.cells:
         form, _, seed = name.partition("-")
         path = cell_folder(args.runs, form, int(seed)) / "cell.json"
-        with torch.autocast("cpu", torch.bfloat16):
-            cell = json.loads(path.read_text()) if path.is_file() else run_cell(halves, args, form, int(seed))
-            add_joint(halves, args, cell)
+        cell = json.loads(path.read_text()) if path.is_file() else run_cell(halves, args, form, int(seed))
+        add_joint(halves, args, cell)
         cell["manifest"] = cell.get("manifest") or collect()
         path.write_text(json.dumps(cell, indent=1))
         print(path, time.process_time(), flush=True)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from tasks import Row
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutput
 
 from moe_adapt.backbones.pretrained import load_pretrained
 from moe_adapt.backbones.text import mean_over_tokens
@@ -28,10 +29,13 @@ __all__ = [
     "Cached",
     "Halves",
     "Settings",
+    "UpperHalf",
     "answers",
     "lora_config",
+    "losses",
     "train",
     "upper",
+    "vectors",
 ]
 
 MIDDLE = 3
@@ -64,21 +68,25 @@ class Cached:
         rows: The rows.
         hidden: One tensor [S, d] per row, without padding.
         choices: Embeddings of the candidates by candidates.
+        keys: Number of each row's customer; empty if rows have none.
     """
 
     rows: list[Row]
     hidden: list[Tensor]
     choices: dict[tuple[str, ...], Tensor]
+    keys: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __add__(self, other: "Cached") -> "Cached":
-        return Cached(self.rows + other.rows, self.hidden + other.hidden, self.choices | other.choices)
+        choices = self.choices | other.choices
+        return Cached(self.rows + other.rows, self.hidden + other.hidden, choices, self.keys + other.keys)
 
     def take(self, numbers: Sequence[int]) -> "Cached":
         """Return some of the rows."""
-        return Cached([self.rows[i] for i in numbers], [self.hidden[i] for i in numbers], self.choices)
+        rows, hidden = [self.rows[i] for i in numbers], [self.hidden[i] for i in numbers]
+        return Cached(rows, hidden, self.choices, tuple(self.keys[i] for i in numbers if self.keys))
 
     @property
     def texts(self) -> list[str]:
@@ -102,6 +110,8 @@ class Halves:
         self.folder, self.length = str(folder), length
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.base = self.fresh()
+        self.lower = self.fresh()
+        self.lower.encoder.layer = self.lower.encoder.layer[:MIDDLE]
 
     def fresh(self) -> Any:
         """Return the base model, frozen."""
@@ -120,7 +130,7 @@ class Halves:
         for start in range(0, len(order), 32):
             numbers = order[start : start + 32]
             batch = self.tokens([texts[i] for i in numbers])
-            states = self.base(**batch, output_hidden_states=True).hidden_states[MIDDLE]
+            states = self.lower(**batch).last_hidden_state
             for place, number in enumerate(numbers):
                 hidden[number] = states[place, : int(batch["attention_mask"][place].sum())].clone()
         sets = {row.candidates for row in rows}
@@ -142,19 +152,60 @@ class Halves:
         return F.normalize(mean_over_tokens(hidden, batch["attention_mask"]), dim=-1).clone()
 
 
-def upper(model: nn.Module, batch: Cached) -> list[Tensor]:
-    """Return the scores of the candidates of each row under a model's upper half."""
+class UpperHalf(nn.Module):
+    """Blocks 4 to 6 as a model of their own, for adapters whose routers look at a whole forward.
+
+    Args:
+        base: The base model, whose blocks it shares.
+    """
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.encoder, self.config = base.encoder, base.config
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:
+        """Return the last hidden states of hidden states in the middle [B, S, d] with their mask [B, S]."""
+        smallest = torch.finfo(inputs_embeds.dtype).min
+        added = torch.zeros(attention_mask.shape).masked_fill(~attention_mask.bool(), smallest)
+        hidden = inputs_embeds
+        for block in self.encoder.layer[MIDDLE:]:
+            hidden = block(hidden, attention_mask=added[:, None, None])
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        return BaseModelOutput(last_hidden_state=hidden, hidden_states=(hidden,))
+
+
+def padded(batch: Cached) -> dict[str, Tensor]:
+    """Return the middle states [B, S, d] and the mask [B, S] of rows."""
     hidden = nn.utils.rnn.pad_sequence(batch.hidden, batch_first=True)
     lengths = torch.tensor([len(states) for states in batch.hidden])
-    mask = torch.arange(hidden.shape[1]) < lengths[:, None]
-    added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[:, None, None]
-    encoder = next(m for m in model.modules() if type(m).__name__ == "BertEncoder")
-    for block in encoder.layer[MIDDLE:]:
-        hidden = block(hidden, attention_mask=added)
-        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-    vectors = F.normalize(mean_over_tokens(hidden, mask), dim=-1)
+    return {"inputs_embeds": hidden, "attention_mask": torch.arange(hidden.shape[1]) < lengths[:, None]}
+
+
+def vectors(model: nn.Module, batch: Cached) -> Tensor:
+    """Return the embedding of each row under a model's upper half, of length one, [B, d].
+
+    Args:
+        model: A model of the whole encoder, whose upper blocks are run, or of an `UpperHalf`, which is given
+            the rows' keys as `domain_ids` if they have some.
+        batch: The rows.
+    """
+    inputs = padded(batch)
+    more = {"domain_ids": torch.tensor(batch.keys)} if batch.keys else {}
+    whole = not any(isinstance(module, UpperHalf) for module in model.modules())
+    output = (UpperHalf(_encoder_holder(model)) if whole else model)(**inputs, **more)
+    return F.normalize(mean_over_tokens(output.last_hidden_state, inputs["attention_mask"]), dim=-1)
+
+
+def _encoder_holder(model: nn.Module) -> Any:
+    """Return the module of a model that has the encoder."""
+    return next(m for m in model.modules() if type(getattr(m, "encoder", None)).__name__ == "BertEncoder")
+
+
+def upper(model: nn.Module, batch: Cached) -> list[Tensor]:
+    """Return the scores of the candidates of each row under a model's upper half (see `vectors`)."""
     return [
-        vector @ batch.choices[row.candidates].t() for vector, row in zip(vectors, batch.rows, strict=True)
+        vector @ batch.choices[row.candidates].t()
+        for vector, row in zip(vectors(model, batch), batch.rows, strict=True)
     ]
 
 
@@ -177,7 +228,7 @@ def lora_config(rank: int) -> peft.LoraConfig:
     return peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS)
 
 
-def train(model: nn.Module, data: Cached, settings: Settings, seed: int, extra: Any = None) -> None:
+def train(model: nn.Module, data: Cached, settings: Settings, seed: int) -> None:
     """Train what is trainable of a model on rows, with answers as classes.
 
     Args:
@@ -185,7 +236,6 @@ def train(model: nn.Module, data: Cached, settings: Settings, seed: int, extra: 
         data: The rows.
         settings: How.
         seed: Fixes the order.
-        extra: A loss to add to that of each step; takes nothing.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
@@ -194,19 +244,38 @@ def train(model: nn.Module, data: Cached, settings: Settings, seed: int, extra: 
     rng = random.Random(seed)
     model.eval()  # the base has no dropout to speak of, the adapters have none
     for _ in range(settings.epochs):
-        order = rng.sample(range(len(data)), len(data))
-        for start in range(0, len(order), settings.batch):
-            part = data.take(order[start : start + settings.batch])
-            scores = upper(model, part)
-            losses = [
-                F.cross_entropy(s / TEMPERATURE, torch.tensor(row.answer))
-                for s, row in zip(scores, part.rows, strict=True)
-            ]
-            loss = torch.stack(losses).mean()
-            if extra is not None:
-                loss = loss + extra()
+        for numbers in batches(data, settings.batch, rng):
+            part = data.take(numbers)
+            loss = losses(model, part).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
+
+
+def losses(model: nn.Module, part: Cached) -> Tensor:
+    """Return the cross-entropy of each row, with its candidates as classes, [N]."""
+    return torch.stack(
+        [
+            F.cross_entropy(scores / TEMPERATURE, torch.tensor(row.answer))
+            for scores, row in zip(upper(model, part), part.rows, strict=True)
+        ]
+    )
+
+
+def batches(data: Cached, size: int, rng: random.Random) -> list[list[int]]:
+    """Return the numbers of all rows in random batches of texts of similar lengths.
+
+    Args:
+        data: The rows.
+        size: Rows of a batch.
+        rng: Draws which rows meet, and the order of the batches.
+    """
+    order = rng.sample(range(len(data)), len(data))
+    found = []
+    for start in range(0, len(order), 10 * size):
+        part = sorted(order[start : start + 10 * size], key=lambda i: len(data.hidden[i]))
+        found += [part[first : first + size] for first in range(0, len(part), size)]
+    rng.shuffle(found)
+    return found

@@ -21,10 +21,13 @@ from tasks import READERS, Form, load
 __all__ = ["SIZES", "adapter_folder", "cell_folder", "data_of"]
 
 SIZES = {"train": 320, "validation": 40, "test": 100}
-SINGLE = Settings(lr=2e-3, epochs=4, length=40)
-#: Learning rates of the joint adapter; the best one on validation rows counts.
-JOINT = (1e-3,)
-JOINT_EPOCHS = 2
+EPOCHS, LENGTH = 4, 32
+#: Learning rates that are tried on the validation rows of seed 0: `choose`.
+RATES = (1e-3, 2e-3, 4e-3)
+#: Form and tasks on which the learning rate of the single adapters is chosen.
+CHOSEN_ON = ("codes", ("agnews", "sst2", "cola", "banking77"))
+#: Learning rate of the adapters of rank 64.
+JOINT_RATE = 1e-3
 
 
 def cell_folder(runs: Path, form: str, seed: int) -> Path:
@@ -65,46 +68,52 @@ def fit(halves: Halves, rank: int, rows: list[Cached], settings: Settings, seed:
     torch.manual_seed(seed)
     model = peft.get_peft_model(halves.fresh(), lora_config(rank))
     start = time.process_time()
-    with torch.autocast("cpu", torch.bfloat16):
-        for part in rows:
-            train(model, part, settings, seed)
-    model.save_pretrained(str(folder.with_suffix(".part")))
-    folder.with_suffix(".part").rename(folder)
-    (folder / "training.json").write_text(
-        json.dumps({"cpu_seconds": time.process_time() - start, **vars(settings)})
-    )
+    for part in rows:
+        train(model, part, settings, seed)
+    part_folder = folder.with_suffix(".part")
+    model.save_pretrained(str(part_folder))
+    measured = {"cpu_seconds": time.process_time() - start, **vars(settings)}
+    (part_folder / "training.json").write_text(json.dumps(measured))
+    part_folder.rename(folder)
     return model
 
 
-def prepare_cell(halves: Halves, args: argparse.Namespace, form: Form, seed: int) -> None:
+def choose(halves: Halves, args: argparse.Namespace) -> Settings:
+    """Return how single adapters are trained: the rate with the best mean on validation rows of seed 0."""
+    path = args.runs / "chosen.json"
+    form, tasks = CHOSEN_ON
+    tried = json.loads(path.read_text()) if path.is_file() else {}
+    rows = data_of(halves, args.data, args.runs, form, 0)
+    for rate in RATES:
+        if str(rate) in tried:
+            continue
+        settings, right = Settings(lr=rate, epochs=EPOCHS, length=LENGTH), []
+        for task in tasks:
+            torch.manual_seed(0)
+            model = peft.get_peft_model(halves.fresh(), lora_config(8))
+            train(model, rows[task]["train"], settings, 0)
+            right.append(answers(model, rows[task]["validation"]).float().mean().item())
+        tried[str(rate)] = sum(right) / len(right)
+        path.write_text(json.dumps(tried))
+        print(rate, right, flush=True)
+    return Settings(lr=max(RATES, key=lambda rate: tried[str(rate)]), epochs=EPOCHS, length=LENGTH)
+
+
+def prepare_cell(halves: Halves, args: argparse.Namespace, form: Form, seed: int, single: Settings) -> None:
     """Train all adapters of a form and seed that are not there."""
     rows = data_of(halves, args.data, args.runs, form, seed)
-    for task, parts in rows.items():
-        folder = adapter_folder(args.runs, form, seed, task)
+    rank = 8 * len(rows)
+    big = Settings(lr=JOINT_RATE, epochs=EPOCHS, length=LENGTH)
+    jobs = {task: (8, [parts["train"]], single) for task, parts in rows.items()}
+    if args.baselines:
+        jobs["joint"] = (rank, [all_of(rows, "train")], big)
+        jobs["sequential"] = (rank, [parts["train"] for parts in rows.values()], big)
+    for name, (size, parts, settings) in jobs.items():
+        folder = adapter_folder(args.runs, form, seed, name)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
-            fit(halves, 8, [parts["train"]], SINGLE, seed, folder)
-            print(form, seed, task, flush=True)
-    rank = 8 * len(rows)
-    sequential = adapter_folder(args.runs, form, seed, "sequential")
-    if args.baselines and not sequential.is_dir():
-        settings = Settings(lr=1e-3, epochs=JOINT_EPOCHS)
-        fit(halves, rank, [parts["train"] for parts in rows.values()], settings, seed, sequential)
-        print(form, seed, "sequential", flush=True)
-    joint = adapter_folder(args.runs, form, seed, "joint")
-    if args.baselines and not joint.is_dir():
-        tried = {}
-        for lr in JOINT:
-            folder = joint.with_name(f"joint-{lr}")
-            if not folder.is_dir():
-                fit(halves, rank, [all_of(rows, "train")], Settings(lr=lr, epochs=JOINT_EPOCHS), seed, folder)
-            model = peft.PeftModel.from_pretrained(halves.fresh(), str(folder))
-            with torch.autocast("cpu", torch.bfloat16):
-                tried[lr] = answers(model, all_of(rows, "validation")).float().mean().item()
-            print(form, seed, folder.name, tried[lr], flush=True)
-        best = max(tried, key=lambda lr: tried[lr])
-        joint.with_name(f"joint-{best}").rename(joint)
-        (joint / "validation.json").write_text(json.dumps(tried))
+            fit(halves, size, parts, settings, seed, folder)
+            print(form, seed, name, time.process_time(), flush=True)
 
 
 def main() -> None:
@@ -119,10 +128,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    halves = Halves(args.backbone, SINGLE.length)
+    halves = Halves(args.backbone, LENGTH)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    single = choose(halves, args)
     for form in args.forms:
         for seed in args.seeds:
-            prepare_cell(halves, args, form, seed)
+            prepare_cell(halves, args, form, seed, single)
 
 
 if __name__ == "__main__":

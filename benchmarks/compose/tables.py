@@ -1,26 +1,38 @@
-"""Gather the cells of `compare.py` into one report, and render its tables.
+"""Gather cells into reports, and render their tables and pictures.
 
-    python benchmarks/compose/tables.py --runs runs/compose
+    python benchmarks/compose/tables.py --runs runs/compose --tenants runs/tenants --render
 
-writes ``benchmarks/results/compose.json``; ``--render`` writes the tables of that file to
-``benchmarks/results/compose.md``. Differences are paired over the seeds, with 95 % intervals (Student's t).
+writes ``benchmarks/results/compose.json`` (`compare.py`) and ``compose_tenants.json`` (`tenants.py`) from the
+cells; ``--render`` writes ``compose.md`` and the pictures of docs/compose.md from these two and
+``compose_cost.json`` (`cost.py`).
+
+Intervals are 95 % ones of Student's t over paired differences: a pair is a seed and a task in A, a seed and
+a tenant in B and C. The column over seeds has the means over tasks as pairs: three, hence wide intervals.
 """
 
 import argparse
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "compose.json"
+from pictures import draw
+from scipy.stats import t as student
 
-#: 97.5 % quantiles of Student's t by degrees of freedom.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+PICTURES = Path(__file__).resolve().parents[2] / "docs" / "images"
+REFERENCE = "LDA, 320 texts"
+#: Order of B's and C's methods, and the headings of their settings.
+TENANTS = {
+    "B": "Four tenants, 64 rows each",
+    "C": "Hidden groups of tenants, 16 rows each",
+}
 
 
-def paired(one: list[float], other: list[float]) -> str:
-    """Return the mean of paired differences with the half of its 95 % interval.
+def paired(one: Sequence[float], other: Sequence[float]) -> str:
+    """Return the mean of paired differences in points, with the half of its 95 % interval.
 
     >>> paired([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])
     '+10.0 ± 0.0'
@@ -29,76 +41,191 @@ def paired(one: list[float], other: list[float]) -> str:
     text = f"{statistics.mean(differences):+.1f}"
     if len(differences) < 2:
         return text
-    half = _T[len(differences) - 1] * statistics.stdev(differences) / math.sqrt(len(differences))
-    return f"{text} ± {half:.1f}"
+    factor = float(student.ppf(0.975, len(differences) - 1))
+    return f"{text} ± {factor * statistics.stdev(differences) / math.sqrt(len(differences)):.1f}"
 
 
-def spread(values: list[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Return mean and standard deviation in percent."""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
-def table(cells: list[dict[str, Any]]) -> str:
+def of_tasks(cells: list[dict[str, Any]], method: str) -> list[float]:
+    """Return a method's accuracy for every seed and task."""
+    return [value for cell in cells for task, value in cell["accuracy"][method].items() if task != "mean"]
+
+
+def best_merge(cells: list[dict[str, Any]]) -> str:
+    """Return the merge with the best mean on test rows, in favour of merging."""
+    merges = [name for name in cells[0]["accuracy"] if name.startswith("merge")]
+    return max(merges, key=lambda name: statistics.mean(of_tasks(cells, name)))
+
+
+def accuracies(cells: list[dict[str, Any]]) -> str:
     """Return the accuracies of one form as a Markdown table."""
-    means = {name: [cell["accuracy"][name]["mean"] for cell in cells] for name in cells[0]["accuracy"]}
-    oracle = means["oracle"]
-    reference = means["LDA, 320 texts"]
-    best_merge = max(
-        (name for name in means if name.startswith("merge")), key=lambda name: statistics.mean(means[name])
-    )
     lines = [
-        "| | accuracy, % | of the right adapter | LDA (320 texts) minus this, points | right adapter found |",
-        "|---|---|---|---|---|",
+        "| | accuracy, % | of the right adapter's | LDA (320 texts) minus this, seeds x tasks | over seeds "
+        "| right adapter found |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, values in means.items():
-        share = 100 * statistics.mean(v / o for v, o in zip(values, oracle, strict=True))
+    oracle = [cell["accuracy"]["oracle"]["mean"] for cell in cells]
+    names = [name for name in cells[0]["accuracy"] if all(name in cell["accuracy"] for cell in cells)]
+    means = {name: [cell["accuracy"][name]["mean"] for cell in cells] for name in names}
+    for name in sorted(names, key=lambda name: -statistics.mean(means[name])):
+        share = 100 * statistics.mean(v / o for v, o in zip(means[name], oracle, strict=True))
         hits = [cell["found"].get(name) for cell in cells]
         hit = f"{100 * statistics.mean(hits):.1f} %" if None not in hits else ""
-        label = f"**{name}**" if name in ("LDA, 320 texts", best_merge) else name
-        lines.append(f"| {label} | {spread(values)} | {share:.0f} % | {paired(reference, values)} | {hit} |")
+        label = f"**{name}**" if name in (REFERENCE, best_merge(cells)) else name
+        over_tasks = paired(of_tasks(cells, REFERENCE), of_tasks(cells, name))
+        over_seeds = paired(means[REFERENCE], means[name])
+        if name == REFERENCE:
+            over_tasks = over_seeds = ""
+        lines.append(
+            f"| {label} | {spread(means[name])} | {share:.1f} % | {over_tasks} | {over_seeds} | {hit} |"
+        )
     return "\n".join(lines)
 
 
 def removals(cells: list[dict[str, Any]]) -> str:
     """Return what removing each adapter did, averaged over adapters."""
     lines = ["| | % |", "|---|---|"]
-
-    def mean(key: str) -> list[float]:
-        return [statistics.mean(task[key] for task in cell["removal"].values()) for cell in cells]
-
     for label, key in (
         ("accuracy on its own rows before", "before"),
         ("accuracy on its own rows afterwards", "own rows"),
         ("the base on these rows", "base"),
         ("rows of other tasks that go elsewhere", "others moved"),
     ):
-        lines.append(f"| {label} | {spread(mean(key))} |")
+        values = [statistics.mean(task[key] for task in cell["removal"].values()) for cell in cells]
+        lines.append(f"| {label} | {spread(values)} |")
     return "\n".join(lines)
 
 
-def render(report: dict[str, Any]) -> str:
-    """Return all tables."""
+def adapters(report: dict[str, Any]) -> str:
+    """Return the tables of A."""
     parts = ["# Adapters that were trained apart\n"]
     for form in dict.fromkeys(cell["form"] for cell in report["cells"]):
         cells = [cell for cell in report["cells"] if cell["form"] == form]
+        size = cells[0]["sizes"]["test"]
         parts.append(
-            f"## {form}, {len(cells)} seeds\n\n{table(cells)}\n\nRemoving one adapter:\n\n{removals(cells)}\n"
+            f"## {form}, {len(cells)} seeds, {size} test rows per task\n\n{accuracies(cells)}\n\n"
+            f"Removing one adapter, LDA without abstention:\n\n{removals(cells)}\n"
         )
     return "\n".join(parts)
+
+
+def tenants(report: dict[str, Any]) -> str:
+    """Return the tables of B and C."""
+    parts = []
+    for part, heading in TENANTS.items():
+        own = [cell for cell in report["cells"] if cell["part"] == part]
+        if not own:
+            continue
+        parts.append(f"# {heading}\n")
+        for setting in dict.fromkeys(json.dumps(cell["setting"]) for cell in own):
+            cells = [cell for cell in own if json.dumps(cell["setting"]) == setting]
+            parts.append(f"{_setting(part, json.loads(setting))}\n\n{_tenant_table(cells)}\n")
+    return "\n".join(parts)
+
+
+def _setting(part: str, setting: dict[str, Any]) -> str:
+    if part == "B":
+        return f"## They agree on {100 * setting['agreement']:.0f} % of the intents"
+    return f"## {setting['tenants']} tenants, {setting['policies']} policies"
+
+
+def _tenant_table(cells: list[dict[str, Any]]) -> str:
+    seeds = sorted({cell["seed"] for cell in cells})
+    by_method = {
+        method: {cell["seed"]: cell for cell in cells if cell["method"] == method}
+        for method in dict.fromkeys(cell["method"] for cell in cells)
+    }
+    lines = [
+        "| | accuracy, % | minus plain LoRA, seeds x tenants | trainable values | learning rate, epochs |",
+        "|---|---|---|---|---|",
+    ]
+    for method, own in by_method.items():
+        if sorted(own) != seeds:
+            continue
+        means = [statistics.mean(own[seed]["test"]) for seed in seeds]
+        plain = [value for seed in seeds for value in by_method["plain LoRA"][seed]["test"]]
+        difference = paired([value for seed in seeds for value in own[seed]["test"]], plain)
+        if "adjusted_rand" in own[seeds[0]]:
+            rand = ", ".join(f"{own[seed]['adjusted_rand']:.2f}" for seed in seeds)
+            method = f"{method} (adjusted Rand index {rand})"
+        training = own[seeds[0]]["training"]
+        lines.append(
+            f"| {method} | {spread(means)} | {'' if method == 'plain LoRA' else difference} "
+            f"| {own[seeds[0]]['parameters']:,} | {training['lr']:g}, {training['epochs']} |"
+        )
+    return f"{len(seeds)} seeds.\n\n" + "\n".join(lines)
+
+
+def costs(report: dict[str, Any]) -> str:
+    """Return the table of `cost.py`."""
+
+    def more(found: dict[str, float]) -> str:
+        low, middle, high = (100 * (found[k] - 1) for k in ("first quartile", "median", "third quartile"))
+        return f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"
+
+    one, gone = report["classification"], report["removal"]
+    rows = [
+        ("a forward of 32 texts, routed against known ids", more(one["routed / known ids"])),
+        ("a forward of 32 texts, routed against one stock LoRA", more(one["routed / one LoRA"])),
+        ("a forward of 32 texts, routed against the base", more(one["routed / base"])),
+        ("seconds to add an adapter with 320 examples", f"{report['seconds to add, 320 examples']:.1f}"),
+        ("seconds to remove an adapter", f"{gone['seconds to remove']:.1f}"),
+        ("seconds to train that adapter", f"{report['seconds to train one adapter']:.1f}"),
+        (
+            f"rows that `{gone['removed']}` did not answer, bit-equal after its removal",
+            f"{gone['of these bit-equal']} of {gone['rows it did not answer']}",
+        ),
+        (
+            "its own rows that the base answers afterwards; bit-equal to the base alone",
+            f"{gone['own rows the base answers now']} of {gone['own rows']}; "
+            f"{gone['of these bit-equal to the base']}",
+        ),
+        (
+            "tensors equal to those of an adapter that never had it; after adding and removing it again",
+            f"{gone['equal to never having had it']}; {gone['equal after adding and removing again']}",
+        ),
+    ]
+    if "generation" in report:
+        told = more(report["generation"]["routed / known ids"])
+        rows.insert(3, ("SmolLM2-135M, 4 prompts, 64 tokens each, routed against known ids", told))
+    lines = [
+        "# Cost and exactness\n",
+        "Processor seconds, one thread; median and quartiles of paired turns.\n",
+    ]
+    return "\n".join([*lines, "| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]) + "\n"
+
+
+def gather(folder: Path, pattern: str, name: str) -> None:
+    """Write the cells of a folder as one report."""
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+    (RESULTS / name).write_text(json.dumps({"cells": cells}, indent=1) + "\n")
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--runs", type=Path)
+    parser.add_argument("--tenants", type=Path)
     parser.add_argument("--render", action="store_true")
     args = parser.parse_args()
     if args.runs:
-        cells = [json.loads(path.read_text()) for path in sorted(args.runs.glob("*/cell.json"))]
-        RESULT.write_text(json.dumps({"cells": cells}, indent=1) + "\n")
-    if args.render:
-        RESULT.with_suffix(".md").write_text(render(json.loads(RESULT.read_text())))
+        gather(args.runs, "*/cell.json", "compose.json")
+    if args.tenants:
+        gather(args.tenants, "*-*-*-*-*-*.json", "compose_tenants.json")
+    if not args.render:
+        return
+    parts = []
+    for name, rendered in (("compose", adapters), ("compose_tenants", tenants), ("compose_cost", costs)):
+        path = RESULTS / f"{name}.json"
+        if path.is_file():
+            parts.append(rendered(json.loads(path.read_text())))
+    (RESULTS / "compose.md").write_text("\n".join(parts))
+    draw(json.loads((RESULTS / "compose.json").read_text())["cells"], PICTURES)
 
 
 if __name__ == "__main__":
