@@ -171,7 +171,7 @@ def merged(m: Material, cell: Cell) -> None:
         cell["accuracy"][f"merge {found.kind}"] = m.score(answers(found.model, m.test))
         cell.setdefault("weights", {})[found.kind] = found.weight
     cell["merge_seconds"] = time.process_time() - start
-    cell["subsets"] = {number: subset(m, dict(list(m.sources.items())[:number])) for number in (2, 4, 6)}
+    cell["subsets"] = {number: subset(m, dict(list(m.sources.items())[:number])) for number in (2, 4)}
 
 
 def composed(m: Material, cell: Cell) -> None:

@@ -56,7 +56,7 @@ def _numbers(cells: list[dict[str, Any]], axes: Any) -> None:
         curve[8] = 100 * statistics.mean(cell["accuracy"][name]["mean"] for cell in cells)
         axes.plot(list(curve), list(curve.values()), marker="o", color=colour, label=name)
     axes.set(xlabel="adapters (and tasks)", ylabel="accuracy, %", ylim=(0, 100), title="More adapters")
-    axes.set_xticks([2, 4, 6, 8])
+    axes.set_xticks([2, 4, 8])
     axes.legend(frameon=False, fontsize=8, loc="lower left")
 
 

@@ -5,61 +5,25 @@
 writes ``benchmarks/results/compose.json`` (`compare.py`) and ``compose_tenants.json`` (`tenants.py`) from the
 cells; ``--render`` writes ``compose.md`` and the pictures of docs/compose.md from these two and
 ``compose_cost.json`` (`cost.py`).
-
-Intervals are 95 % ones of Student's t over paired differences: a pair is a seed and a task in A, a seed and
-a tenant in B and C. The column over seeds has the means over tasks as pairs: three, hence wide intervals.
 """
 
 import argparse
 import json
-import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from intervals import REFERENCE, best_merge, of_tasks, paired, spread
+from pages import TENANT_METHODS, adapters_in_short, fill, tenants_in_short
 from pictures import draw
-from scipy.stats import t as student
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PICTURES = Path(__file__).resolve().parents[2] / "docs" / "images"
-REFERENCE = "LDA, 320 texts"
 #: Order of B's and C's methods, and the headings of their settings.
 TENANTS = {
     "B": "Four tenants, 64 rows each",
     "C": "Hidden groups of tenants, 16 rows each",
 }
-
-
-def paired(one: Sequence[float], other: Sequence[float]) -> str:
-    """Return the mean of paired differences in points, with the half of its 95 % interval.
-
-    >>> paired([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])
-    '+10.0 ± 0.0'
-    """
-    differences = [100 * (a - b) for a, b in zip(one, other, strict=True)]
-    text = f"{statistics.mean(differences):+.1f}"
-    if len(differences) < 2:
-        return text
-    factor = float(student.ppf(0.975, len(differences) - 1))
-    return f"{text} ± {factor * statistics.stdev(differences) / math.sqrt(len(differences)):.1f}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation in percent."""
-    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{deviation}"
-
-
-def of_tasks(cells: list[dict[str, Any]], method: str) -> list[float]:
-    """Return a method's accuracy for every seed and task."""
-    return [value for cell in cells for task, value in cell["accuracy"][method].items() if task != "mean"]
-
-
-def best_merge(cells: list[dict[str, Any]]) -> str:
-    """Return the merge with the best mean on test rows, in favour of merging."""
-    merges = [name for name in cells[0]["accuracy"] if name.startswith("merge")]
-    return max(merges, key=lambda name: statistics.mean(of_tasks(cells, name)))
 
 
 def accuracies(cells: list[dict[str, Any]]) -> str:
@@ -138,7 +102,7 @@ def _tenant_table(cells: list[dict[str, Any]]) -> str:
     seeds = sorted({cell["seed"] for cell in cells})
     by_method = {
         method: {cell["seed"]: cell for cell in cells if cell["method"] == method}
-        for method in dict.fromkeys(cell["method"] for cell in cells)
+        for method in TENANT_METHODS
     }
     lines = [
         "| | accuracy, % | minus plain LoRA, seeds x tenants | trainable values | learning rate, epochs |",
@@ -219,13 +183,18 @@ def main() -> None:
         gather(args.tenants, "*-*-*-*-*-*.json", "compose_tenants.json")
     if not args.render:
         return
-    parts = []
+    parts, reports = [], {}
     for name, rendered in (("compose", adapters), ("compose_tenants", tenants), ("compose_cost", costs)):
         path = RESULTS / f"{name}.json"
         if path.is_file():
-            parts.append(rendered(json.loads(path.read_text())))
+            reports[name] = json.loads(path.read_text())
+            parts.append(rendered(reports[name]))
     (RESULTS / "compose.md").write_text("\n".join(parts))
-    draw(json.loads((RESULTS / "compose.json").read_text())["cells"], PICTURES)
+    fill("compose.md", "adapters", adapters_in_short(reports["compose"]["cells"]))
+    for part in TENANTS:
+        if "compose_tenants" in reports:
+            fill("customers.md", part, tenants_in_short(reports["compose_tenants"]["cells"], part))
+    draw(reports["compose"]["cells"], PICTURES)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""The measured tables of the guides: short forms of what `tables.py` renders, between two marks in a page."""
+
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from intervals import REFERENCE, best_merge, of_tasks, paired, spread
+
+__all__ = ["TENANT_METHODS", "adapters_in_short", "fill", "tenants_in_short"]
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+#: Rows of the guide's table: label, name of the method in the cells.
+_ROWS = (
+    ("the right adapter for every row (oracle)", "oracle"),
+    ("**LDA, 320 texts per adapter**", "LDA, 320 texts"),
+    ("LDA, 32 texts", "LDA, 32 texts"),
+    ("LDA, 8 texts", "LDA, 8 texts"),
+    ("soft mixture by LDA's probabilities", "composed adapter, 320 texts, soft"),
+    ("one LoRA of rank 64, trained on all data", "joint LoRA of rank 64"),
+    ("the same, one task after the other", "sequential LoRA of rank 64"),
+    ("best merge of PEFT", ""),
+    ("Arrow, one expert per token", "Arrow, one expert per token"),
+    ("PEFT's X-LoRA, trained on 32 labelled rows per task", "X-LoRA, 32 labelled rows"),
+    ("best single adapter", "best single"),
+    ("base model", "base"),
+)
+#: Order of the methods of B and C.
+TENANT_METHODS = (
+    "plain LoRA",
+    "by key",
+    "shared and by key",
+    "top-2 per token",
+    "frozen random router",
+    "per tenant",
+    "true groups",
+    "found groups",
+)
+_FORMS = {"codes": "colliding codes", "names": "label names"}
+
+
+def fill(page: str, mark: str, text: str) -> None:
+    """Put a text between ``<!-- mark -->`` and ``<!-- /mark -->`` of a page.
+
+    Args:
+        page: Name of the page in docs.
+        mark: The mark.
+        text: The text.
+
+    Raises:
+        ValueError: If the page does not have the marks.
+    """
+    path = DOCS / page
+    old = path.read_text(encoding="utf-8")
+    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    new, count = pattern.subn(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", old)
+    if count != 1:
+        raise ValueError(f"{page} has no pair of marks {mark!r}")
+    path.write_text(new, encoding="utf-8")
+
+
+def adapters_in_short(cells: list[dict[str, Any]]) -> str:
+    """Return the guide's table of A, a pair of columns per form."""
+    forms = {form: [cell for cell in cells if cell["form"] == form] for form in _FORMS}
+    forms = {form: own for form, own in forms.items() if own}
+    head = "".join(f" {_FORMS[form]}, % | LDA (320) minus this |" for form in forms)
+    lines = [f"| |{head}", "|---|" + "---|---|" * len(forms)]
+    for label, name in _ROWS:
+        cells_of_row = []
+        for own in forms.values():
+            method = name or best_merge(own)
+            if not all(method in cell["accuracy"] for cell in own):
+                cells_of_row.append(" | |")
+                continue
+            means = [cell["accuracy"][method]["mean"] for cell in own]
+            pairs = (of_tasks(own, REFERENCE), of_tasks(own, method))
+            difference = "" if method == REFERENCE else paired(*pairs)
+            kind = "" if name else f" (`{method.removeprefix('merge ')}`)"
+            cells_of_row.append(f" {spread(means)}{kind} | {difference} |")
+        if any(cell != " | |" for cell in cells_of_row):
+            lines.append(f"| {label} |{''.join(cells_of_row)}")
+    return "\n".join(lines)
+
+
+def tenants_in_short(cells: list[dict[str, Any]], part: str) -> str:
+    """Return the guide's table of B or C: accuracy, and difference from plain LoRA, by setting."""
+    own = [cell for cell in cells if cell["part"] == part]
+    settings = list({_title(part, cell["setting"]): None for cell in own})
+    lines = ["| | " + " | ".join(settings) + " |", "|---|" + "---|" * len(settings)]
+    for method in (name for name in TENANT_METHODS if any(cell["method"] == name for cell in own)):
+        row = []
+        for title in settings:
+            here = [cell for cell in own if _title(part, cell["setting"]) == title]
+            found = {cell["seed"]: cell["test"] for cell in here if cell["method"] == method}
+            plain = {cell["seed"]: cell["test"] for cell in here if cell["method"] == "plain LoRA"}
+            if not found or found.keys() != plain.keys():
+                row.append("")
+                continue
+            seeds = sorted(found)
+            text = spread([statistics.mean(found[seed]) for seed in seeds])
+            if method != "plain LoRA":
+                pairs = [[v for seed in seeds for v in values[seed]] for values in (found, plain)]
+                text += f" ({paired(*pairs)})"
+            row.append(text)
+        lines.append(f"| {method} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _title(part: str, setting: dict[str, Any]) -> str:
+    if part == "B":
+        return f"agree on {100 * setting['agreement']:.0f} %"
+    return f"{setting['tenants']} tenants, {setting['policies']} policies"
