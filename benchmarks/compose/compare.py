@@ -2,7 +2,7 @@
 
     python benchmarks/compose/compare.py --data $MOE_ADAPT_DATA --backbone prepared/minilm --runs runs/compose
 
-One file per form and seed in ``--runs`` (not computed again); `tables.py` gathers them. Routers see the
+One file per form and seed in ``--runs``, kept after each measure; `tables.py` gathers them. Routers see the
 training texts of each adapter, or a few of them; the weights of merges are chosen on validation rows; test
 rows choose nothing. Everything runs in float32.
 """
@@ -11,14 +11,14 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from encoder import Cached, Halves, answers, vectors
+from encoder import MIDDLE, Cached, Halves, answers, vectors
 from prepare import LENGTH, SIZES, adapter_folder, all_of, cell_folder, data_of
 from torch import Tensor
 from torch.nn import functional as F
@@ -89,6 +89,9 @@ class Material:
         rows: Rows of every task by split.
         sources: Folder of every task's adapter.
         folder: Where the cell keeps its files.
+
+    Attributes:
+        right: Whether each test row is answered right, by adapter, once `singles` has run.
     """
 
     halves: Halves
@@ -101,7 +104,8 @@ class Material:
         self.tasks = [row.task for row in self.test.rows]
         self.middle = {task: parts["train"].features() for task, parts in self.rows.items()}
         self.few = {task: parts["train"].take(range(32)) for task, parts in self.rows.items()}
-        self.right: dict[str, Tensor] = {"base": answers(self.halves.base, self.test)}
+        kept = self.folder / "right.pt"
+        self.right: dict[str, Tensor] = torch.load(kept) if kept.is_file() else {}
 
     def score(self, right: Tensor) -> dict[str, float]:
         """Return the accuracies of answers to the test rows."""
@@ -112,21 +116,33 @@ class Material:
         return torch.tensor([bool(self.right[str(name)][i]) for i, name in enumerate(names)])
 
 
-def run_cell(halves: Halves, args: argparse.Namespace, form: Any, seed: int) -> Cell:
-    """Measure everything for a form and seed."""
+def run_cell(halves: Halves, args: argparse.Namespace, form: Any, seed: int) -> Path:
+    """Measure what is asked for and not there yet, for a form and seed; return the cell's file."""
+    path = cell_folder(args.runs, form, seed) / "cell.json"
+    cell: Cell = {"form": form, "seed": seed, "accuracy": {}, "sizes": SIZES, "done": {}}
+    if path.is_file():
+        cell = json.loads(path.read_text())
+    missing = [name for name in args.measures if name not in cell["done"]]
+    if not missing:
+        return path
     rows = data_of(halves, args.data, args.runs, form, seed)
     sources = {task: str(adapter_folder(args.runs, form, seed, task)) for task in rows}
-    material = Material(halves, rows, sources, cell_folder(args.runs, form, seed))
-    cell: Cell = {"form": form, "seed": seed, "accuracy": {}, "sizes": SIZES}
-    for measure in (singles, routers, merged, composed, learned):
-        measure(material, cell)
-    return cell
+    material = Material(halves, rows, sources, path.parent)
+    for name in missing:
+        start = time.process_time()
+        MEASURES[name](material, cell)
+        cell["done"][name] = time.process_time() - start
+        cell["manifest"] = collect()
+        path.write_text(json.dumps(cell, indent=1))
+        print(path.parent.name, name, cell["done"][name], flush=True)
+    return path
 
 
 def singles(m: Material, cell: Cell) -> None:
     """Measure every adapter alone: the base, the right one, the one that is best on validation rows."""
     accuracy, held_tasks = cell["accuracy"], [row.task for row in m.held.rows]
     held, training = {}, {}
+    m.right["base"] = answers(m.halves.base, m.test)
     for task, source in m.sources.items():
         model = peft.PeftModel.from_pretrained(m.halves.fresh(), source)
         m.right[task] = answers(model, m.test)
@@ -136,6 +152,7 @@ def singles(m: Material, cell: Cell) -> None:
     accuracy["oracle"] = m.score(m.sent(m.tasks))
     accuracy["best single"] = m.score(m.right[max(held, key=lambda task: held[task])])
     cell["training"] = training
+    torch.save(m.right, m.folder / "right.pt")
 
 
 def routers(m: Material, cell: Cell) -> None:
@@ -165,54 +182,74 @@ def routers(m: Material, cell: Cell) -> None:
 
 
 def merged(m: Material, cell: Cell) -> None:
-    """Measure PEFT's merges of all adapters, and of some."""
-    start = time.process_time()
+    """Measure PEFT's merges of all adapters."""
     for found in merges(m.halves, m.sources, m.rows):
         cell["accuracy"][f"merge {found.kind}"] = m.score(answers(found.model, m.test))
         cell.setdefault("weights", {})[found.kind] = found.weight
-    cell["merge_seconds"] = time.process_time() - start
-    cell["subsets"] = {number: subset(m, dict(list(m.sources.items())[:number])) for number in (2, 4)}
+
+
+def numbers(m: Material, cell: Cell) -> None:
+    """Measure some of the adapters, on the rows of their tasks."""
+    cell["subsets"] = {number: subset(m, dict(list(m.sources.items())[:number])) for number in (2, 4, 6)}
 
 
 def composed(m: Material, cell: Cell) -> None:
-    """Measure what `compose` makes: one adapter that routes by itself, and one that mixes all softly."""
-    for name, k, seen in (
-        ("composed adapter, 32 texts", 1, 32),
-        ("composed adapter, 320 texts, soft", 0, 320),
-    ):
-        examples = {task: parts["train"].texts[:seen] for task, parts in m.rows.items()}
-        to, start = m.folder / f"composed-{k}", time.process_time()
-        compose(
-            m.sources,
-            examples,
-            to,
-            base=m.halves.fresh(),
-            tokenizer=m.halves.tokenizer,
-            layer=3,
-            k=k,
-            abstain=0.01,
-            max_length=LENGTH,
-            overwrite=to.is_dir(),
-        )
-        cell[f"seconds to compose, {seen} texts"] = time.process_time() - start
-        model = peft.PeftModel.from_pretrained(m.halves.fresh(), str(to)).eval()
-        answered, went = whole_model(m.halves, model, m.test)
-        cell["accuracy"][name] = m.score(answered)
-        cell[f"left to the base, {seen} texts"] = went.count(None) / len(went)
+    """Measure what `compose` makes: an adapter that routes by itself and leaves some texts to the base."""
+    answered, went, seconds = by_itself(m, 1, 32)
+    cell["accuracy"]["composed adapter, 32 texts"] = m.score(answered)
+    cell["left to the base, 32 texts"] = went.count(None) / len(went)
+    cell["seconds to compose, 32 texts"] = seconds
 
 
-def learned(m: Material, cell: Cell) -> None:
-    """Measure Arrow's gates, and those of X-LoRA, learned on 32 labelled rows of each task."""
-    arrow = RoutedLoraConfig(
+def soft(m: Material, cell: Cell) -> None:
+    """Measure a composed adapter that mixes all experts by their probabilities."""
+    answered, _, _ = by_itself(m, 0, 320)
+    cell["accuracy"]["composed adapter, 320 texts, soft"] = m.score(answered)
+
+
+def by_itself(m: Material, k: int, seen: int) -> tuple[Tensor, list[Any], float]:
+    """Compose the adapters; return its answers, who gave them, and the seconds it took to compose."""
+    examples = {task: parts["train"].texts[:seen] for task, parts in m.rows.items()}
+    to, start = m.folder / f"composed-{k}", time.process_time()
+    compose(
+        m.sources,
+        examples,
+        to,
+        base=m.halves.fresh(),
+        tokenizer=m.halves.tokenizer,
+        layer=MIDDLE,
+        k=k,
+        abstain=0.01,
+        max_length=LENGTH,
+        overwrite=to.is_dir(),
+    )
+    seconds = time.process_time() - start
+    model = peft.PeftModel.from_pretrained(m.halves.fresh(), str(to)).eval()
+    return *whole_model(m.halves, model, m.test), seconds
+
+
+def arrow(m: Material, cell: Cell) -> None:
+    """Measure Arrow: an expert per token, by the directions that adapters stretch most."""
+    config = RoutedLoraConfig(
         method="top_k", experts_from=m.sources, scorer="arrow", selector={"name": "top_k", "k": 1},
         dropout=0.0, aux_losses=[],
     )  # fmt: skip
-    model = peft.get_peft_model(m.halves.fresh(), arrow)
+    model = peft.get_peft_model(m.halves.fresh(), config)
     cell["accuracy"]["Arrow, one expert per token"] = m.score(answers(model, m.test))
-    start = time.process_time()
+
+
+def xlora(m: Material, cell: Cell) -> None:
+    """Measure PEFT's X-LoRA, whose gates learn from 32 labelled rows of each task."""
     model = learned_mixture(m.halves, m.sources, m.few)
     cell["accuracy"]["X-LoRA, 32 labelled rows"] = m.score(answers(model, m.test))
-    cell["xlora_seconds"] = time.process_time() - start
+
+
+def joint(m: Material, cell: Cell) -> None:
+    """Measure the adapters that saw the data of all tasks, at once or one after the other."""
+    for name in ("joint", "sequential"):
+        folder = m.folder / "adapters" / name
+        model = peft.PeftModel.from_pretrained(m.halves.fresh(), str(folder))
+        cell["accuracy"][f"{name} LoRA of rank 64"] = m.score(answers(model, m.test))
 
 
 def merges(halves: Halves, sources: dict[str, str], rows: dict[str, dict[str, Cached]]) -> Iterator[Merged]:
@@ -246,18 +283,6 @@ def subset(m: Material, sources: dict[str, str]) -> dict[str, float]:
     return {name: task_means(answered, tasks)["mean"] for name, answered in found.items()}
 
 
-def add_joint(halves: Halves, args: argparse.Namespace, cell: Cell) -> None:
-    """Add the adapters that saw the data of all tasks, at once or one after the other, if they are there."""
-    form, seed = cell["form"], cell["seed"]
-    for name in ("joint", "sequential"):
-        folder = adapter_folder(args.runs, form, seed, name)
-        if folder.is_dir() and f"{name} LoRA of rank 64" not in cell["accuracy"]:
-            test = all_of(data_of(halves, args.data, args.runs, form, seed), "test")
-            model = peft.PeftModel.from_pretrained(halves.fresh(), str(folder))
-            right = answers(model, test)
-            cell["accuracy"][f"{name} LoRA of rank 64"] = task_means(right, [row.task for row in test.rows])
-
-
 def removal(m: Material, lda: SampleRouter, x: Tensor) -> dict[str, dict[str, float]]:
     """Remove every adapter in turn: what its own rows and those of the others lose."""
     before, found = lda.decide(x).names(), {}
@@ -274,6 +299,13 @@ def removal(m: Material, lda: SampleRouter, x: Tensor) -> dict[str, dict[str, fl
     return found
 
 
+#: What can be measured of a form and seed; ``singles`` first, ``joint`` needs ``prepare.py --baselines``.
+MEASURES: dict[str, Callable[[Material, Cell], None]] = {
+    measure.__name__: measure
+    for measure in (singles, routers, merged, composed, arrow, soft, xlora, numbers, joint)
+}
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
@@ -281,18 +313,14 @@ def main() -> None:
     parser.add_argument("--backbone", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--cells", nargs="+", default=["codes-0", "codes-1", "codes-2"], metavar="FORM-SEED")
+    parser.add_argument("--measures", nargs="+", choices=list(MEASURES), default=list(MEASURES))
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     halves = Halves(args.backbone, LENGTH)
     for name in args.cells:
         form, _, seed = name.partition("-")
-        path = cell_folder(args.runs, form, int(seed)) / "cell.json"
-        cell = json.loads(path.read_text()) if path.is_file() else run_cell(halves, args, form, int(seed))
-        add_joint(halves, args, cell)
-        cell["manifest"] = cell.get("manifest") or collect()
-        path.write_text(json.dumps(cell, indent=1))
-        print(path, time.process_time(), flush=True)
+        run_cell(halves, args, form, int(seed))
 
 
 if __name__ == "__main__":

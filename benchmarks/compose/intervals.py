@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-__all__ = ["REFERENCE", "best_merge", "of_tasks", "paired", "spread"]
+__all__ = ["REFERENCE", "best_merge", "having", "means_of", "of_tasks", "paired", "seeds_of", "spread"]
 
 #: The method that all others are compared with.
 REFERENCE = "LDA, 320 texts"
@@ -40,6 +40,21 @@ def spread(values: Sequence[float]) -> str:
 def of_tasks(cells: list[dict[str, Any]], method: str) -> list[float]:
     """Return a method's accuracy for every seed and task."""
     return [value for cell in cells for task, value in cell["accuracy"][method].items() if task != "mean"]
+
+
+def means_of(cells: list[dict[str, Any]], method: str) -> list[float]:
+    """Return a method's mean accuracy over the tasks for every seed."""
+    return [cell["accuracy"][method]["mean"] for cell in cells]
+
+
+def having(cells: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    """Return the cells in which a method was measured."""
+    return [cell for cell in cells if method in cell["accuracy"]]
+
+
+def seeds_of(some: list[dict[str, Any]], cells: list[dict[str, Any]]) -> str:
+    """Return a note if a method was not measured in all cells."""
+    return "" if len(some) == len(cells) else f" ({len(some)} of {len(cells)} seeds)"
 
 
 def best_merge(cells: list[dict[str, Any]]) -> str:

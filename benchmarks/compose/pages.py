@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from intervals import REFERENCE, best_merge, of_tasks, paired, spread
+from intervals import REFERENCE, best_merge, having, means_of, of_tasks, paired, seeds_of, spread
 
 __all__ = ["TENANT_METHODS", "adapters_in_short", "fill", "tenants_in_short"]
 
@@ -69,14 +69,15 @@ def adapters_in_short(cells: list[dict[str, Any]]) -> str:
         cells_of_row = []
         for own in forms.values():
             method = name or best_merge(own)
-            if not all(method in cell["accuracy"] for cell in own):
+            here = having(own, method)
+            if not here:
                 cells_of_row.append(" | |")
                 continue
-            means = [cell["accuracy"][method]["mean"] for cell in own]
-            pairs = (of_tasks(own, REFERENCE), of_tasks(own, method))
+            pairs = (of_tasks(here, REFERENCE), of_tasks(here, method))
             difference = "" if method == REFERENCE else paired(*pairs)
             kind = "" if name else f" (`{method.removeprefix('merge ')}`)"
-            cells_of_row.append(f" {spread(means)}{kind} | {difference} |")
+            found = f"{spread(means_of(here, method))}{kind}{seeds_of(here, own)}"
+            cells_of_row.append(f" {found} | {difference} |")
         if any(cell != " | |" for cell in cells_of_row):
             lines.append(f"| {label} |{''.join(cells_of_row)}")
     return "\n".join(lines)

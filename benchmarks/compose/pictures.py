@@ -48,6 +48,7 @@ def _routes(cells: list[dict[str, Any]], axes: Any) -> None:
 
 
 def _numbers(cells: list[dict[str, Any]], axes: Any) -> None:
+    cells = [cell for cell in cells if "subsets" in cell]
     for name, colour in _COLOURS.items():
         curve = {
             int(number): 100 * statistics.mean(cell["subsets"][number][name] for cell in cells)
@@ -55,9 +56,9 @@ def _numbers(cells: list[dict[str, Any]], axes: Any) -> None:
         }
         curve[8] = 100 * statistics.mean(cell["accuracy"][name]["mean"] for cell in cells)
         axes.plot(list(curve), list(curve.values()), marker="o", color=colour, label=name)
-    axes.set(xlabel="adapters (and tasks)", ylabel="accuracy, %", ylim=(0, 100), title="More adapters")
-    axes.set_xticks([2, 4, 8])
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    axes.set(xlabel="adapters (and tasks)", ylabel="accuracy, %", ylim=(0, 119), title="More adapters")
+    axes.set_xticks([2, 4, 6, 8])
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
 
 
 def _removal(cells: list[dict[str, Any]], axes: Any) -> None:

@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from intervals import REFERENCE, best_merge, of_tasks, paired, spread
+from intervals import REFERENCE, best_merge, having, means_of, of_tasks, paired, seeds_of, spread
 from pages import TENANT_METHODS, adapters_in_short, fill, tenants_in_short
 from pictures import draw
 
@@ -33,21 +33,20 @@ def accuracies(cells: list[dict[str, Any]]) -> str:
         "| right adapter found |",
         "|---|---|---|---|---|---|",
     ]
-    oracle = [cell["accuracy"]["oracle"]["mean"] for cell in cells]
-    names = [name for name in cells[0]["accuracy"] if all(name in cell["accuracy"] for cell in cells)]
-    means = {name: [cell["accuracy"][name]["mean"] for cell in cells] for name in names}
-    for name in sorted(names, key=lambda name: -statistics.mean(means[name])):
-        share = 100 * statistics.mean(v / o for v, o in zip(means[name], oracle, strict=True))
-        hits = [cell["found"].get(name) for cell in cells]
+    names = list(dict.fromkeys(name for cell in cells for name in cell["accuracy"]))
+    for name in sorted(names, key=lambda name: -statistics.mean(means_of(having(cells, name), name))):
+        own = having(cells, name)
+        means, oracle = means_of(own, name), means_of(own, "oracle")
+        share = 100 * statistics.mean(v / o for v, o in zip(means, oracle, strict=True))
+        hits = [cell["found"].get(name) for cell in own]
         hit = f"{100 * statistics.mean(hits):.1f} %" if None not in hits else ""
         label = f"**{name}**" if name in (REFERENCE, best_merge(cells)) else name
-        over_tasks = paired(of_tasks(cells, REFERENCE), of_tasks(cells, name))
-        over_seeds = paired(means[REFERENCE], means[name])
+        label += seeds_of(own, cells)
+        over_tasks = paired(of_tasks(own, REFERENCE), of_tasks(own, name))
+        over_seeds = paired(means_of(own, REFERENCE), means)
         if name == REFERENCE:
             over_tasks = over_seeds = ""
-        lines.append(
-            f"| {label} | {spread(means[name])} | {share:.1f} % | {over_tasks} | {over_seeds} | {hit} |"
-        )
+        lines.append(f"| {label} | {spread(means)} | {share:.1f} % | {over_tasks} | {over_seeds} | {hit} |")
     return "\n".join(lines)
 
 
@@ -141,8 +140,12 @@ def costs(report: dict[str, Any]) -> str:
         ("seconds to remove an adapter", f"{gone['seconds to remove']:.1f}"),
         ("seconds to train that adapter", f"{report['seconds to train one adapter']:.1f}"),
         (
-            f"rows that `{gone['removed']}` did not answer, bit-equal after its removal",
-            f"{gone['of these bit-equal']} of {gone['rows it did not answer']}",
+            f"rows that others answered, and are sent elsewhere after `{gone['removed']}` was removed",
+            f"{gone['of these sent elsewhere']} of {gone['rows that others answered']}",
+        ),
+        (
+            "rows whose adapter stays, bit-equal",
+            f"{gone['of these bit-equal']} of {gone['rows answered by the same']}",
         ),
         (
             "its own rows that the base answers afterwards; bit-equal to the base alone",

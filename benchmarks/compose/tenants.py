@@ -67,6 +67,14 @@ METHODS = {
     "C": ("plain LoRA", "per tenant", "true groups", "found groups"),
 }
 
+#: Methods that take the learning rate and epochs of another one.
+LIKE = {
+    "frozen random router": "top-2 per token",
+    "per tenant": "by key",
+    "true groups": "by key",
+    "found groups": "by key",
+}
+
 
 def policies_of(setting: Setting, rng: random.Random) -> list[list[int]]:
     """Return the queue of each intent under every policy; shared intents follow the first one."""
@@ -193,7 +201,7 @@ def cells(wanted: list[str], seeds: list[int]) -> Iterator[tuple[Setting, int, s
 
 def choose(halves: Halves, args: argparse.Namespace, method: str) -> Settings:
     """Return how a method is trained: the best of the grid on validation rows of seed 0, no agreement."""
-    method = {"per tenant": "by key", "true groups": "by key", "found groups": "by key"}.get(method, method)
+    method = LIKE.get(method, method)
     path = args.runs / "chosen.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     tried = known.setdefault(method, {})
@@ -219,6 +227,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="*", help="names such as 16-4-16-0; all if left out")
+    parser.add_argument("--methods", nargs="*", help="names of methods; all if left out")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -226,7 +235,10 @@ def main() -> None:
     halves, rows, pilots = Halves(args.backbone, LENGTH), {}, {}
     for setting, seed, method, part in cells(args.parts, args.seeds):
         path = args.runs / f"{setting.name}-{seed}-{method.replace(' ', '_')}.json"
-        if path.is_file() or (args.settings and setting.name not in args.settings):
+        left_out = (args.settings and setting.name not in args.settings) or (
+            args.methods and method not in args.methods
+        )
+        if left_out or path.is_file():
             continue
         settings = choose(halves, args, method)
         if (setting, seed) not in rows:
