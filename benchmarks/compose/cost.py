@@ -1,7 +1,8 @@
-r"""What routing costs, what adding an adapter costs, and what removing one leaves behind.
+"""What routing costs, what adding an adapter costs, and what removing one leaves behind.
 
-    python benchmarks/compose/cost.py --data $MOE_ADAPT_DATA --backbone prepared/minilm \
-        --language prepared/smollm2 --runs runs/compose
+    python benchmarks/compose/cost.py --data $MOE_ADAPT_DATA --backbone prepared/minilm --runs runs/compose
+
+With ``--language prepared/smollm2`` it measures the generation of texts instead, and keeps the rest.
 
 Needs the adapters and rows of ``codes-0`` that `prepare.py` left. Times are processor seconds of one thread.
 What is compared runs in turns in one process; the ratio of each turn counts, and its median is given with the
@@ -23,7 +24,8 @@ from typing import Any
 
 import peft
 import torch
-from encoder import Halves
+from encoder import MIDDLE, Halves
+from facts import portable
 from prepare import LENGTH, adapter_folder, data_of
 from safetensors.torch import load_file
 from torch import Tensor
@@ -182,17 +184,8 @@ def same_tensors(one: Path, other: Path) -> bool:
     return files[0].keys() == files[1].keys() and all(torch.equal(files[0][k], files[1][k]) for k in files[0])
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--backbone", type=Path, required=True)
-    parser.add_argument("--language", type=Path, help="a language model; generation is left out without one")
-    parser.add_argument("--runs", type=Path, required=True)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    halves = Halves(args.backbone, LENGTH)
+def of_adapters(halves: Halves, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure a forward, adding and removing, on the eight adapters of `prepare.py`."""
     rows = data_of(halves, args.data, args.runs, "codes", 0)
     sources = {task: str(adapter_folder(args.runs, "codes", 0, task)) for task in rows}
     examples = {task: parts["train"].texts[:64] for task, parts in rows.items()}
@@ -200,11 +193,11 @@ def main() -> None:
     removed, report = next(iter(sources)), {}
     options: dict[str, Any] = {"base": halves.fresh(), "tokenizer": halves.tokenizer}
     with tempfile.TemporaryDirectory() as name:
-        folder, fewer = Path(name) / "all", Path(name) / "fewer"
-        compose(sources, examples, folder, **options, layer=3, max_length=LENGTH)
+        folder, fewer, copy = (Path(name) / part for part in ("all", "fewer", "copy"))
+        compose(sources, examples, folder, **options, layer=MIDDLE, max_length=LENGTH)
         others = {task: source for task, source in sources.items() if task != removed}
         own = {task: examples[task] for task in others}
-        compose(others, own, fewer, **options, layer=3, max_length=LENGTH)
+        compose(others, own, fewer, **options, layer=MIDDLE, max_length=LENGTH)
         mixed = [own[number] for number in range(4) for own in texts.values()]
         report["classification"] = classification(halves, sources, folder, mixed)
         report["removal"] = exactness(halves, folder, removed, texts)
@@ -212,17 +205,37 @@ def main() -> None:
         start = time.process_time()
         add_adapter(folder, sources[removed], rows[removed]["train"].texts, uid=removed, **options)
         report["seconds to add, 320 examples"] = time.process_time() - start
-        copy = Path(name) / "copy"
         shutil.copytree(folder, copy)
         remove_adapter(copy, removed)
         report["removal"]["equal after adding and removing again"] = same_tensors(copy, fewer)
-    report["seconds to train one adapter"] = json.loads(
-        (Path(sources[removed]) / "training.json").read_text()
-    )["cpu_seconds"]
-    if args.language:
-        four = {task: own[:32] for task, own in list(examples.items())[:4]}
-        report["generation"] = generation(args.language, four, 3)
-    RESULT.write_text(json.dumps({"manifest": collect()} | report, indent=1) + "\n")
+    training = json.loads((Path(sources[removed]) / "training.json").read_text())
+    report["seconds to train one adapter"] = training["cpu_seconds"]
+    return report
+
+
+def of_language(halves: Halves, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the generation of texts."""
+    rows = data_of(halves, args.data, args.runs, "codes", 0)
+    four = {task: rows[task]["train"].texts[:32] for task in list(rows)[:4]}
+    return {"generation": generation(args.language, four, 3)}
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--backbone", type=Path, required=True)
+    parser.add_argument("--language", type=Path, help="a language model: measures generation alone, beside")
+    parser.add_argument("--runs", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    halves = Halves(args.backbone, LENGTH)
+    report = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    part = "language" if args.language else "adapters"
+    report |= {"language": of_language, "adapters": of_adapters}[part](halves, args)
+    report[f"manifest of {part}"] = portable(collect())
+    RESULT.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

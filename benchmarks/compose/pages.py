@@ -1,13 +1,12 @@
-"""The measured tables of the guides: short forms of what `tables.py` renders, between two marks in a page."""
+"""The measured table of the guide: a short form of what `tables.py` renders, between two marks in a page."""
 
 import re
-import statistics
 from pathlib import Path
 from typing import Any
 
 from intervals import REFERENCE, best_merge, having, means_of, of_tasks, paired, seeds_of, spread
 
-__all__ = ["TENANT_METHODS", "adapters_in_short", "fill", "tenants_in_short"]
+__all__ = ["adapters_in_short", "fill"]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 #: Rows of the guide's table: label, name of the method in the cells.
@@ -24,17 +23,6 @@ _ROWS = (
     ("PEFT's X-LoRA, trained on 32 labelled rows per task", "X-LoRA, 32 labelled rows"),
     ("best single adapter", "best single"),
     ("base model", "base"),
-)
-#: Order of the methods of B and C.
-TENANT_METHODS = (
-    "plain LoRA",
-    "by key",
-    "shared and by key",
-    "top-2 per token",
-    "frozen random router",
-    "per tenant",
-    "true groups",
-    "found groups",
 )
 _FORMS = {"codes": "colliding codes", "names": "label names"}
 
@@ -81,33 +69,3 @@ def adapters_in_short(cells: list[dict[str, Any]]) -> str:
         if any(cell != " | |" for cell in cells_of_row):
             lines.append(f"| {label} |{''.join(cells_of_row)}")
     return "\n".join(lines)
-
-
-def tenants_in_short(cells: list[dict[str, Any]], part: str) -> str:
-    """Return the guide's table of B or C: accuracy, and difference from plain LoRA, by setting."""
-    own = [cell for cell in cells if cell["part"] == part]
-    settings = list({_title(part, cell["setting"]): None for cell in own})
-    lines = ["| | " + " | ".join(settings) + " |", "|---|" + "---|" * len(settings)]
-    for method in (name for name in TENANT_METHODS if any(cell["method"] == name for cell in own)):
-        row = []
-        for title in settings:
-            here = [cell for cell in own if _title(part, cell["setting"]) == title]
-            found = {cell["seed"]: cell["test"] for cell in here if cell["method"] == method}
-            plain = {cell["seed"]: cell["test"] for cell in here if cell["method"] == "plain LoRA"}
-            if not found or found.keys() != plain.keys():
-                row.append("")
-                continue
-            seeds = sorted(found)
-            text = spread([statistics.mean(found[seed]) for seed in seeds])
-            if method != "plain LoRA":
-                pairs = [[v for seed in seeds for v in values[seed]] for values in (found, plain)]
-                text += f" ({paired(*pairs)})"
-            row.append(text)
-        lines.append(f"| {method} | " + " | ".join(row) + " |")
-    return "\n".join(lines)
-
-
-def _title(part: str, setting: dict[str, Any]) -> str:
-    if part == "B":
-        return f"agree on {100 * setting['agreement']:.0f} %"
-    return f"{setting['tenants']} tenants, {setting['policies']} policies"

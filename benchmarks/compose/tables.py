@@ -13,17 +13,28 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from facts import portable
 from intervals import REFERENCE, best_merge, having, means_of, of_tasks, paired, seeds_of, spread
-from pages import TENANT_METHODS, adapters_in_short, fill, tenants_in_short
+from pages import adapters_in_short, fill
 from pictures import draw
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PICTURES = Path(__file__).resolve().parents[2] / "docs" / "images"
-#: Order of B's and C's methods, and the headings of their settings.
+#: Headings of B and C, and the order of their methods.
 TENANTS = {
     "B": "Four tenants, 64 rows each",
     "C": "Hidden groups of tenants, 16 rows each",
 }
+TENANT_METHODS = (
+    "plain LoRA",
+    "by key",
+    "shared and by key",
+    "top-2 per token",
+    "frozen random router",
+    "per tenant",
+    "true groups",
+    "found groups",
+)
 
 
 def accuracies(cells: list[dict[str, Any]]) -> str:
@@ -170,6 +181,8 @@ def costs(report: dict[str, Any]) -> str:
 def gather(folder: Path, pattern: str, name: str) -> None:
     """Write the cells of a folder as one report."""
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+    for cell in cells:
+        cell["manifest"] = portable(cell["manifest"])
     (RESULTS / name).write_text(json.dumps({"cells": cells}, indent=1) + "\n")
 
 
@@ -194,9 +207,6 @@ def main() -> None:
             parts.append(rendered(reports[name]))
     (RESULTS / "compose.md").write_text("\n".join(parts))
     fill("compose.md", "adapters", adapters_in_short(reports["compose"]["cells"]))
-    for part in TENANTS:
-        if "compose_tenants" in reports:
-            fill("customers.md", part, tenants_in_short(reports["compose_tenants"]["cells"], part))
     draw(reports["compose"]["cells"], PICTURES)
 
 
