@@ -25,7 +25,17 @@ MODULES = sorted(
     if not found.name.startswith("moe_adapt.configs")
 )
 
-GROUND = {"errors", "extras", "files", "manifest", "processes", "reading", "registry", "signatures"}
+GROUND = {
+    "errors",
+    "extras",
+    "files",
+    "manifest",
+    "processes",
+    "reading",
+    "registry",
+    "signatures",
+    "textfiles",
+}
 ROUTING = {"kernels", "experts", "routing", *GROUND}
 TUNER = {"__init__", "evaluation", "tuner", *ROUTING}
 HUB = {"backbones", "data", "optim", "streams", "hub", *TUNER}
@@ -37,6 +47,7 @@ MAY_IMPORT = {
     "renamed": set(),
     "files": {"errors"},
     "reading": {"errors"},
+    "textfiles": {"errors", "reading"},
     "kernels": {"errors"},
     "__init__": {"errors", "renamed"},
     "extras": {"errors"},
@@ -74,6 +85,7 @@ LIGHT = {
     "files",
     "processes",
     "reading",
+    "textfiles",
     "registry",
     "signatures",
     "renamed",

@@ -1,12 +1,11 @@
 """Rows that do not fit in memory: written once to an Arrow file, mapped into memory, read one by one.
 
 A row is kept as its JSON text, beside the length of that text: no type is inferred, as in memory
-(`moe_adapt.data.table`). The file is named after its source (path, size and time of the last change), so
-that a source that changed is written anew. Files of JSON lines, CSV, TSV and parquet are read row by row; a
+(`moe_adapt.data.table`). The file is named after the content of its source, so that a source that changed is
+written anew. Files of JSON lines, CSV, TSV and parquet are read row by row; a
 data set of the Hub is streamed; folders written by ``save_to_disk`` are iterated.
 """
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,11 +19,12 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
 
 from moe_adapt.data.mixtures import SEED, parts_of
-from moe_adapt.data.readers import COMPRESSIONS, READERS, reader_suffix
+from moe_adapt.data.readers import READERS
 from moe_adapt.data.tables import TableSource, load_table
 from moe_adapt.errors import UserError
 from moe_adapt.files import write_file
 from moe_adapt.reading import foreign
+from moe_adapt.textfiles import json_lines, reader_suffix, separated_rows
 
 __all__ = ["DiskTable", "stream_rows"]
 
@@ -125,10 +125,10 @@ def written(source: Any, split: str, folder: Path, column_names: list[str] | Non
 def _name(source: Any, split: str, column_names: list[str] | None) -> str:
     facts: list[Any] = [str(source), split, column_names]
     path = Path(str(source)).expanduser()
-    if path.is_file():
-        facts += [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-    elif path.is_dir():
-        facts += [(str(file), file.stat().st_mtime_ns) for file in sorted(path.rglob("*"))]
+    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    for file in filter(Path.is_file, files):
+        with file.open("rb") as content:
+            facts.append((file.name, hashlib.file_digest(content, "sha256").hexdigest()))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
 
@@ -159,9 +159,12 @@ def stream_rows(
     path = Path(source).expanduser() if isinstance(source, str) else Path()
     suffix = reader_suffix(path)
     if isinstance(source, str) and path.is_file() and suffix in (".jsonl", ".csv", ".tsv"):
-        opened = COMPRESSIONS.get(path.suffix.lower(), lambda path: path.open("rb"))
-        with foreign(path, f"a {suffix} file"), opened(path) as file:
-            yield from _json_lines(file, path) if suffix == ".jsonl" else _cells(file, path, column_names)
+        if suffix == ".jsonl":
+            yield from (row for _, row in json_lines(path))
+        else:
+            rows = separated_rows(path, column_names)
+            names = next(rows, ())
+            yield from (dict(zip(names, cells, strict=True)) for cells in rows)
     elif isinstance(source, str) and path.is_file() and path.suffix == ".parquet":
         with foreign(path, "a parquet file"), pyarrow.parquet.ParquetFile(path) as table:
             for batch in table.iter_batches(batch_size=CHUNK):
@@ -184,34 +187,3 @@ def _streamed(source: str, split: str) -> Iterator[Mapping[str, Any]]:
             f"{asked or split!r}): {str(error).strip().splitlines()[0]}. Give a path, or "
             "NAME:CONFIGURATION@SPLIT."
         ) from error
-
-
-def _json_lines(file: BinaryIO, path: Path) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}; correct the line.") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: expected an object, got {line.strip()[:80]!r}.")
-        yield row
-
-
-def _cells(file: BinaryIO, path: Path, names: list[str] | None) -> Iterator[Mapping[str, Any]]:
-    tabs = reader_suffix(path) == ".tsv"
-    style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
-    lines = csv.reader((line.decode("utf-8-sig") for line in file), **style)
-    for cells in lines:
-        if not cells:
-            continue
-        if names is None:
-            names = cells
-        elif len(cells) != len(names):
-            raise UserError(
-                f"{path}, line {lines.line_num} has {len(cells)} cells, expected {len(names)}: "
-                f"{', '.join(names[:10])}."
-            )
-        else:
-            yield dict(zip(names, cells, strict=True))

@@ -28,6 +28,7 @@ __all__ = [
     "encode_labels",
     "infer_class_names",
     "label_column",
+    "label_text",
     "number_labels",
     "split_numbers",
 ]
@@ -77,7 +78,7 @@ def column_of(values: Iterable[Any], where: str, names: list[str] | None = None)
     texts: list[str] = []
     kinds: dict[str, int] = {}
     for row, value in enumerate(values):
-        text, kind = _text(value, row, where)
+        text, kind = _text(value, f"row {row} of {where}")
         if names is not None:
             if kind != "number" or not 0 <= value < len(names):
                 raise UserError(
@@ -94,10 +95,10 @@ def column_of(values: Iterable[Any], where: str, names: list[str] | None = None)
     return LabelColumn(texts, where, names)
 
 
-def _text(value: Any, row: int, where: str) -> tuple[str, str]:
+def _text(value: Any, where: str) -> tuple[str, str]:
     """Return a label as a text and its kind.
 
-    >>> _text(7, 0, "a.csv"), _text(True, 0, "a.csv"), _text("007", 0, "a.csv")
+    >>> _text(7, "a.csv"), _text(True, "a.csv"), _text("007", "a.csv")
     (('7', 'number'), ('true', 'truth value'), ('007', 'text'))
     """
     if isinstance(value, str) and value.strip():
@@ -107,7 +108,20 @@ def _text(value: Any, row: int, where: str) -> tuple[str, str]:
     if isinstance(value, int | np.integer):
         return str(int(value)), "number"
     said = "no label" if value is None or value == "" else f"the label {str(value)[:60]!r}"
-    raise UserError(f"row {row} of {where} has {said}: expected a text or a whole number, one class per row.")
+    raise UserError(f"{where} has {said}: expected a text or a whole number, one class per row.")
+
+
+def label_text(value: Any, where: str) -> str:
+    """Return a label as a text.
+
+    Args:
+        value: A text, a whole number or a truth value.
+        where: How messages call the row.
+
+    Raises:
+        UserError: If it is anything else.
+    """
+    return _text(value, where)[0]
 
 
 class LabelTable:

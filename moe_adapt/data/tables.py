@@ -22,10 +22,11 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, l
 from datasets.exceptions import DatasetsError
 
 from moe_adapt.data.mixtures import mix, parts_of
-from moe_adapt.data.readers import READERS, read_rows, reader_suffix
+from moe_adapt.data.readers import READERS, read_rows
 from moe_adapt.data.table import Table
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.reading import foreign
+from moe_adapt.textfiles import reader_suffix
 
 __all__ = [
     "SourceOption",

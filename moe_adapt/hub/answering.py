@@ -6,13 +6,13 @@ readers who know transformers' configurations.
 """
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from moe_adapt.errors import UserError
 from moe_adapt.hub.folder import write_json
+from moe_adapt.reading import read_json
 
 __all__ = ["ANSWERING_FILE", "TASKS", "base_arguments", "read_answering", "write_answering"]
 
@@ -77,11 +77,8 @@ def read_answering(folder: Path) -> dict[str, Any]:
             f"{folder} has no {ANSWERING_FILE}, which says how to put rows to the model: export the run "
             "again, or give the run's folder."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version, task = content["format_version"], content["task"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); export the run again.") from error
+    content = read_json(path, "the record of an adapter's answers", "export the run again")
+    version, task = content.get("format_version"), content.get("task")
     if not isinstance(version, int) or version > FORMAT_VERSION or task not in TASKS:
         raise UserError(f"{path} was written by another version of moe-adapt; upgrade it.")
     return content

@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moe_adapt.errors import UserError
+from moe_adapt.files import settle
 from moe_adapt.hub.card import About
 from moe_adapt.hub.export import EXPORT_FILE, ExportReport
 from moe_adapt.hub.folder import folder_size, new_folder, write_json
 from moe_adapt.hub.learner_card import make_learner_card
 from moe_adapt.hub.load import PICKLED
 from moe_adapt.hub.remote import fetch_folder, looks_like_repository, push_folder, repository
+from moe_adapt.reading import foreign, read_json, read_tensors
 
 if TYPE_CHECKING:
     from moe_adapt.hub.publishable import Publishable
@@ -166,6 +167,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read both files and check that they are whole and belong together."""
     again = "export or download it again"
+    settle(folder)
     path = folder / LEARNER_FILE
     if not path.is_file():
         pickled = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLED]
@@ -175,14 +177,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"opened: ask for {LEARNER_FILE} and {TENSORS_FILE}."
             )
         raise UserError(f"{folder} holds no learner: it has no {LEARNER_FILE}; give an exported folder.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        said = content.pop("hash")
-        whole = said == content_hash(content)
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not valid JSON of a learner ({type(error).__name__}); {again}."
-        ) from error
+    with foreign(path, "JSON of a learner", again):
+        content = read_json(path, "JSON of a learner", again)
+        whole = content.pop("hash") == content_hash(content)
     if not whole:
         raise UserError(f"{path} was changed or cut off since it was written; {again}.")
     version = content.get("format")
@@ -196,7 +193,4 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{folder} has no {TENSORS_FILE}, which holds what was learned; {again}.")
     if hashlib.sha256(weights.read_bytes()).hexdigest() != content.get("tensors"):
         raise UserError(f"{weights} is damaged, or belongs to another {LEARNER_FILE}; {again}.")
-    try:
-        return content, load_file(weights)
-    except SafetensorError as error:
-        raise UserError(f"{weights} is damaged ({error}); {again}.") from error
+    return content, read_tensors(weights, "what a learner learned", again)

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from moe_adapt.data.tables import load_table
 from moe_adapt.errors import UserError
 from moe_adapt.serving.known import unknown_values
+from moe_adapt.textfiles import json_object, reader_suffix, separated_cells, text_lines
 
 __all__ = [
     "Scores",
@@ -39,41 +40,37 @@ def read_rows(source: str, column: str) -> Iterator[dict[str, Any]]:
         UserError: If the file is not there, or a row cannot be read; the message names the line.
     """
     if source == "-":
-        yield from json_lines(sys.stdin, "standard input", column)
+        yield from json_lines(_decoded(sys.stdin, "standard input"), "standard input", column)
         return
     path = Path(source).expanduser()
-    suffix = path.suffix.lower()
+    suffix = reader_suffix(path)
     if suffix not in (".jsonl", ".csv", ".tsv") or not path.is_file():
         yield from (dict(row) for row in load_table(source, "test").to_list())
-        return
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        if suffix == ".jsonl":
-            yield from json_lines(file, source)
-            return
-        yield from table_lines(file, source, "\t" if suffix == ".tsv" else ",")
+    elif suffix == ".jsonl":
+        yield from json_lines(text_lines(path), source)
+    else:
+        yield from table_lines(text_lines(path, universal=True), source, suffix == ".tsv")
 
 
 def table_lines(
-    lines: Iterable[str], name: str, delimiter: str, heads: Sequence[str] | None = None, first: int = 1
+    lines: Iterable[str], name: str, tabs: bool, heads: Sequence[str] | None = None, first: int = 1
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a CSV or TSV text.
 
     Args:
         lines: Its lines with their ends.
         name: What messages call it.
-        delimiter: What is between two cells.
+        tabs: Whether tabs are between two cells; else commas are.
         heads: Names of the columns; None takes the first line.
         first: Number of the first line, for messages.
 
     Raises:
-        UserError: If a row has too many or too few cells.
+        UserError: If a row has too many or too few cells, or a quote is left open.
     """
-    reader = csv.DictReader(lines, fieldnames=heads, delimiter=delimiter)
-    for row in reader:
-        if None in row or None in row.values():
-            number = reader.line_num + first - 1
-            raise UserError(f"line {number} of {name} has another number of cells than its header.")
-        yield dict(row)
+    rows = separated_cells(lines, name, tabs, heads, first)
+    names = next(rows, ())
+    for cells in rows:
+        yield dict(zip(names, cells, strict=True))
 
 
 def json_lines(
@@ -91,21 +88,18 @@ def json_lines(
         UserError: If a line is no object.
     """
     for number, line in enumerate(lines, start=first):
-        text = line.strip()
-        if not text:
-            continue
-        if column is not None and not text.startswith("{"):
+        text = line.strip().removeprefix("\ufeff")
+        if text and column is not None and not text.startswith("{"):
             yield {column: text}
-            continue
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"line {number} of {name} is not valid JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise UserError(
-                f"line {number} of {name} is no object: expected columns such as {{'text': ...}}."
-            )
-        yield row
+        elif text:
+            yield json_object(text, f"{name}, line {number}")
+
+
+def _decoded(file: TextIO, name: str) -> Iterator[str]:
+    try:
+        yield from file
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 text: convert it first.") from error
 
 
 def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

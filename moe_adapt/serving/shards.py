@@ -8,7 +8,6 @@ in the batch in which one process would have put it, and its answer is the same.
 What is done lies beside the output in ``OUT.parts``; the same command goes on with what is missing.
 """
 
-import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -18,13 +17,15 @@ from typing import Any, BinaryIO
 
 from moe_adapt.errors import UserError
 from moe_adapt.files import delete, write_file
-from moe_adapt.reading import read_json
+from moe_adapt.reading import foreign, read_json
 from moe_adapt.serving.rows import Scores, answered, batched, json_lines, open_output, table_lines
+from moe_adapt.textfiles import cell_reader
 
 __all__ = ["Job", "Shard", "answer_shard", "finish", "prepare"]
 
 PLAN_FILE = "plan.json"
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
+#: Ending -> whether tabs separate.
+TABS = {".csv": False, ".tsv": True}
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def prepare(job: Job, overwrite: bool) -> tuple[Job, list[Shard]]:
     """
     path, to = Path(job.rows), Path(job.to)
     suffix = path.suffix.lower()
-    if suffix not in (".jsonl", *DELIMITERS):
+    if suffix not in (".jsonl", *TABS):
         raise UserError(f"{path.name}: --workers takes JSONL, CSV or TSV files, which are read row by row.")
     if not path.is_file():
         raise UserError(f"there is no file {path}.")
@@ -118,7 +119,7 @@ def prepare(job: Job, overwrite: bool) -> tuple[Job, list[Shard]]:
                 "delete the folder, or start anew with --overwrite."
             )
         delete([job.folder])
-    heads, shards = _cut(path, job.shard_rows, DELIMITERS.get(suffix))
+    heads, shards = _cut(path, job.shard_rows, TABS.get(suffix))
     if not shards:
         raise UserError(f"{path} has no rows.")
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -135,15 +136,15 @@ def _taken_up(job: Job, plan: Mapping[str, Any]) -> tuple[Job, list[Shard]]:
     return job, [shard for shard in shards if not job.part(shard).is_file()]
 
 
-def _cut(path: Path, size: int, delimiter: str | None) -> tuple[list[str] | None, list[Shard]]:
+def _cut(path: Path, size: int, tabs: bool | None) -> tuple[list[str] | None, list[Shard]]:
     """Return the columns of a table, and shards of `size` rows."""
-    with path.open("rb") as file:
+    with foreign(path, "UTF-8 text", "save it as UTF-8"), path.open("rb") as file:
         ends: Iterator[tuple[Any, int, int]]
-        if delimiter is None:
+        if tabs is None:
             ends = _json_ends(file)
             heads, (at, line) = None, (0, 1)
         else:
-            ends = _table_ends(file, delimiter)
+            ends = _table_ends(file, tabs)
             first = next(ends, None)
             if first is None:
                 return None, []
@@ -169,7 +170,7 @@ def _json_ends(file: BinaryIO) -> Iterator[tuple[None, int, int]]:
             yield None, at, number + 1
 
 
-def _table_ends(file: BinaryIO, delimiter: str) -> Iterator[tuple[list[str], int, int]]:
+def _table_ends(file: BinaryIO, tabs: bool) -> Iterator[tuple[list[str], int, int]]:
     """Yield, for every record, its cells, the byte after it and the number of the next line."""
     at = 0
 
@@ -180,7 +181,7 @@ def _table_ends(file: BinaryIO, delimiter: str) -> Iterator[tuple[list[str], int
             at += len(line)
             yield text
 
-    reader = csv.reader(lines(), delimiter=delimiter)
+    reader = cell_reader(lines(), tabs)
     for record in reader:
         if record:
             yield record, at, reader.line_num + 1
@@ -206,14 +207,13 @@ def answer_shard(model: Any, job: Job, shard: Shard) -> None:
 
 def _rows(job: Job, shard: Shard) -> Iterator[dict[str, Any]]:
     path = Path(job.rows)
-    with path.open("rb") as file:
+    with foreign(path, "UTF-8 text", "save it as UTF-8"), path.open("rb") as file:
         file.seek(shard.start)
         text = file.read(shard.end - shard.start).decode("utf-8-sig" if shard.start == 0 else "utf-8")
     lines = io.StringIO(text, newline="")
     if job.heads is None:
         return json_lines(lines, path.name, first=shard.line)
-    delimiter = DELIMITERS[path.suffix.lower()]
-    return table_lines(lines, path.name, delimiter, list(job.heads), shard.line)
+    return table_lines(lines, path.name, TABS[path.suffix.lower()], list(job.heads), shard.line)
 
 
 def finish(job: Job) -> tuple[int, Scores, list[tuple[str, str]]]:

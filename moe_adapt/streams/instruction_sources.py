@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_adapt.data.readers import json_lines, read_text
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.reading import foreign, read_json
 from moe_adapt.streams.instructions import Instruction, InstructionTask, hold_out
+from moe_adapt.textfiles import json_lines, read_text
 
 __all__ = [
     "OLORA_ORDERS",

@@ -215,7 +215,7 @@ def test_files_that_are_something_else(tmp_path, name, content, message):
 
 
 def test_a_bomb_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("moe_adapt.data.readers.MOST_BYTES", 10**6)
+    monkeypatch.setattr("moe_adapt.textfiles.MOST_BYTES", 10**6)
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"\0" * (5 * 10**6)))
     with pytest.raises(UserError, match="it unpacks to more than"):
         load_table(str(tmp_path / "a.txt.gz"))

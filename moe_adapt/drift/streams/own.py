@@ -3,27 +3,35 @@
 Columns of text and truth values are nominal, and those that are named so; columns whose text is dates
 become seconds. Missing values stay out of their rows. The label column is told, or it is the last one.
 Everything is checked before the first row is learned.
+
+Cells of CSV and TSV files are texts, and a column of them is numbers if every cell is one; ``NA``, ``null``
+and the like are missing there, and words in a column of words. ``007`` is a code, so its column is nominal.
 """
 
-import csv
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from moe_adapt.drift.streams.arff import read_arff
 from moe_adapt.drift.streams.base import DriftStream
-from moe_adapt.drift.streams.real import open_text
 from moe_adapt.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    import pandas as pd
+from moe_adapt.reading import foreign
+from moe_adapt.textfiles import json_lines, reader_suffix, separated_rows
 
 __all__ = ["SUFFIXES", "file_stream"]
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".arff")
 #: Different labels above which a column of numbers is taken for something to predict by regression.
 _MANY_LABELS = 1000
+_NUMBER = re.compile(
+    r"\s*[+-]?(?!0\d)(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*|\s*[+-]?inf(inity)?\s*", re.IGNORECASE
+)
+_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
+#: What stands for no number in a column of numbers, in lower case.
+_MISSING = {"na", "n/a", "#n/a", "nan", "-nan", "null", "none", "<na>", "?"}
+
+Columns = dict[str, list[Any]]
 
 
 def file_stream(
@@ -36,7 +44,7 @@ def file_stream(
     """Return the rows of a file as a stream.
 
     Args:
-        path: The file; CSV, TSV and JSON lines may be packed (``.gz``, ``.zip``).
+        path: The file; text may be packed (``.gz``, ``.zip``, ``.xz``, ``.bz2``, ``.zst``).
         label: The column to predict; the last one if not given.
         n_rows: Only the first rows.
         nominal: Columns that are nominal although their values are numbers.
@@ -46,16 +54,15 @@ def file_stream(
         UserError: If the file cannot be read, has no such column, or its labels cannot be learned.
     """
     path = Path(path)
-    table = _read(path)
-    if table.shape[1] < 2 or not len(table):
+    if n_rows is not None and n_rows < 1:
+        raise UserError(f"n_rows must be at least 1, got {n_rows}.")
+    table, written = _read(path)
+    columns = list(table)
+    rows = len(next(iter(table.values()), ()))
+    if len(columns) < 2 or not rows:
         raise UserError(
-            f"{path} has {table.shape[1]} columns and {len(table)} rows; a stream needs features and a label."
+            f"{path} has {len(columns)} columns and {rows} rows; a stream needs features and a label."
         )
-    columns = [str(column) for column in table.columns]
-    table.columns = columns
-    twice = next((column for column in columns if columns.count(column) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path} has two columns {twice!r}; give one another name.")
     target = columns[-1] if label is None else str(label)
     for wanted in (target, *nominal):
         if wanted not in columns:
@@ -63,10 +70,16 @@ def file_stream(
             raise UserError(
                 f"{path} has no column {wanted!r}.{did_you_mean(wanted, columns)} Columns: {known}."
             )
-    table = table[: n_rows or len(table)]
-    labels = _labels(table[target], path)
+    labels = _labels(table[target][:n_rows], target, path, written)
     features = [column for column in columns if column != target]
-    data, words = _columns(table, features, set(nominal))
+    words, data = [], []
+    for column in features:
+        cells = table[column][:n_rows]
+        numbers = None if column in nominal else _numbers(cells, column, path, written) or _dates(cells)
+        if numbers is None:
+            words.append(column)
+            numbers = [None if cell is None or cell == "" else str(cell) for cell in cells]
+        data.append(numbers)
     return DriftStream(
         name or path.name.partition(".")[0],
         _Rows(data, labels),
@@ -86,137 +99,148 @@ class _Rows:
             yield values, label
 
 
-def _read(path: Path) -> "pd.DataFrame":
+def _read(path: Path) -> tuple[Columns, bool]:
+    """Return the cells of every column, None where missing, and whether numbers are texts in it."""
     if not path.is_file():
         raise UserError(f"there is no file {path}.")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = next((suffix for suffix in reversed(suffixes) if suffix in SUFFIXES), None)
-    if kind is None:
+    kind = reader_suffix(path)
+    if kind not in SUFFIXES:
         raise UserError(f"{path}: a stream is read from {', '.join(SUFFIXES)}; rename or convert it.")
+    if kind == ".parquet":
+        return _read_parquet(path), False
+    if kind == ".arff":
+        return read_arff(path), False
+    if kind == ".jsonl":
+        rows = [row for _, row in json_lines(path)]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: [_known(row.get(name)) for row in rows] for name in names}, False
+    header, *lines = list(separated_rows(path)) or [[]]
+    return {name: [line[place] for line in lines] for place, name in enumerate(header)}, True
+
+
+def _read_parquet(path: Path) -> Columns:
     import pandas as pd
 
-    try:
-        if kind == ".parquet":
-            return pd.read_parquet(path)
-        if kind == ".jsonl":
-            return pd.DataFrame(_objects(path))
-        if kind == ".arff":
-            return _read_arff(path)
-        return pd.read_csv(path, sep="\t" if kind == ".tsv" else ",", low_memory=False, keep_default_na=True)
-    except UserError:
-        raise
-    except Exception as problem:  # whatever a damaged file makes the readers trip over
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
-        raise UserError(f"{path} cannot be read as {kind[1:]}: {reason[:200]}.") from problem
+    with foreign(path, "a parquet file"):
+        table = pd.read_parquet(path, dtype_backend="pyarrow")
+        names = list(map(str, table.columns))
+        if len(set(names)) < len(names):
+            raise ValueError("two columns share a name")
+        found = (table.iloc[:, place].tolist() for place in range(len(names)))
+        return {
+            name: [None if value is pd.NA else _known(value) for value in column]
+            for name, column in zip(names, found, strict=True)
+        }
 
 
-def _objects(path: Path) -> list[dict[str, Any]]:
-    found = []
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}, line {number}: a row is an object, not {line.strip()[:40]!r}.")
-                found.append(row)
-    return found
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and value != value else value
 
 
-def _read_arff(path: Path) -> "pd.DataFrame":
-    import pandas as pd
-
-    names: list[str] = []
-    words: list[bool] = []
-    with open_text(path) as lines:
-        for line in lines:
-            word = line.strip()
-            if word.lower().startswith("@attribute"):
-                found = re.match(r"@attribute\s+('[^']*'|\"[^\"]*\"|\S+)\s+(.*)", word, flags=re.IGNORECASE)
-                if found is None:
-                    raise UserError(f"{path}: the line {word[:80]!r} does not declare a column.")
-                names.append(found[1].strip("'\""))
-                words.append(found[2].lower().split()[0] not in ("numeric", "real", "integer"))
-            elif word.lower().startswith("@data"):
-                break
-        else:
-            raise UserError(f"{path} has no line '@data'.")
-        rows = [
-            [None if value.strip() == "?" else value.strip().strip("'\"") for value in row]
-            for row in csv.reader(line for line in lines if line.strip() and not line.startswith("%"))
-        ]
-    if any(len(row) != len(names) for row in rows):
-        raise UserError(f"{path} declares {len(names)} columns, but a row has another number of values.")
-    table = pd.DataFrame(rows, columns=names)
-    for name, is_word in zip(names, words, strict=True):
-        if not is_word:
-            table[name] = pd.to_numeric(table[name])
-    return table
-
-
-def _labels(column: "pd.Series", path: Path) -> list[Any]:
-    missing = int(column.isna().sum())
-    if missing:
-        first = int(column.isna().to_numpy().argmax()) + 1
+def _labels(cells: list[Any], name: str, path: Path, written: bool) -> list[Any]:
+    gone = [row for row, cell in enumerate(cells, start=1) if cell is None or cell == ""]
+    if gone:
         raise UserError(
-            f"{path}: the label {column.name!r} is missing in {missing} rows, first in row {first}; "
-            "remove them."
+            f"{path}: the label {name!r} is missing in {len(gone)} rows, first in row {gone[0]}; remove them."
         )
-    labels = column.tolist()
+    labels = _one_kind(cells, name, path, written)
     kinds = len(set(labels))
     if kinds < 2:
         raise UserError(
-            f"{path}: the label {column.name!r} is {labels[0]!r} in every row; there is nothing to learn."
+            f"{path}: the label {name!r} is {labels[0]!r} in every row; there is nothing to learn."
         )
     if kinds > _MANY_LABELS:
         raise UserError(
-            f"{path}: the label {column.name!r} has {kinds:,} different values; is it an identifier, or a "
+            f"{path}: the label {name!r} has {kinds:,} different values; is it an identifier, or a "
             f"number to predict? At most {_MANY_LABELS:,} classes are compared."
         )
-    return [int(one) if isinstance(one, float) and one.is_integer() else one for one in labels]
+    return labels
 
 
-def _columns(
-    table: "pd.DataFrame", features: list[str], named: set[str]
-) -> tuple[list[list[Any]], list[str]]:
-    """Return the values of every column, None where missing, and the names of the nominal ones."""
-    import numpy as np
-    import pandas as pd
+def _one_kind(cells: list[Any], name: str, path: Path, written: bool) -> list[Any]:
+    """Return labels as texts, truth values or numbers; whole numbers are of one class in any notation."""
+    kinds: dict[str, int] = {}
+    for row, cell in enumerate(cells, start=1):
+        known = isinstance(cell, str | bool | int | float)
+        kind = {str: "text", bool: "truth value"}.get(type(cell), "number")
+        if not known:
+            raise UserError(
+                f"{path}: the label {name!r} is {str(cell)[:60]!r} in row {row}; write a text or a number."
+            )
+        if not (kind == "text" and _WHOLE.fullmatch(cell)):
+            kinds.setdefault(kind, row)
+    if len(kinds) > 1:
+        shown = " and ".join(f"a {kind} in row {row}" for kind, row in kinds.items())
+        raise UserError(f"{path}: the label {name!r} is {shown}; write all of them as texts.")
+    texts = all(isinstance(cell, str) for cell in cells)
+    if not texts or (written and not kinds):
+        return [_whole(cell) for cell in cells]
+    if written and all(_NUMBER.fullmatch(cell) for cell in cells):
+        return [_whole(float(cell)) for cell in cells]
+    return cells
 
-    found, words = [], []
-    for name in features:
-        column = table[name]
-        if name not in named and pd.api.types.is_bool_dtype(column):
-            words.append(name)
-        elif name in named or not pd.api.types.is_numeric_dtype(column):
-            dates = None if name in named else _dates(column)
-            if dates is None:
-                words.append(name)
+
+def _whole(label: Any) -> Any:
+    """Return a label that is a whole number as one.
+
+    >>> [_whole(label) for label in ("7", 2.0, 0.5, True)]
+    [7, 2, 0.5, True]
+    """
+    if isinstance(label, str):
+        return int(label)
+    return int(label) if isinstance(label, float) and label.is_integer() else label
+
+
+def _numbers(cells: list[Any], name: str, path: Path, written: bool) -> list[float | None] | None:
+    """Return a column of numbers, None where missing; None if it holds anything else.
+
+    Raises:
+        UserError: If a number is infinite.
+    """
+    found: list[float | None] = []
+    for cell in cells:
+        if cell is None or cell == "":
+            found.append(None)
+        elif isinstance(cell, str):
+            if written and cell.strip().lower() in _MISSING:
+                found.append(None)
+            elif written and _NUMBER.fullmatch(cell):
+                found.append(float(cell))
             else:
-                column = dates
-        if name in words:
-            gone = column.isna().tolist()
-            found.append([None if no else str(value) for value, no in zip(column, gone, strict=True)])
-            continue
-        numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
-        if np.isinf(numbers).any():
-            row = int(np.isinf(numbers).argmax()) + 1
-            raise UserError(f"the column {name!r} is infinite in row {row}; clip it, or leave the value out.")
-        found.append([None if value != value else value for value in numbers.tolist()])
-    return found, words
+                return None
+        elif isinstance(cell, bool) or not hasattr(cell, "__float__"):
+            return None
+        else:
+            found.append(_as_float(cell))
+    if all(number is None for number in found):
+        return None
+    for row, number in enumerate(found, start=1):
+        if number in (float("inf"), float("-inf")):
+            raise UserError(
+                f"{path}: the column {name!r} is infinite in row {row}; clip it, or leave the value out."
+            )
+    return found
 
 
-def _dates(column: "pd.Series") -> "pd.Series | None":
+def _as_float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return float("inf")
+
+
+def _dates(cells: list[Any]) -> list[float | None] | None:
     """Return a column of dates as seconds, None if it holds anything else."""
     import numpy as np
     import pandas as pd
 
-    if not pd.api.types.is_datetime64_any_dtype(column):
-        known = column.dropna()
-        first = str(known.iloc[0]) if len(known) else ""
-        if not re.match(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}", first):
-            return None
-        column = pd.to_datetime(column, errors="coerce", utc=True, format="mixed")
-        if int(column.notna().sum()) < len(known):
-            return None
+    known = [cell for cell in cells if cell is not None and cell != ""]
+    like = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
+    if not known or not all(like.match(str(cell)) for cell in known):
+        return None
+    column = pd.to_datetime(pd.Series(cells), errors="coerce", utc=True, format="mixed")
+    if int(column.notna().sum()) < len(known):
+        return None
     seconds = column.to_numpy(dtype="datetime64[ns]").astype(np.int64) / 1e9
-    return pd.Series(np.where(column.isna(), np.nan, seconds))
+    gone = column.isna().tolist()
+    return [None if no else second for second, no in zip(seconds.tolist(), gone, strict=True)]

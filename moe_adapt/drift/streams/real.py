@@ -19,7 +19,7 @@ from typing import Any
 from moe_adapt.drift.streams.base import DriftStream, Row
 from moe_adapt.errors import UserError, did_you_mean
 
-__all__ = ["REAL_STREAMS", "SHIPPED", "data_folder", "open_text", "real_stream"]
+__all__ = ["REAL_STREAMS", "SHIPPED", "data_folder", "real_stream"]
 
 _FLIGHTS = ("carrier", "origin", "dest", "month", "weekday", "hour", "distance")
 
@@ -149,7 +149,7 @@ def real_stream(name: str, n_rows: int | None = None, folder: str | Path | None 
 class _File:
     def __init__(self, path: Path, recipe: _Recipe) -> None:
         self.path, self.recipe = path, recipe
-        with open_text(path) as lines:
+        with _open_text(path) as lines:
             first = next(recipe.read(lines))
         width = len(first) - 1
         self.features = recipe.names or (
@@ -160,7 +160,7 @@ class _File:
         recipe = self.recipe
         nominal = [name in recipe.nominal for name in self.features]
         labels: dict[str, int] = {}
-        with open_text(self.path) as lines:
+        with _open_text(self.path) as lines:
             rows = recipe.read(lines)
             column: dict[str, int] = {}
             if recipe.header:
@@ -176,7 +176,7 @@ class _File:
                 yield values, label
 
 
-def open_text(path: Path) -> io.TextIOWrapper:
+def _open_text(path: Path) -> io.TextIOWrapper:
     """Open a file of text, also a packed one (``.gz``, ``.zip``)."""
     if path.suffix == ".gz":
         return io.TextIOWrapper(gzip.open(path), encoding="utf-8")

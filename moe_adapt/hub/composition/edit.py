@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
+from moe_adapt.files import exclusively
 from moe_adapt.hub.composition.base import open_base, open_tokenizer
 from moe_adapt.hub.composition.build import Composer, ComposeReport, check_tokens, write
 from moe_adapt.hub.composition.folder import Record, read_folder
@@ -51,7 +52,19 @@ def add_adapter(
     Raises:
         UserError: If the name is taken, there are no examples, or the adapter does not fit.
     """
-    folder = Path(folder)
+    with exclusively(Path(folder)):
+        return _add(Path(folder), adapter, examples, uid, backbone, base, tokenizer)
+
+
+def _add(
+    folder: Path,
+    adapter: str,
+    examples: Sequence[str],
+    uid: str | None,
+    backbone: str | None,
+    base: nn.Module | None,
+    tokenizer: Any,
+) -> ComposeReport:
     config, tensors, router, record = read_folder(folder)
     new = read_all({uid: adapter} if uid else [adapter])
     name = next(iter(new))
@@ -89,7 +102,11 @@ def remove_adapter(folder: str | Path, uid: str) -> ComposeReport:
     Raises:
         UserError: If there is no such expert, or it is the last one.
     """
-    folder = Path(folder)
+    with exclusively(Path(folder)):
+        return _remove(Path(folder), uid)
+
+
+def _remove(folder: Path, uid: str) -> ComposeReport:
     config, tensors, router, record = read_folder(folder)
     sample_config(config, record).places([uid])
     if len(record.experts) == 1:

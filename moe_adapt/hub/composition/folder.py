@@ -5,18 +5,19 @@
 every expert came from. No text is kept.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moe_adapt.errors import UserError
+from moe_adapt.files import settle
 from moe_adapt.hub.folder import write_json
 from moe_adapt.hub.load import CONFIG_FILE, WEIGHTS_FILE, read_tensors
+from moe_adapt.reading import foreign, read_json
+from moe_adapt.reading import read_tensors as read_tensors_of
 from moe_adapt.routing.sample import SAMPLE_ROUTERS, SampleRouter
 
 __all__ = ["COMPOSE_FILE", "ROUTER_FILE", "Record", "read_folder", "read_router", "write_folder"]
@@ -89,21 +90,16 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Sample
         UserError: If the folder is no composed adapter, damaged, or of a newer format.
     """
     path = folder / COMPOSE_FILE
+    settle(folder)
     if not path.is_file():
         raise UserError(f"{folder} is no composed adapter: it has no {COMPOSE_FILE}; make one first.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+    with foreign(folder, "a composed adapter", "compose it again"):
+        values = read_json(path, "the record of a composed adapter")
         if values["format_version"] > FORMAT_VERSION:
             raise UserError(f"{path} was written by a newer moe-adapt; upgrade it.")
         record = Record(**values)
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG_FILE, "the configuration of an adapter")
         router = read_router(record, folder)
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"the composed adapter in {folder} is damaged ({error}); compose it again."
-        ) from error
     return config, read_tensors(folder), router, record
 
 
@@ -112,5 +108,5 @@ def read_router(record: Record, folder: Path) -> SampleRouter | None:
     if record.router is None or record.router.get("name") not in SAMPLE_ROUTERS:
         return None
     router = SAMPLE_ROUTERS.build(record.router)
-    router.load(load_file(folder / ROUTER_FILE))
+    router.load(read_tensors_of(folder / ROUTER_FILE, "the statistics of a router"))
     return router

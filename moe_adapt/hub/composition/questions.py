@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_adapt.backbones.text import mean_over_tokens
-from moe_adapt.data.tables import TableSource, describe, load_table
+from moe_adapt.data.labels import column_of, label_text, number_labels
+from moe_adapt.data.tables import TableSource, describe, load_table, texts_of
 from moe_adapt.errors import UserError
 
 __all__ = ["Judge", "Question", "read_questions"]
@@ -57,24 +58,28 @@ def read_questions(source: TableSource) -> list[Question]:
             f"{describe(source)} needs a column of texts ({', '.join(_TEXT)}) and one of answers "
             f"({', '.join(_ANSWER)}); it has {', '.join(table.column_names)}."
         )
-    rows = [dict(row) for row in table]
-    values = {row[columns[1]] for row in rows}
-    ordered = sorted(values, key=lambda v: (isinstance(v, str), v))
-    found = []
-    for number, row in enumerate(rows):
-        text, answer = str(row[columns[0]]), row[columns[1]]
-        choices = row.get("choices") or ordered
-        names = tuple(str(choice) for choice in choices)
-        if isinstance(answer, int) and row.get("choices") and 0 <= answer < len(names):
-            place = answer
-        elif str(answer) in names:
-            place = names.index(str(answer))
-        else:
-            raise UserError(
-                f"row {number} of {describe(source)} has the answer {answer!r}, none of its choices."
-            )
-        found.append(Question(text, names, place))
-    return found
+    where = describe(source)
+    texts, answers = texts_of(table, columns[0], source), list(table[columns[1]])
+    offered = list(table["choices"]) if "choices" in table.column_names else [None] * len(answers)
+    known = [answer for answer, choices in zip(answers, offered, strict=True) if not choices]
+    ordered = number_labels(column_of(known, where))[1] if known else []
+    rows = enumerate(zip(texts, answers, offered, strict=True))
+    return [
+        _question(text, answer, choices, ordered, f"row {row} of {where}")
+        for row, (text, answer, choices) in rows
+    ]
+
+
+def _question(text: str, answer: Any, choices: Any, ordered: list[str], where: str) -> Question:
+    if choices and not (isinstance(choices, list) and all(isinstance(c, str | int | float) for c in choices)):
+        raise UserError(f"{where} has the choices {str(choices)[:60]!r}: expected a list of texts.")
+    names = tuple(str(choice) for choice in choices or ordered)
+    label = label_text(answer, where)
+    if choices and type(answer) is int and 0 <= answer < len(names):
+        return Question(text, names, answer)
+    if label not in names:
+        raise UserError(f"{where} has the answer {answer!r}, none of its choices.")
+    return Question(text, names, names.index(label))
 
 
 class Judge:

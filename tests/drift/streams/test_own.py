@@ -1,6 +1,7 @@
 """Streams from one's own files: every kind of file, nominal columns, dates, and what cannot be a stream."""
 
 import gzip
+import json
 import math
 
 import pandas as pd
@@ -65,8 +66,10 @@ def test_arff(tmp_path):
         ("a,y\n1,0\n2,1\n", {"nominal": ["b"]}, "no column 'b'"),
         ("y\n1\n0\n", {}, "1 columns"),
         ("a,y\n", {}, "0 rows"),
-        ("", {}, "cannot be read as csv"),
-        ("a,y\n1,2,3\n1,2,3,4\n", {}, "cannot be read as csv"),
+        ("", {}, "0 columns"),
+        ("a,y\n1,2,3\n1,2,3,4\n", {}, "line 2 has 3 cells, expected 2"),
+        ("a,a,y\n1,2,3\n", {}, "two columns named 'a'"),
+        ("a,y\n1,0\n2,1\n", {"n_rows": 0}, "n_rows must be at least 1"),
         ("a,y\n" + "".join(f"1,{t}\n" for t in range(1001)), {}, "1,001 different values"),
     ],
 )
@@ -85,7 +88,7 @@ def test_files_that_are_not_there_or_of_another_kind(tmp_path):
     with pytest.raises(UserError, match=r"\.csv, \.tsv"):
         file_stream(tmp_path / "mine.xlsx")
     (tmp_path / "mine.csv.gz").write_bytes(gzip.compress(b"a,y\n1,0\n2,1\n")[:-6])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"damaged or not a \.gz file"):
         file_stream(tmp_path / "mine.csv.gz")
 
 
@@ -94,3 +97,81 @@ def test_whole_numbers_as_labels_stay_whole(tmp_path):
     path.write_text("a,y\n1,0\n2,1\n3,1\n")
     assert [y for _, y in file_stream(path)] == [0, 1, 1]
     assert not any(math.isnan(x["a"]) for x, _ in file_stream(path))
+
+
+def stream_of(path, text, **options):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file_stream(path, **options)
+
+
+def test_cells_stay_as_they_are_written(tmp_path):
+    """A lone quote in TSV, codes, words that look missing, separators that end no line."""
+    text = 'a\tb\tc\ty\n"lone\t007\tNA\tNA\nx\u2028z\t12\tred\tnull\n"b "\t3\tblue\tNA\n'
+    found = stream_of(tmp_path / "a.tsv", text)
+    assert [list(x.values()) for x, _ in found] == [
+        ['"lone', "007", "NA"],
+        ["x\u2028z", "12", "red"],
+        ['"b "', "3", "blue"],
+    ]
+    assert [y for _, y in found] == ["NA", "null", "NA"]
+
+
+def test_missing_among_numbers(tmp_path):
+    found = stream_of(tmp_path / "a.csv", b"\xef\xbb\xbfa,y\n1,p\nNA,q\n,p\n1e3,q\n.5,p\n")
+    assert [x["a"] for x, _ in found] == [1.0, None, None, 1000.0, 0.5] and not found.nominal
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["007", "7"], ["007", "7"]),
+        (["0", "1"], [0, 1]),
+        (["1.0", "2.0"], [1, 2]),
+        (["0.5", "2"], [0.5, 2]),
+        (["True", "1"], ["True", "1"]),
+        (["9" * 20, "1"], [int("9" * 20), 1]),
+    ],
+)
+def test_labels_of_text(tmp_path, labels, expected):
+    rows = "".join(f"{i},{label}\n" for i, label in enumerate(labels))
+    assert [y for _, y in stream_of(tmp_path / "a.csv", f"a,y\n{rows}")] == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("[1, true]", "is a number in row 1 and a truth value in row 2"),
+        ('[0.5, "x"]', "is a number in row 1 and a text in row 2"),
+        ("[[1], 2]", r"is '\[1\]' in row 1; write a text or a number"),
+        ("[1, null]", "missing in 1 rows, first in row 2"),
+    ],
+)
+def test_labels_of_json_are_of_one_kind(tmp_path, values, message):
+    lines = "".join(json.dumps({"a": 1, "y": value}) + "\n" for value in json.loads(values))
+    with pytest.raises(UserError, match=message):
+        stream_of(tmp_path / "a.jsonl", lines)
+
+
+def test_a_column_that_changes_late_is_one_of_words(tmp_path):
+    rows = "".join(f"{i},{i % 2}\n" for i in range(12_000)) + "late,1\n"
+    found = stream_of(tmp_path / "a.csv", f"a,y\n{rows}")
+    assert found.nominal == {"a"} and next(iter(found))[0] == {"a": "0"}
+
+
+def test_numbers_beyond_doubles_are_told(tmp_path):
+    with pytest.raises(UserError, match="'a' is infinite in row 1"):
+        stream_of(tmp_path / "a.jsonl", '{"a": 1' + "0" * 400 + ', "y": 1}\n{"a": 1, "y": 2}\n')
+
+
+def test_text_of_another_encoding(tmp_path):
+    for name in ("a.csv", "a.arff", "a.jsonl"):
+        with pytest.raises(UserError, match=r"is not UTF-8 text \(line 2\)"):
+            stream_of(tmp_path / name, "a,y\ncafé,1\n".encode("latin-1") if name[-1] == "v" else b"\n\xe9")
+
+
+def test_quotes_of_arff(tmp_path):
+    head = "@relation x\n@attribute c {u,'v,w'}\n@attribute n real\n@attribute y {0,1}\n@data\n"
+    found = stream_of(tmp_path / "a.arff", head + "'v, w',1,0\n'?',?,1\n?,2,1\n")
+    assert [x["c"] for x, _ in found] == ["v, w", "?", None]
+    with pytest.raises(UserError, match="line 6 has 'x' in the numeric column 'n'"):
+        stream_of(tmp_path / "a.arff", head + "u,x,0\n")
