@@ -80,16 +80,15 @@ def read_yaml(path: str | Path, what: str = "a YAML file") -> Any:
         UserError: If there is no such file, it is not UTF-8, not YAML, or beyond `YAML_LIMITS`.
     """
     most_bytes, levels, values = YAML_LIMITS
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    with foreign(path, what, "correct it"):
+    with foreign(path, what, "correct it"), _placed(path):
         text = _text(path, what)
         if len(text) > most_bytes:
             raise ValueError(f"it has {len(text):,} characters, at most {most_bytes:,} are read")
-        _check_events(yaml.parse(text, Loader=loader), levels)
-        node = yaml.compose(text, Loader=loader)
+        _check_events(yaml.parse(text, Loader=_Loader), levels)
+        node = yaml.compose(text, Loader=_Loader)
         if node is not None and _values(node, {}) > values:
             raise ValueError(f"its anchors stand for more than {values:,} values")
-        return yaml.load(text, Loader=loader)
+        return yaml.load(text, Loader=_Loader)
 
 
 def read_tensors(path: str | Path, what: str = "a safetensors file", again: str = _AGAIN) -> dict[str, Any]:
@@ -176,6 +175,31 @@ def _check_levels(content: Any, level: int = 0) -> None:
     for item in content:
         if isinstance(item, dict | list):
             _check_levels(item, level + 1)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Yaml's safe loader, which also says where a date or number stands that is none."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
+
+
+@contextmanager
+def _placed(path: str | Path) -> Iterator[None]:
+    """Name the line where a YAML file is wrong."""
+    try:
+        yield
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        reason = error.problem or error.context
+        raise UserError(f"{path} is not YAML ({where}{reason}); correct it.") from error
+    except yaml.reader.ReaderError as error:
+        line = Path(path).read_bytes()[: error.position].count(b"\n") + 1
+        raise UserError(f"{path} is not YAML (line {line}: {error.reason}); correct it.") from error
 
 
 def _check_events(events: Iterator[Any], levels: int) -> None:

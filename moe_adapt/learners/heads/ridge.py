@@ -12,8 +12,9 @@ data at all. `moe_adapt.learners.heads.lambda_choice` has the two rules that cho
 * ``grid``: RanPAC's, on a fifth of the task. RanPAC takes the last fifth as it comes; we draw it with a seed,
   because data sorted by class would leave whole classes out.
 
-Where the mean of `G`'s diagonal is below 1e-4, the values move down with it, so that the scale of features
-does not matter to a chosen lambda. A number given as `lam` is taken as it is.
+Where the spread of the features, the mean of the diagonal of `G` about their mean, is below 1e-4 or above
+1e12, the values move with it. So neither the scale of features nor a common offset matters to a chosen
+lambda. A number given as `lam` is taken as it is.
 
 Lambda never goes below what float64 can tell from zero beside `G` (its trace times 2.2e-16).
 
@@ -37,6 +38,8 @@ LambdaRule = Literal["gcv", "grid"]
 
 #: Samples seen at a choice by ``gcv``, as a multiple of those at the choice before.
 GROWTH = 1.1
+#: Between these spreads of the features the values of lambda are those of the grid.
+SPREADS = (1e-4, 1e12)
 
 
 class RidgeHead(LinearHead):
@@ -128,11 +131,14 @@ class RidgeHead(LinearHead):
         return ridge_path_errors(h[:cut], targets[:cut], h[cut:], targets[cut:], lambdas)
 
     def _lambdas(self) -> list[float]:
-        """Return the values to try: the grid, lower for features that are small."""
+        """Return the values to try: the grid, moved where the features' spread is small or huge."""
         mean = float(self.gram.diagonal().mean())
         if mean <= 0:
             return list(LAMBDA_GRID)
-        scale = min(1.0, 1e4 * mean)
+        centre = self.moment.sum(dim=1).square() / self.counts.sum()
+        least = float(self._floor()) / len(self.gram)
+        spread = max(float((self.gram.diagonal() - centre).mean()), least)
+        scale = spread / min(max(spread, SPREADS[0]), SPREADS[1])
         return [min(lam * scale, 1e8 * mean) for lam in LAMBDA_GRID]
 
     def _floor(self) -> Tensor:

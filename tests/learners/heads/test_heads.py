@@ -104,8 +104,11 @@ def test_batches_and_order_do_not_matter(name, seed, cuts):
     ],
     ids=str,
 )
-@settings(max_examples=4)
-@given(seed=st.integers(0, 20), change=st.sampled_from([(1.0, 0.0), (1.0, 1e4), (1e19, 0.0), (1e-15, 0.0)]))
+@pytest.mark.parametrize(
+    "change", [(1.0, 0.0), (1.0, 1e4), (1e19, 0.0), (1e-15, 0.0), (1e-15, 1e4), (1e-8, 1e4), (1e15, 1e4)]
+)
+@settings(max_examples=2)
+@given(seed=st.integers(0, 20))
 def test_scale_and_offset_do_not_change_an_easy_problem(options, seed, change):
     factor, offset = change
     noise = torch.randn(200, WIDTH, generator=torch.Generator().manual_seed(seed))
