@@ -14,7 +14,13 @@ import numpy as np
 import torch
 
 from moe_adapt.data.decoding import decode, to_rgb
-from moe_adapt.data.labels import check_names, class_numbers, label_column, number_labels
+from moe_adapt.data.labels import (
+    check_names,
+    class_numbers,
+    label_column,
+    number_labels,
+    written_names,
+)
 from moe_adapt.data.libraries import LIBRARIES, library_dataset
 from moe_adapt.data.tables import TableSource, describe, is_saved_table, load_table, require_columns
 from moe_adapt.errors import UserError, did_you_mean
@@ -302,7 +308,7 @@ def _open_npz(path: Path) -> ImageSource:
         raise UserError(f"there is no file {path}.")
     with foreign(path, "an .npz file of plain arrays"), np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
-        names = [str(name) for name in arrays["name"]] if "name" in arrays else None
+        names = written_names(arrays["name"], str(path)) if "name" in arrays else None
     if {"jpeg", "offset", "label"} <= arrays.keys():
         return PackedImages(arrays["jpeg"], arrays["offset"], arrays["label"], names, str(path))
     if {"bits", "shape", "label"} <= arrays.keys():

@@ -31,6 +31,7 @@ __all__ = [
     "label_text",
     "number_labels",
     "split_numbers",
+    "written_names",
 ]
 
 _WHOLE = re.compile(r"0|-?[1-9][0-9]*")
@@ -217,6 +218,22 @@ def number_labels(column: LabelColumn) -> tuple[np.ndarray, list[str]]:
     names = list(column.names or _ordered(column.texts))
     number = {name: i for i, name in enumerate(names)}
     return np.array([number[text] for text in column.texts], dtype=np.int64), names
+
+
+def written_names(names: Any, where: str) -> list[str]:
+    """Return the names of classes in an array; bytes are UTF-8.
+
+    Raises:
+        UserError: If it is not [C] of texts or whole numbers.
+    """
+    array = np.asarray(names)
+    if array.ndim != 1 or array.dtype.kind not in "USiu":
+        raise UserError(
+            f"the class names of {where} are {array.dtype} of the shape {list(array.shape)}: expected texts [C]."
+        )
+    return [
+        name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in array.tolist()
+    ]
 
 
 def class_numbers(labels: Any, class_names: Sequence[str] | None, where: str) -> tuple[np.ndarray, list[str]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from moe_adapt.data.labels import check_names, split_numbers
+from moe_adapt.data.labels import check_names, split_numbers, written_names
 from moe_adapt.errors import UserError
 from moe_adapt.reading import foreign
 from moe_adapt.streams.base import Scenario, TaskStream
@@ -75,7 +75,7 @@ class ArrayStream(TaskStream):
         lacking = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in found]
         if lacking:
             raise UserError(f"{where} lacks the arrays {', '.join(lacking)}; it has {', '.join(found)}.")
-        names = [str(name) for name in found["names"]] if "names" in found else None
+        names = written_names(found["names"], where) if "names" in found else None
         check_names(names or [], where)
         inputs = [_features(found[f"x_{split}"], f"x_{split} of {where}") for split in _SPLITS]
         labels, names = split_numbers(

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from moe_adapt.data.decoding import decode
@@ -35,8 +36,19 @@ def test_greys_are_scaled_by_their_type(array, form):
     assert (found[0] - 255 * RAMP).abs().max() <= 1
 
 
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bits_in_either_order(order):
+    mode = {"<u2": "I;16", ">u2": "I;16B"}[order]
+    image = Image.frombytes(mode, (32, 32), (RAMP * 65535).astype(order).tobytes())
+    assert (decode(coded(image, "TIFF"), "ramp")[0].float() - 255 * torch.from_numpy(RAMP)).abs().max() <= 1
+
+
 @pytest.mark.parametrize(
-    ("mode", "form"), [("L", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("LA", "PNG"), ("CMYK", "JPEG")]
+    ("mode", "form"),
+    [
+        *(("L", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("LA", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF")),
+        *(("LA", "TIFF"), ("RGBA", "WEBP"), ("L", "BMP"), ("YCbCr", "TIFF"), ("P", "TIFF"), ("L", "PPM")),
+    ],
 )
 def test_colours_of_other_modes(mode, form):
     grey = Image.fromarray((RAMP * 255).astype(np.uint8))
@@ -138,6 +150,15 @@ def test_a_class_whose_images_are_of_another_kind(tmp_path):
 def test_labels_of_arrays(labels, names, message):
     with pytest.raises(UserError, match=message):
         open_images(ImageArrays(np.zeros((2, 4, 4), np.uint8), np.array(labels), names), "train", "", "")
+
+
+def test_names_of_classes_in_a_file(tmp_path):
+    images, labels = np.zeros((2, 4, 4), np.uint8), np.array([0, 1])
+    np.savez(tmp_path / "a.npz", images=images, label=labels, name=np.array([b"ant", b"bee"]))
+    assert open_images(str(tmp_path / "a.npz"), "train", "", "").class_names == ["ant", "bee"]
+    np.savez(tmp_path / "a.npz", images=images, label=labels, name=np.array([["ant"], ["bee"]]))
+    with pytest.raises(UserError, match=r"of the shape \[2, 1\]: expected texts"):
+        open_images(str(tmp_path / "a.npz"), "train", "", "")
 
 
 def test_a_large_number_is_a_code():
