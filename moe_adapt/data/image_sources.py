@@ -85,6 +85,10 @@ class ImageSource(ABC):
             UserError: If it cannot be decoded; the message names it.
         """
 
+    def raw(self, row: int) -> bytes:
+        """Return the bytes that make one image, encoded or not."""
+        return self.read(row).numpy().tobytes()
+
 
 class DatasetImages(ImageSource):
     """A map-style data set of (image, label), such as those of torchvision and timm.
@@ -163,6 +167,10 @@ class FolderImages(ImageSource):
         """Return one image, uint8 [3,H,W]."""
         return decode(self.files[row], str(self.files[row]))
 
+    def raw(self, row: int) -> bytes:
+        """Return the bytes of one file."""
+        return self.files[row].read_bytes()
+
 
 class ArrayImages(ImageSource):
     """Images in an array."""
@@ -220,8 +228,11 @@ class PackedImages(ImageSource):
 
     def read(self, row: int) -> torch.Tensor:
         """Return one image, uint8 [3,H,W]."""
-        data = self.data[self.offset[row] : self.offset[row + 1]].tobytes()
-        return decode(data, f"image {row} of {self.where}")
+        return decode(self.raw(row), f"image {row} of {self.where}")
+
+    def raw(self, row: int) -> bytes:
+        """Return one encoded image."""
+        return self.data[self.offset[row] : self.offset[row + 1]].tobytes()
 
 
 class BitImages(ImageSource):

@@ -229,7 +229,8 @@ def written_names(names: Any, where: str) -> list[str]:
     array = np.asarray(names)
     if array.ndim != 1 or array.dtype.kind not in "USiu":
         raise UserError(
-            f"the class names of {where} are {array.dtype} of the shape {list(array.shape)}: expected texts [C]."
+            f"the class names of {where} are {array.dtype} of the shape {list(array.shape)}: expected "
+            "texts [C]."
         )
     return [
         name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in array.tolist()

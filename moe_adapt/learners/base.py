@@ -36,7 +36,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.hub.card_parts import CardParts
 from moe_adapt.hub.publishable import Publishable
 from moe_adapt.learners.card import learner_card_parts
-from moe_adapt.learners.growth import resize_to
+from moe_adapt.learners.growth import check_parameters, resize_to
 from moe_adapt.learners.parts import learner_from_parts, learner_parts
 from moe_adapt.optim.groups import Schedule, check_coverage, parameter_groups, with_schedule
 from moe_adapt.registry import Registry
@@ -347,14 +347,21 @@ class Learner(Publishable, L.LightningModule):
         return learner_card_parts(content, manifest)
 
     def grow_to(self, state: Mapping[str, Tensor]) -> None:
-        """Make tensors as large as those of `state`, which is loaded next."""
+        """Make buffers as large as those of `state`, which is loaded next.
+
+        Parameters follow from the tasks (`grow`); a learner whose do not overrides this.
+
+        Raises:
+            UserError: If a tensor has a shape that it cannot have grown to.
+        """
+        check_parameters(self, state)
         resize_to(self, state)
 
     def restore(self, history: Iterable[TaskRecord], state: Mapping[str, Tensor]) -> None:
         """Become the learner that had this history and this state.
 
         Raises:
-            UserError: If tensors are missing or unexpected.
+            UserError: If tensors are missing, unexpected, or of another shape.
         """
         self.history = []
         for record in history:
@@ -368,7 +375,11 @@ class Learner(Publishable, L.LightningModule):
                 f"the saved state does not fit {type(self).__name__}: {len(differing)} tensors are only on "
                 f"one side ({', '.join(differing[:3])}{', ...' if len(differing) > 3 else ''})."
             )
-        self.load_state_dict(dict(state), strict=False)
+        try:
+            self.load_state_dict(dict(state), strict=False)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"the saved state does not fit {type(self).__name__}: {reason}") from error
 
 
 #: Learners by short name.

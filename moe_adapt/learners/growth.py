@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TensorStore", "grow_rows", "resize_to"]
+from moe_adapt.errors import UserError
+
+__all__ = ["TensorStore", "check_parameters", "grow_rows", "resize_to"]
 
 
 class TensorStore(nn.Module):
@@ -45,6 +47,9 @@ def resize_to(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     A buffer registered as None is created, and so is every tensor of a `TensorStore`. Other names that the
     module lacks are left to `load_state_dict`, which reports them.
 
+    Raises:
+        UserError: If a tensor has another number of axes, or more than one of them has another length.
+
     >>> head = nn.Linear(3, 2)
     >>> resize_to(head, {"weight": torch.zeros(5, 3)})
     >>> head.weight.shape
@@ -56,6 +61,9 @@ def resize_to(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         owner = owners.get(path)
         if owner is None:
             continue
+        known = owner._buffers.get(leaf, owner._parameters.get(leaf))
+        if known is not None:
+            _check_growth(name, tuple(known.shape), tuple(value.shape))
         if isinstance(owner, TensorStore) and leaf not in owner._buffers:
             owner.register_buffer(leaf, torch.empty_like(value))
         elif leaf in owner._buffers:
@@ -67,6 +75,27 @@ def resize_to(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             assert parameter is not None
             empty = torch.empty(value.shape, dtype=parameter.dtype, device=parameter.device)
             owner._parameters[leaf] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+
+def _check_growth(name: str, old: tuple[int, ...], new: tuple[int, ...]) -> None:
+    changed = sum(one != other for one, other in zip(old, new, strict=False))
+    if len(old) != len(new) or (changed > 1 and 0 not in old):
+        raise UserError(
+            f"the saved {name} has the shape {list(new)}, which does not follow from {list(old)}."
+        )
+
+
+def check_parameters(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Check that saved parameters have the shapes of a module's own.
+
+    Raises:
+        UserError: If one has another; the message names it.
+    """
+    for name, parameter in module.named_parameters():
+        if name in state and state[name].shape != parameter.shape:
+            raise UserError(
+                f"the saved {name} has the shape {list(state[name].shape)}, expected {list(parameter.shape)}."
+            )
 
 
 def grow_rows(tensor: Tensor, rows: int, fill: float = 0.0) -> Tensor:

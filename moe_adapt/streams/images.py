@@ -43,6 +43,11 @@ class Pictures(Dataset):
         """Choose the epoch, of which the augmentation is a function."""
         self.epoch = epoch
 
+    def raw(self, row: int) -> bytes:
+        """Return the bytes that make the image of a row, before the transform."""
+        source: ImageSource = self.table.contents[self.table.source[row]]
+        return source.raw(int(self.table.row[row]))
+
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         source: ImageSource = self.table.contents[self.table.source[row]]
         image = source.read(int(self.table.row[row]))

@@ -34,12 +34,18 @@ class Scenario:
         words: The command, given the folder and the attempt's own folder.
         again: The command that goes on.
         faults: What is wrong afterwards, given the attempt's folder and that of a run that was not killed.
+        between: What is wrong right after the kill, given the attempt's folder.
     """
 
     prepare: Callable[[Path], None]
     words: Callable[[Path, Path], list[str]]
     again: Callable[[Path, Path], list[str]]
     faults: Callable[[Path, Path], list[str]]
+    between: Callable[[Path], list[str]] = lambda folder: []
+
+
+#: Operations of this process so far.
+COUNT = [0]
 
 
 def forked(work: Callable[[], int], log: Path) -> int:
@@ -66,7 +72,7 @@ def forked(work: Callable[[], int], log: Path) -> int:
 
 def count_operations(folder: Path, limit: int) -> list[int]:
     """Patch the file operations of this process; it dies before the one of number `limit`."""
-    count = [0]
+    count = COUNT
 
     def counted(function, mine):
         def call(*words, **options):
@@ -131,8 +137,9 @@ def kill_everywhere(scenario: Scenario, root: Path, every: int = 1, first: int =
             found["faults"].append(f"{limit}: ended with {code} instead of being killed")
             continue
         found["kills"] += 1
+        wrong = scenario.between(folder)
         code, _ = attempt(scenario.again(root, folder), folder, 0, own)
-        wrong = [] if code in (0, 2) else [f"went on with exit code {code}"]
+        wrong += [] if code in (0, 2) else [f"went on with exit code {code}"]
         wrong += scenario.faults(folder, whole)
         found["faults"] += [f"{limit}: {fault}" for fault in wrong]
         if not wrong:
@@ -142,7 +149,8 @@ def kill_everywhere(scenario: Scenario, root: Path, every: int = 1, first: int =
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.faults import killing
     from tests.faults.scenarios import SCENARIOS
 
     name, where, *numbers = sys.argv[1:]
-    print(json.dumps(kill_everywhere(SCENARIOS[name], Path(where), *map(int, numbers))))
+    print(json.dumps(killing.kill_everywhere(SCENARIOS[name], Path(where), *map(int, numbers))))

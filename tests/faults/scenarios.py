@@ -1,15 +1,21 @@
 """The commands that `tests.faults.killing` kills, and what must hold when they were run again."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from moe_adapt.errors import UserError
+from moe_adapt.hub.composition.folder import read_folder
 from moe_adapt.hub.load import check_adapter_folder, read_tensors
 from moe_adapt.hub.pool import AdapterPool
 from moe_adapt.reading import read_json
 from moe_adapt.training.checkpoint import read_checkpoint
+from tests.faults import killing
 from tests.faults.killing import Scenario
 from tests.training.tiny import tiny_bert
 
@@ -210,10 +216,153 @@ def drift_faults(folder: Path, whole: Path) -> list[str]:
     return found
 
 
+SWEEP = """
+command: stream
+metric: final_accuracy
+arguments: [--custom_modules, TOYS, --backbone, KilledEncoder, --stream, KilledStream]
+methods: {tuned: [--learner, FineTuning, --learner.epochs, "1"]}
+seeds: [0, 1]
+"""
+
+
+class InlineRay:
+    """In the place of Ray: a trial runs when it is asked for, in a fork that nothing kills."""
+
+    exceptions = SimpleNamespace(RayError=RuntimeError)
+
+    def init(self, **options: Any) -> None:
+        """Start nothing."""
+
+    def shutdown(self) -> None:
+        """Stop nothing."""
+
+    def remote(self, **options: Any) -> Any:
+        return lambda function: SimpleNamespace(remote=function)
+
+    def wait(self, pending: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return pending[:1], pending[1:]
+
+    def get(self, outcome: Any) -> Any:
+        return outcome
+
+
+def run_in_fork(command: list[str], stdout: Any, **options: Any) -> SimpleNamespace:
+    from moe_adapt.cli import main
+
+    def work() -> int:
+        killing.COUNT[0] = -(10**9)
+        return main(command[3:])
+
+    return SimpleNamespace(returncode=killing.forked(work, Path(stdout.name)))
+
+
+def prepare_sweep(root: Path) -> None:
+    import moe_adapt.cli.sweep  # noqa: F401
+    from moe_adapt.training.sweep import report, run
+
+    prepare_stream(root)
+    report.pyplot_figure(1.0, 1.0, [1.0])
+    sys.modules["ray"] = InlineRay()  # type: ignore[assignment]
+    run.subprocess = SimpleNamespace(run=run_in_fork, STDOUT=None)  # type: ignore[assignment]
+    (root / "sweep.yaml").write_text(SWEEP.replace("TOYS", str(root / "killed_toys.py")))
+
+
+def sweep_words(root: Path, folder: Path) -> list[str]:
+    return ["sweep", str(root / "sweep.yaml"), "--out", str(folder)]
+
+
+def sweep_faults(folder: Path, whole: Path) -> list[str]:
+    try:
+        mine, other = (read_json(run / "results.json")["trials"] for run in (folder, whole))
+    except UserError as error:
+        return [f"unreadable: {error}"]
+    told = [[(row["status"] != "failed", row["metrics"]) for row in rows] for rows in (mine, other)]
+    tables = [(run / "results.md").read_text() for run in (folder, whole)]
+    same = told[0] == told[1] and tables[0] == tables[1] and (folder / "results.png").is_file()
+    left = [path.name for path in folder.rglob("*.tmp")]
+    return ([] if same else [f"lost: {told[0]}"]) + ([f"left: {left}"] if left else [])
+
+
+def prepare_compose(root: Path) -> None:
+    import moe_adapt.cli.compose
+    import moe_adapt.hub.composition  # noqa: F401
+    from tests.hub.composition.kitchen import WORDS, llama, llama_adapters, tokenizer
+
+    llama().save_pretrained(root / "base")
+    tokenizer().save_pretrained(root / "base")
+    llama_adapters(root)
+    for uid, texts in WORDS.items():
+        (root / f"{uid}.txt").write_text("\n".join(texts))
+
+
+def compose_words(root: Path, folder: Path) -> list[str]:
+    return [
+        *("compose", str(root / "bank"), str(root / "food"), f"--backbone={root / 'base'}", "--layer=1"),
+        *(f"--to={folder / 'all'}", "--overwrite"),
+        *("--examples", f"bank={root / 'bank.txt'}", f"food={root / 'food.txt'}"),
+    ]
+
+
+def composed(root: Path, folder: Path) -> None:
+    """Give an attempt a composed adapter of its own, made once."""
+    from moe_adapt.cli import main
+
+    if not (root / "composed" / "all").is_dir():
+        killing.forked(lambda: main(compose_words(root, root / "composed")), root / "compose.txt")
+    if not (folder / "all").is_dir():
+        shutil.copytree(root / "composed", folder, dirs_exist_ok=True)
+
+
+def add_words(root: Path, folder: Path) -> list[str]:
+    composed(root, folder)
+    return ["compose", str(folder / "all"), "--add", str(root / "news"), "--examples", str(root / "news.txt")]
+
+
+def remove_words(root: Path, folder: Path) -> list[str]:
+    composed(root, folder)
+    return ["compose", str(folder / "all"), "--remove", "food"]
+
+
+def compose_faults(folder: Path, whole: Path) -> list[str]:
+    try:
+        (config, tensors, _, record), (_, others, _, expected) = (
+            read_folder(f / "all") for f in (folder, whole)
+        )
+        check_adapter_folder(folder / "all")
+    except UserError as error:
+        return [f"unreadable: {error}"]
+    left = [path.name for path in folder.iterdir() if path.name != "all"]
+    same = record.experts.keys() == expected.experts.keys() and tensors.keys() == others.keys()
+    same = same and all(torch.equal(tensors[name], others[name]) for name in others)
+    return ([] if same and config else [f"lost: {list(record.experts)}"]) + (
+        [f"left: {left}"] if left else []
+    )
+
+
+def still_composed(folder: Path) -> list[str]:
+    try:
+        read_folder(folder / "all")
+    except UserError as error:
+        return [f"unreadable after the kill: {error}"]
+    return []
+
+
+def still_a_pool(folder: Path) -> list[str]:
+    try:
+        members = set(AdapterPool.load(folder / "pool").members)
+    except UserError as error:
+        return [f"unreadable after the kill: {error}"]
+    return [] if "old" in members else ["lost: the old adapter"]
+
+
 SCENARIOS = {
     "fit": Scenario(prepare_fit, fit_words, fit_again, fit_faults),
     "stream": Scenario(prepare_stream, stream_words, stream_again, stream_faults),
     "export": Scenario(prepare_export, export_words, export_words, export_faults),
     "drift": Scenario(prepare_drift, drift_words, drift_words, drift_faults),
-    "pool": Scenario(prepare_pool, pool_words, pool_words, pool_faults),
+    "pool": Scenario(prepare_pool, pool_words, pool_words, pool_faults, still_a_pool),
+    "sweep": Scenario(prepare_sweep, sweep_words, sweep_words, sweep_faults),
+    "compose": Scenario(prepare_compose, compose_words, compose_words, compose_faults),
+    "compose_add": Scenario(prepare_compose, add_words, add_words, compose_faults, still_composed),
+    "compose_remove": Scenario(prepare_compose, remove_words, remove_words, compose_faults, still_composed),
 }

@@ -23,7 +23,10 @@ def test_a_pool_at_some_operations(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fit", "stream", "drift", "export", "pool"])
+@pytest.mark.parametrize(
+    "name",
+    ["fit", "stream", "drift", "export", "pool", "sweep", "compose", "compose_add", "compose_remove"],
+)
 def test_everywhere(name, tmp_path):
     found = killed(name, tmp_path, every=1)
     assert found["kills"] == found["operations"] and found["faults"] == []

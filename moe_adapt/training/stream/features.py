@@ -2,8 +2,8 @@
 
 Every forward of a frozen encoder after the first gives the same features, so a curve over 300 tasks costs one
 pass over the images instead of 300. What is computed are features of samples without augmentation; results
-say so. The files are named by a hash of the weights, the stream, and some samples, so that nothing stale is
-read.
+say so. The files are named by a hash of the weights, the stream and the content of all rows, so that nothing
+stale is read.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from moe_adapt.training.stream.files import write_file
 
 __all__ = ["cached_stream", "encode_stream"]
 
-#: Samples of each split whose content goes into the name of the files.
+#: Images of each split that are decoded for the name of the files; of the others the encoded bytes count.
 PROBES = 16
 
 
@@ -67,8 +67,11 @@ def cached_stream(
     if path is not None and path.is_file():
         with foreign(path, "kept features", "delete it, and it is made again"), np.load(path) as file:
             parts = [torch.from_numpy(file[split]) for split in ("train", "test")]
-            if [len(part) for part in parts] != [len(stream.train), len(stream.test)]:
-                raise ValueError("it has another number of rows than the stream")
+            rows = [len(stream.train), len(stream.test)]
+            if [len(part) for part in parts] != rows or any(part.ndim != 2 for part in parts):
+                raise ValueError("it has other rows than the stream")
+            if not all(part.is_floating_point() and bool(part.isfinite().all()) for part in parts):
+                raise ValueError("a feature is not finite")
         forwards = 0
     else:
         parts = list(encode_stream(encoder, stream, learner.device, batch_size, num_workers, progress))
@@ -126,11 +129,20 @@ def encode_stream(
 
 
 def _key(encoder: Encoder, stream: TaskStream) -> str:
+    """Return a hash of weights, stream and the content of every row; of images, of their files.
+
+    What a transform makes of images is seen on some of them.
+    """
     digest = hashlib.sha256(f"{fingerprint(encoder)} {encoder.settings()} {stream.fingerprint()}".encode())
     for data in (stream.train, stream.test):
         plain = getattr(data, "plain", data)
-        digest.update(str(len(plain)).encode())
-        for row in np.unique(np.linspace(0, len(plain) - 1, PROBES).astype(int)):
-            for name, value in sorted(plain[int(row)].items()):
-                digest.update(f"{name} {np.asarray(value).tobytes()!r}".encode())
+        raw = getattr(plain, "raw", None)
+        probes = set(np.linspace(0, len(plain) - 1, PROBES).astype(int).tolist())
+        for row in range(len(plain)):
+            if raw is not None:
+                digest.update(hashlib.sha256(raw(row)).digest())
+            if raw is None or row in probes:
+                for name, value in sorted(plain[row].items()):
+                    array = np.asarray(value)
+                    digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()[:16]

@@ -93,6 +93,15 @@ def test_manifest(module, tmp_path, monkeypatch):
     assert record["peak_memory_mb"] > 10
 
 
+def test_a_folder_that_is_deleted_during_a_run_is_an_error(module, tmp_path):
+    class Deletes(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            (tmp_path / "manifest.json").unlink()
+
+    with pytest.raises(UserError, match="was deleted while the run wrote into it"):
+        trainer(tmp_path, callbacks=[ManifestCallback(), Deletes()]).fit(module, loader(text_batches(1)))
+
+
 def test_manifest_of_a_failed_run(module, tmp_path):
     with pytest.raises(RuntimeError):
         trainer(tmp_path, callbacks=[ManifestCallback(), Stop(RuntimeError("no"))]).fit(
