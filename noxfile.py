@@ -40,6 +40,41 @@ def clients(session: nox.Session) -> None:
 
 
 @nox.session
+def lowest(session: nox.Session) -> None:
+    """Run a few tests of every room on the lowest versions that pyproject.toml allows."""
+    from packaging.requirements import Requirement
+
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    extras = ["train", "vision", "drift", "plots"]
+    words = [
+        *project["dependencies"],
+        *(w for extra in extras for w in project["optional-dependencies"][extra]),
+    ]
+    bounds = {}
+    for requirement in map(Requirement, words):
+        lower = [part.version for part in requirement.specifier if part.operator in (">=", "==")]
+        if lower:
+            bounds[requirement.name] = lower[0]
+    constraints = pathlib.Path(session.create_tmp()) / "lowest.txt"
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in sorted(bounds.items())))
+    tools = ["pytest", "pytest-timeout", "hypothesis", "scikit-learn", "packaging"]
+    session.install("--editable", f".[{','.join(extras)}]", *tools, "--constraint", str(constraints))
+    paths = session.posargs or [
+        "tests/kernels/test_operator.py",
+        "tests/tuner/test_model.py",
+        "tests/tuner/test_roundtrip.py",
+        "tests/hub/test_export.py",
+        "tests/data",
+        "tests/learners/test_fine_tuning.py",
+        "tests/training/test_checkpoint.py",
+        "tests/drift/driftmoe/test_state.py",
+        "tests/faults/test_fuzz.py",
+    ]
+    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    session.run("python", "-m", "pytest", *paths, env=environment)
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Change one place of a module at a time and see whether its nearest tests notice (half an hour)."""
     session.install("--editable", ".[dev]")
