@@ -72,10 +72,13 @@ def file_stream(
             )
     labels = _labels(table[target][:n_rows], target, path, written)
     features = [column for column in columns if column != target]
-    words, data = [], []
+    words: list[str] = []
+    data: list[list[Any]] = []
     for column in features:
         cells = table[column][:n_rows]
-        numbers = None if column in nominal else _numbers(cells, column, path, written) or _dates(cells)
+        numbers: list[Any] | None = (
+            None if column in nominal else _numbers(cells, column, path, written) or _dates(cells)
+        )
         if numbers is None:
             words.append(column)
             numbers = [None if cell is None or cell == "" else str(cell) for cell in cells]

@@ -59,7 +59,7 @@ def add_adapter(
 def _add(
     folder: Path,
     adapter: str,
-    examples: Sequence[str],
+    examples: Sequence[Example],
     uid: str | None,
     backbone: str | None,
     base: nn.Module | None,

@@ -52,14 +52,16 @@ def read_questions(source: TableSource) -> list[Question]:
         UserError: If a column is missing, or an answer is none of the row's choices.
     """
     table = load_table(source, "test")
-    columns = [next((c for c in names if c in table.column_names), None) for names in (_TEXT, _ANSWER)]
-    if None in columns:
+    asked, answered = (
+        next((c for c in names if c in table.column_names), None) for names in (_TEXT, _ANSWER)
+    )
+    if asked is None or answered is None:
         raise UserError(
             f"{describe(source)} needs a column of texts ({', '.join(_TEXT)}) and one of answers "
             f"({', '.join(_ANSWER)}); it has {', '.join(table.column_names)}."
         )
     where = describe(source)
-    texts, answers = texts_of(table, columns[0], source), list(table[columns[1]])
+    texts, answers = texts_of(table, asked, source), list(table[answered])
     offered = list(table["choices"]) if "choices" in table.column_names else [None] * len(answers)
     known = [answer for answer, choices in zip(answers, offered, strict=True) if not choices]
     ordered = number_labels(column_of(known, where))[1] if known else []
