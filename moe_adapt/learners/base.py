@@ -184,6 +184,13 @@ class Learner(Publishable, L.LightningModule):
         inside[wrong] = candidates.argmax(dim=1) == labels[wrong]
         return Outcome(correct, prediction, inside)
 
+    def after_test(self, own: Tensor) -> None:
+        """Take note of the tasks of the samples that were evaluated last, for reports alone.
+
+        Args:
+            own: Task of each sample, int64 [B].
+        """
+
     # What a subclass says.
 
     def grow(self, record: TaskRecord) -> None:

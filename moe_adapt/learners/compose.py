@@ -24,21 +24,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_adapt.backbones import Encoder
-from moe_adapt.errors import UserError
 from moe_adapt.learners.base import LEARNERS, Learner, Outcome, TaskRun
 from moe_adapt.learners.growth import TensorStore
 from moe_adapt.learners.heads.per_task import TaskHeads
 from moe_adapt.learners.instructions.base import select
-from moe_adapt.routing.sample import LdaRouter, SampleRule
+from moe_adapt.learners.task_routes import block_path, hidden_at, route_report, task_router, task_uid
+from moe_adapt.routing.sample import SampleRule
 from moe_adapt.streams import Batch, Task, TaskRecord
 from moe_adapt.tuner import RoutedLoraConfig
-from moe_adapt.tuner.blocks import block_features, block_paths, hidden_of
+from moe_adapt.tuner.blocks import block_features
 
 __all__ = ["Compose"]
-
-
-class _Reached(Exception):
-    """The encoder has run as far as the router's block."""
 
 
 @LEARNERS.register("compose")
@@ -69,12 +65,12 @@ class Compose(Learner):
     ) -> None:
         super().__init__(backbone=backbone, **settings)
         self.tuner, self.block, self.shrinkage = tuner, block, shrinkage
-        self._path = _block_path(backbone.model, block)
+        self._path = block_path(backbone.model, block)
         if tuner is not None:
             backbone.adapt(tuner)
         self.heads = TaskHeads(backbone.width)
         self.moments = TensorStore()
-        self._router(self.moments)  # refuses a shrinkage that is none
+        task_router(self.moments, shrinkage)  # refuses a shrinkage that is none
         self._rule: list[SampleRule] = []
         self._routed: Counter[tuple[int, int]] = Counter()
 
@@ -127,18 +123,14 @@ class Compose(Learner):
 
     def end_task(self, task: Task, run: TaskRun) -> None:
         """Add the task to the router, and count routes anew."""
-        router = self._router(self.moments)
-        uid = f"{task.index:05d}"  # in the order of tasks
-        router.observe(torch.cat([self.features(batch) for batch in run.batches(task.train)]), uid)
+        router = task_router(self.moments, self.shrinkage)
+        router.observe(
+            torch.cat([self.features(batch) for batch in run.batches(task.train)]), task_uid(task.index)
+        )
         for name, value in router.state().items():
             self.moments[name] = value.to(self.device)
         self._rule.clear()
         self._routed.clear()
-
-    def _router(self, moments: TensorStore) -> LdaRouter:
-        router = LdaRouter(self.shrinkage)
-        router.load({name: moments[name].cpu() for name in moments})
-        return router
 
     # Prediction.
 
@@ -153,21 +145,9 @@ class Compose(Learner):
             if self._path is None:
                 return self.encoder(batch).float()
             base: nn.Module = self.encoder.model if tuner is None else tuner.model
-            seen: list[Tensor] = []
-
-            def stop(_: nn.Module, args: tuple, output: Any) -> None:
-                seen.append(hidden_of(output))
-                raise _Reached
-
-            handle = base.get_submodule(self._path).register_forward_hook(stop)
-            try:
-                self.encoder(batch)
-            except _Reached:
-                mask = batch.get("attention_mask")
-                return block_features(seen[0], None if mask is None else mask.bool())
-            finally:
-                handle.remove()
-        raise UserError(f"the encoder never runs its block {self._path}; choose another block.")
+            hidden = hidden_at(base, self._path, lambda: self.encoder(batch))
+        mask = batch.get("attention_mask")
+        return block_features(hidden, None if mask is None else mask.bool())
 
     @torch.no_grad()
     def route(self, batch: Batch) -> Tensor:
@@ -176,7 +156,7 @@ class Compose(Learner):
         if not len(self.moments):
             return torch.zeros(len(features), dtype=torch.int64, device=features.device)
         if not self._rule:
-            self._rule.append(self._router(self.moments).rule())
+            self._rule.append(task_router(self.moments, self.shrinkage).rule())
         scores, _ = self._rule[0].to(features.device)(features)
         return scores.argmax(dim=1)
 
@@ -227,37 +207,5 @@ class Compose(Learner):
         return (within[:, None] == classes).sum(dim=2).argmax(dim=1)
 
     def report(self) -> dict[str, Any]:
-        """Return where the test samples since the task's end went.
-
-        ``routed_to_own_task`` is the share that went to its own task: what is missing to 1 is all that can be
-        forgotten. ``routes/<t>`` is the share of all samples that task `t` answers, ``kept/<t>`` the share of
-        its own samples that still reach it.
-        """
-        total = sum(self._routed.values())
-        if not total:
-            return {}
-        found = {"routed_to_own_task": sum(n for (own, to), n in self._routed.items() if own == to) / total}
-        for task in range(len(self.history)):
-            taken = sum(n for (_, to), n in self._routed.items() if to == task)
-            owned = sum(n for (own, _), n in self._routed.items() if own == task)
-            found[f"routes/{task}"] = taken / total
-            if owned:
-                found[f"kept/{task}"] = self._routed[task, task] / owned
-        return found
-
-
-def _block_path(model: nn.Module, block: int | None) -> str | None:
-    """Return the path of the block that samples are routed on; None if there are none and none is asked for.
-
-    Raises:
-        UserError: If there is no such block.
-    """
-    try:
-        paths = block_paths(model)
-    except UserError:
-        if block is None:
-            return None
-        raise
-    if block is not None and not 1 <= block <= len(paths):
-        raise UserError(f"the encoder has blocks 1 to {len(paths)}, not {block}; choose one of them.")
-    return paths[(len(paths) + 1) // 2 - 1 if block is None else block - 1]
+        """Return where the test samples since the task's end went (`route_report`)."""
+        return route_report(self._routed, len(self.history))

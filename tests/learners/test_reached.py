@@ -59,6 +59,7 @@ INSTRUCTIONS = {
     "dymoe": Reached(0.5, 0.76),
     "olora": Reached(0.54, 0.78),
     "prototype_lora": Reached(0.63, 0.68, 0.58),
+    "compose_instructions": Reached(0.6, 0.66, 0.55),
     "replay_instructions": Reached(0.68, 0.75, 0.33),
     "routing_anchor": Reached(0.7, 0.78, 0.33),
 }

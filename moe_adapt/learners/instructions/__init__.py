@@ -6,6 +6,7 @@ from moe_adapt.learners.instructions.base import (
     NoTraining,
     SequentialInstructions,
 )
+from moe_adapt.learners.instructions.composing import ComposeInstructions
 from moe_adapt.learners.instructions.dymoe import DyMoE
 from moe_adapt.learners.instructions.olora import OLoRA
 from moe_adapt.learners.instructions.prototypes import PrototypeLoRA
@@ -14,6 +15,7 @@ from moe_adapt.learners.instructions.same import SAME
 
 __all__ = [
     "SAME",
+    "ComposeInstructions",
     "DyMoE",
     "InstructionLearner",
     "JointInstructions",

@@ -118,6 +118,7 @@ def evaluate(
             begun = time.perf_counter()
             found.append(learner.evaluate(batch, within[task_ids]))
             seconds += time.perf_counter() - begun
+            learner.after_test(task_ids)
             start = stop
     right, prediction, inside = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
     if stream.scenario == "task":

@@ -35,6 +35,7 @@ ROUTED: dict[str, dict[str, Any]] = {
     "dymoe": {"tuner": ("dymoe", {"num_experts": 2, "selector": {"name": "top_k", "k": 2}})},
     "olora": {"tuner": ("lora_sum", {})},
     "prototype_lora": {"tuner": ("lora", {})},
+    "compose_instructions": {"tuner": ("lora", {})},
     "replay_instructions": {"tuner": ("soft", {"num_experts": 3}), "per_task": 4, "replay_size": 2},
     "routing_anchor": {"tuner": ("soft", {"num_experts": 3}), "per_task": 16},
 }
