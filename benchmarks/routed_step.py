@@ -21,7 +21,7 @@ which has a little fewer parameters, as it has no router; for inference to dense
 With `--compile` the main methods and plain LoRA are compiled whole by `torch.compile` (`fullgraph=True`), and
 compared with plain LoRA compiled the same way:
 
-    python benchmarks/routed_step.py --compile --layers 4 --out benchmarks/results/routed_step_compiled.json
+    python benchmarks/routed_step.py --compile --layers 2 --out benchmarks/results/routed_step_compiled.json
 """
 
 import argparse
@@ -157,7 +157,7 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[Callable[[], None], st
     found = {PLAIN: (make_step(adapted(plain), batch, False), "auto")}
     if args.compile:
         found[f"{PLAIN}, compiled"] = (make_step(adapted(plain), batch, False, compiled=True), "auto")
-        for method in COMPILED:
+        for method in args.methods:
             found[f"{method}, eager"] = (make_step(routed(method=method), batch, False), "auto")
             found[f"{method}, compiled"] = (make_step(routed(method=method), batch, False, True), "auto")
         return found
@@ -179,6 +179,7 @@ def quartiles(values: list[float]) -> tuple[float, float]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return median seconds, and median and quartiles of the ratio in each round, by variant."""
     register_rivals()
     steps = variants(args)
     clock = CLOCKS[args.clock]
@@ -218,6 +219,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11, help="counted rounds")
     parser.add_argument("--warmup", type=int, default=2, help="rounds not counted")
     parser.add_argument("--compile", action="store_true", help="compare compiled steps instead")
+    parser.add_argument(
+        "--methods", nargs="+", choices=COMPILED, default=COMPILED, help="what is compiled with --compile"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--clock", choices=list(CLOCKS), default="processor", help="what time is taken")
     parser.add_argument("--out", type=Path, help="where to write the result as JSON")

@@ -15,7 +15,7 @@ from moe_adapt.tuner.peft_plugin import PEFT_TYPE
 from moe_adapt.tuner.sample_config import SampleConfig
 from moe_adapt.tuner.targets import TARGET_GROUPS, option_list
 
-__all__ = ["FORMAT_VERSION", "RoutedLoraConfig"]
+__all__ = ["FORMAT_VERSION", "RoutedLoraConfig", "config_for_one_adapter"]
 
 #: Newest version of the adapter's file format that is read; newer ones are refused. Adapters that route whole
 #: samples have version 2, all others 1, which older releases read.
@@ -211,3 +211,22 @@ class RoutedLoraConfig(PeftConfig):
                 f"the loss routing_anchor holds the rows of a linear scorer, which {self.scorer!r} has not; "
                 "drop it, or take scorer='linear'."
             )
+
+
+def config_for_one_adapter(config: PeftConfig) -> PeftConfig:
+    """Return the configuration for one more adapter: the object itself at its first use, later a copy.
+
+    PEFT's models of tasks write into the object that they were given, and read it back from the tuner. An
+    adapter writes its layers into it, so that a later one gets a copy of what was asked for at first.
+
+    Args:
+        config: What the caller gave.
+    """
+    asked = vars(config).get("_asked")
+    if asked is None:
+        asked = {name: getattr(config, name) for name in ("sites", "target_modules", "exclude_modules")}
+        vars(config)["_asked"] = copy.deepcopy(asked)
+        return config
+    again = copy.deepcopy(config)
+    vars(again).update(copy.deepcopy(asked))
+    return again

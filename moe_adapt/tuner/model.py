@@ -1,6 +1,5 @@
 """The PEFT tuner: puts `RoutedLoraLayer`s into a base model and answers for the adapter as a whole."""
 
-import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from moe_adapt.evaluation.routing import RoutingStats, routing_stats
 from moe_adapt.experts.conv import is_supported_convolution
 from moe_adapt.routing import RouteContext
 from moe_adapt.routing.sample import SampleRoutes
-from moe_adapt.tuner.config import RoutedLoraConfig
+from moe_adapt.tuner.config import RoutedLoraConfig, config_for_one_adapter
 from moe_adapt.tuner.conv_site import RoutedConvLayer
 from moe_adapt.tuner.flat_state import ROUTER_PREFIX
 from moe_adapt.tuner.frozen_base import hold_statistics
@@ -64,10 +63,10 @@ class RoutedLoraModel(BaseTuner):
             )
         hooks = ModelHooks.of(model)
         self.__dict__["hooks"] = hooks
-        self.peft_config[adapter_name] = copy.deepcopy(config)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Create an adapter's layers (see PEFT); resolves per-site values into the saved configuration."""
+        self.peft_config[adapter_name] = config_for_one_adapter(self.peft_config[adapter_name])
         self._stock_experts: dict[str, StockSite] = {}
         self._num_depths = 1 + max(
             (depth for name, _ in model.named_modules() if (depth := site_depth(name)) is not None), default=0

@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForQuestionAnswering, BertForTokenClassification
 
 from moe_adapt.errors import UserError
 from moe_adapt.tuner import RoutedLoraConfig
@@ -122,11 +123,36 @@ def test_adapter_names_that_collide_when_saved_are_refused(name):
         peft.get_peft_model(llama(), RoutedLoraConfig(target_modules=PROJECTIONS), adapter_name=name)
 
 
-def test_the_callers_configuration_is_left_alone():
-    config = RoutedLoraConfig(method="dynmole")
-    peft.get_peft_model(llama(), config)
-    assert config.sites is None
-    assert config.target_modules == "ffn"
+def test_one_configuration_serves_several_adapters_that_do_not_meet():
+    config = RoutedLoraConfig(method="dynmole", num_experts=3)
+    first = peft.get_peft_model(llama(), config)
+    assert first.peft_config["default"] is config
+    first.base_model.freeze_experts([0])
+    second = peft.get_peft_model(llama(layers=3), config)
+    second.add_adapter("more", config)
+    for adapter in ("default", "more"):
+        taken = second.peft_config[adapter]
+        assert len(taken.sites) == 9 and {site["frozen"] for site in taken.sites.values()} == {0}
+    second.base_model.freeze_experts([1], "more")
+    assert {site["frozen"] for site in second.peft_config["default"].sites.values()} == {0}
+    assert {site["frozen"] for site in config.sites.values()} == {1}
+
+
+@pytest.mark.parametrize(
+    "task, auto, head",
+    [
+        ("TOKEN_CLS", BertForTokenClassification, "classifier"),
+        ("QUESTION_ANS", BertForQuestionAnswering, "qa_outputs"),
+    ],
+)
+def test_the_head_of_a_task_is_trained_and_saved(tmp_path, task, auto, head):
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    base = auto(BertConfig(vocab_size=32, **size))
+    model = peft.get_peft_model(base, RoutedLoraConfig(task_type=task, r=2))
+    assert any(head in name and p.requires_grad for name, p in model.named_parameters())
+    model.save_pretrained(tmp_path)
+    assert any(head in name for name in load_file(tmp_path / "adapter_model.safetensors"))
 
 
 def test_grown_and_partly_frozen_banks_come_back(tmp_path):
