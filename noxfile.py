@@ -84,20 +84,26 @@ def mutants(session: nox.Session) -> None:
 
 @nox.session
 def peft_suite(session: nox.Session) -> None:
-    """Run PEFT's own tests of custom models on our configuration: `nox -s peft_suite -- PATH_TO_PEFT`.
+    """Run PEFT's own tests on our configuration: `nox -s peft_suite -- PATH_TO_PEFT [FILES]`.
 
     PATH is a checkout or an unpacked source distribution of the PEFT version that is to be tested.
     """
     if not session.posargs:
         session.error("give the path of a checkout or source distribution of PEFT: nox -s peft_suite -- PATH")
     source, *more = session.posargs
-    session.install("--editable", ".[dev]", "parameterized", "datasets", "diffusers", source)
+    session.install("--editable", ".[dev]", "parameterized", "diffusers", source)
     grid = str(pathlib.Path(__file__).parent / "tests" / "peft_suite")
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": grid}
     folder = pathlib.Path(session.create_tmp())
     shutil.copytree(pathlib.Path(source) / "tests", folder / "tests", dirs_exist_ok=True)
     (folder / "tests" / "__init__.py").touch()  # source distributions leave it out
     options = ["-c", "/dev/null", "--rootdir", str(folder), "-p", "moe_adapt_grid", "-q", "-rx"]
-    tests = more or ["tests/test_custom_models.py"]
+    kinds = ("custom", "decoder", "encoder_decoder", "feature_extraction")
+    tests = more or [
+        "tests/test_config.py",
+        "tests/test_seq_classifier.py",
+        "tests/test_token_classification_qa.py",
+        *(f"tests/test_{kind}_models.py" for kind in kinds),
+    ]
     session.chdir(folder)
     session.run("python", "-m", "pytest", *options, *tests, env={**environment, "OMP_NUM_THREADS": "1"})

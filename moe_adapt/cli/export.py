@@ -91,10 +91,11 @@ def _parser() -> CommandParser:
     )
     parser.add_argument(
         "--form",
-        choices=("adapter", "experts", "merged", "learner"),
+        choices=("adapter", "experts", "merged", "full", "learner"),
         help="adapter: experts and router, needs moe-adapt to load (the default); experts: an ordinary LoRA "
-        "per expert; merged: one ordinary LoRA. These two need PEFT alone and lose the router. learner: what "
-        "a run over a stream learned, the default there",
+        "per expert; merged: one ordinary LoRA; full: base and merged LoRA as one model. These three need "
+        "PEFT, transformers or timm alone and lose the router. learner: what a run over a stream learned, "
+        "the default there",
     )
     parser.add_argument(
         "--checkpoint",
@@ -103,14 +104,16 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--calibration",
         choices=SPLITS,
-        help="merged: rows over which gates are averaged (default: train)",
+        help="merged, full: rows over which gates are averaged (default: train)",
     )
     parser.add_argument(
         "--gap",
         choices=SPLITS,
-        help="merged: rows on which the loss against the routed model is measured (default: validation)",
+        help="merged, full: rows on which the loss to the routed model is measured (default: validation)",
     )
-    parser.add_argument("--batches", type=int, metavar="N", help="merged: most batches of each (default: 32)")
+    parser.add_argument(
+        "--batches", type=int, metavar="N", help="merged, full: most batches of each (default: 32)"
+    )
     parser.add_argument(
         "--max_rank", type=int, metavar="R", help="merged: cut layers of a larger rank to R (default: exact)"
     )

@@ -103,11 +103,13 @@ def make_card(
     identifier = hub_id(base_model)
     task = about.task or _TASKS.get(config.get("task_type") or "")
     tags = [tag for tag in TAGS if tag != "routed-lora" or record["form"] == "adapter"]
+    libraries = {"experts": None, "full": (record.get("opened_by") or {}).get("library")}
     data = card_metadata(
         title,
         about,
-        library=None if record["form"] == "experts" else "peft",  # its folders are PEFT's, the root is not
+        library=libraries.get(record["form"], "peft"),  # the root of `experts` is no adapter of PEFT
         base_model=identifier,
+        relation="finetune" if record["form"] == "full" else "adapter",
         task=task,
         tags=[*tags, *["continual-learning"] * bool(about.stream), config["method"]],
     )
@@ -157,6 +159,7 @@ def card_metadata(
     base_model: str | None,
     task: str | None,
     tags: list[str],
+    relation: str = "adapter",
 ) -> ModelCardData:
     """Return the metadata that the Hub reads.
 
@@ -167,13 +170,14 @@ def card_metadata(
         base_model: Id of the base model on the Hub; None for one that has none.
         task: Task in the Hub's words.
         tags: Tags; that of the base model is added.
+        relation: What it is to the base model, in the Hub's words.
     """
     return ModelCardData(
         library_name=library,
         license=about.license,
         base_model=base_model,
-        base_model_relation="adapter" if base_model else None,
-        tags=[*tags, *[f"base_model:adapter:{base_model}"] * bool(base_model and library)],
+        base_model_relation=relation if base_model else None,
+        tags=[*tags, *[f"base_model:{relation}:{base_model}"] * bool(base_model and library)],
         datasets=[about.dataset] if about.dataset and _on_the_hub(about.dataset) else None,
         pipeline_tag=task,
         model_name=title,

@@ -33,6 +33,8 @@ _INTRODUCTIONS = {
     "this export.**",
     "merged": "One ordinary LoRA of rank {rank} on {base}, in the place of a routed mixture of LoRA experts "
     "(moe-adapt, method `{method}`): **{word}**, see below.",
+    "full": "A whole model: {base}, with a routed mixture of LoRA experts (moe-adapt, method `{method}`) "
+    "merged into its weights: **{word}**, see below. **The router is not part of it.**",
 }
 
 #: How to install the package while no release of it is on the index.
@@ -68,6 +70,22 @@ from peft import PeftModel
 model = PeftModel.from_pretrained(base, "PATH_OR_ID_OF_THIS_ADAPTER"{subfolder})
 ```"""
 
+_WHOLE = """\
+```python
+from transformers import {names}
+
+model = {auto}.from_pretrained("PATH_OR_ID_OF_THIS_MODEL"){tokenizer}
+```"""
+
+_WHOLE_TIMM = """\
+```python
+import timm
+
+model = timm.create_model("local-dir:PATH_OF_THIS_MODEL", pretrained=True)  # or "hf-hub:ID_OF_THIS_MODEL"
+```"""
+
+_MEANS = "Every token gets the same mixture of the experts; what the router decided for each token is lost."
+_BEFORE = "The results above were measured with the router; the gap is in the section before this one."
 _LIMITS = {
     "adapter": [
         "The router decides anew for every token, so the experts cannot be merged into the base weights (a "
@@ -77,14 +95,13 @@ _LIMITS = {
         "One expert alone is not what was trained: each was one part of a sum that a router weighted for "
         "every token. The results above were measured with the router."
     ],
-    "merged": [
-        "Every token gets the same mixture of the experts; what the router decided for each token is lost.",
-        "The results above were measured with the router; the gap is in the section before this one.",
-    ],
+    "merged": [_MEANS, _BEFORE],
+    "full": [_MEANS, _BEFORE],
 }
 
+_FITS = "The adapter fits only the base model that it was trained on."
+_HOLDS = "It holds the weights of the base model, so that the licence of the base holds for it too."
 _COMMON_LIMITS = [
-    "The adapter fits only the base model that it was trained on.",
     "The numbers above hold for the data they were measured on; they say nothing about other data, and "
     "nobody has checked this adapter for bias or safety.",
 ]
@@ -182,9 +199,22 @@ def how_to_load(record: Mapping[str, Any], code: BaseCode) -> str:
         return _WITH_PACKAGE.format(code=code.ours, install=INSTALL.format(extra=extra))
     if record["form"] == "merged":
         return _WITHOUT_PACKAGE.format(code=code.stock, subfolder="")
+    if record["form"] == "full":
+        return _load_whole(record["opened_by"])
     folders = record["experts"]
     load = _WITHOUT_PACKAGE.format(code=code.stock, subfolder=f', subfolder="{folders[0]}"')
     return f"{load}\n\nThe experts are in {', '.join(f'`{folder}`' for folder in folders)}."
+
+
+def _load_whole(opened_by: Mapping[str, Any]) -> str:
+    """Return the code that opens a whole model."""
+    if opened_by["library"] == "timm":
+        return _WHOLE_TIMM
+    tokenizer = '\ntokenizer = AutoTokenizer.from_pretrained("PATH_OR_ID_OF_THIS_MODEL")'
+    names = [opened_by["class"], *["AutoTokenizer"] * bool(opened_by.get("tokenizer"))]
+    return _WHOLE.format(
+        names=", ".join(sorted(names)), auto=opened_by["class"], tokenizer=tokenizer if len(names) > 1 else ""
+    )
 
 
 def expert_sections(expert: int, method: str, base: str, code: BaseCode) -> list[str]:
@@ -239,7 +269,7 @@ def stream_section(stream: Mapping[str, Any]) -> list[str]:
 
 def gap_section(record: Mapping[str, Any]) -> list[str]:
     """Return the section on what merging lost; none for the other forms."""
-    if record["form"] != "merged":
+    if record["form"] not in ("merged", "full"):
         return []
     parts = ["## The gap to the routed model", _how_merged(record)]
     gap = record["gap"]
@@ -270,6 +300,8 @@ def _how_merged(record: Mapping[str, Any]) -> str:
             f"Every gate was replaced by its mean over {record['calibration']['tokens']:,} tokens "
             f"({record['calibration']['data']} rows), and the experts were stacked with these weights."
         )
+    if record["form"] == "full":
+        how += f" The sum was added to the weights of the base, in {record['dtype']}."
     if record["largest_error"] > 0:
         how += (
             f" The stack was then cut to rank {record['rank']} by a singular value decomposition, with a "
@@ -280,10 +312,12 @@ def _how_merged(record: Mapping[str, Any]) -> str:
 
 def limits(record: Mapping[str, Any]) -> str:
     """Return the list of limits."""
-    special = _LIMITS.get(record["form"], [])
-    if record["word"] == "lossless" and record["form"] == "merged":
+    form = record["form"]
+    special = _LIMITS.get(form, [])
+    if record["word"] == "lossless" and form in ("merged", "full"):
         special = []
-    return "\n".join(f"* {limit}" for limit in [*special, *_COMMON_LIMITS])
+    base = _HOLDS if form == "full" else _FITS
+    return "\n".join(f"* {limit}" for limit in [*special, base, *_COMMON_LIMITS])
 
 
 def provenance(manifest: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ $$\mathrm{KL}(p_{routed} \| p_{merged}).$$
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from moe_adapt.hub.mixture import LowRank
 from moe_adapt.tuner import RoutedLoraModel
 from moe_adapt.tuner.model import adapted_layers
 
-__all__ = ["Gap", "measure_gap", "substituted"]
+__all__ = ["Gap", "gap_within", "measure_gap", "substituted"]
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,30 @@ def measure_gap(
     Raises:
         UserError: If there is no batch.
     """
+    return gap_within(lambda: substituted(tuner, sites), batches, logits_of)
+
+
+def gap_within(
+    merged_model: Callable[[], AbstractContextManager[None]],
+    batches: Iterable[Mapping[str, Tensor]],
+    logits_of: Callable[[Any], Tensor],
+) -> Gap:
+    """Compare logits inside a context with those outside it; see `measure_gap`.
+
+    Args:
+        merged_model: Opens the context in which the merged model answers.
+        batches: See `measure_gap`.
+        logits_of: See `measure_gap`.
+
+    Raises:
+        UserError: If there is no batch.
+    """
     rows, total, largest, same = 0, 0.0, 0.0, 0
     hits: list[tuple[int, int, int]] = []
     for batch in batches:
         with torch.inference_mode():
             routed = logits_of(batch)
-            with substituted(tuner, sites):
+            with merged_model():
                 merged = logits_of(batch)
             p, q = _rows(routed, batch).log_softmax(-1), _rows(merged, batch).log_softmax(-1)
             divergence = (p.exp() * (p - q)).sum(-1).clamp(min=0)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from moe_adapt.hub.base_code import BaseCode
 from moe_adapt.hub.card import About
 from moe_adapt.hub.export import ExportReport, export_experts, export_merged, export_model
 from moe_adapt.hub.folder import check_target
+from moe_adapt.hub.full import export_full
 from moe_adapt.hub.head import export_head
 from moe_adapt.hub.load import file_hash
 from moe_adapt.reading import read_json
@@ -26,8 +28,8 @@ from moe_adapt.training.tracing import Split, split_batches
 
 __all__ = ["TEST_FILE", "Form", "dataset_name", "export_run"]
 
-#: What is written: see `moe_adapt.hub.export`.
-Form = Literal["adapter", "experts", "merged"]
+#: What is written: see `moe_adapt.hub.export` and `moe_adapt.hub.full`.
+Form = Literal["adapter", "experts", "merged", "full"]
 
 #: What ``moe-adapt test`` leaves in a run's folder.
 TEST_FILE = "test.json"
@@ -57,10 +59,11 @@ def export_run(
     Args:
         run: Folder that ``moe-adapt fit`` wrote.
         to: Folder to write.
-        form: The routed ``adapter``, the ``experts`` as one ordinary LoRA each, or one ``merged`` LoRA.
+        form: The routed ``adapter``, the ``experts`` as one ordinary LoRA each, one ``merged`` LoRA, or the
+            ``full`` model with the merged mixture in its weights.
         checkpoint: ``best``, ``last`` or the path of a checkpoint.
-        calibration: Rows over which the merged form averages the gates.
-        gap: Rows on which it measures what is lost.
+        calibration: Rows over which the merged and the full form average the gates.
+        gap: Rows on which they measure what is lost.
         batches: The most batches of each.
         max_rank: Cut the merged form to this rank.
         license: Identifier of the adapter's licence, for the card.
@@ -73,6 +76,8 @@ def export_run(
         raise UserError(f"there is no form {form!r}.{did_you_mean(form, get_args(Form))}")
     if batches < 1:
         raise UserError(f"batches must be at least 1, got {batches}.")
+    if max_rank is not None and form == "full":
+        raise UserError("max_rank is for --form merged: a whole model keeps every rank.")
     check_target(Path(to), overwrite)
     run = Path(run)
     config = read_run_config(run)
@@ -95,17 +100,17 @@ def export_run(
     )
     if alone:
         return export_head(module.model, to, about=about, overwrite=overwrite)
-    if form != "merged":
+    if form in ("adapter", "experts"):
         write = export_model if form == "adapter" else export_experts
         return write(module.model, to, about=about, overwrite=overwrite)
     data = load_data(run)
-    return export_merged(
+    write_merged = export_full if form == "full" else partial(export_merged, max_rank=max_rank)
+    return write_merged(
         module.model,
         to,
         calibration=_batches(module, data, calibration, batches),
         gap_batches=_batches(module, data, gap, batches),
         run=module,
-        max_rank=max_rank,
         data_names=(calibration, gap),
         about=about,
         overwrite=overwrite,

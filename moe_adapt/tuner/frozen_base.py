@@ -6,6 +6,7 @@ leaves the layer's experts without a gradient: nothing breaks, and nothing is le
 """
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,16 +23,14 @@ def hold_statistics(model: nn.Module) -> None:
             module.training = False
 
 
-def _differentiable(output: Any) -> Tensor | None:
-    """Return the first tensor with a gradient in the output of a model."""
+def _differentiable(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors with a gradient in the output of a model: a loss may be made of any of them."""
     if isinstance(output, Tensor):
-        return output if output.requires_grad else None
-    values = output.values() if hasattr(output, "values") else output
-    for value in values if isinstance(output, dict | list | tuple) else ():
-        found = _differentiable(value)
-        if found is not None:
-            return found
-    return None
+        if output.requires_grad:
+            yield output
+    elif isinstance(output, dict | list | tuple):
+        for value in output.values() if isinstance(output, dict) else output:
+            yield from _differentiable(value)
 
 
 class UncalledSites:
@@ -48,8 +47,7 @@ class UncalledSites:
         """Look at the layers of `model` as soon as its `output` is differentiated."""
         if self.told or not model.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
-        tensor = _differentiable(output)
-        if tensor is not None:
+        for tensor in _differentiable(output):
             tensor.register_hook(lambda _: self._tell(model))
 
     def _tell(self, model: nn.Module) -> None:

@@ -79,7 +79,7 @@ def test_target_in_use(exported, tmp_path):
 
 
 def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("moe_adapt.hub.export.make_card", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("moe_adapt.hub.export_parts.make_card", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_model(build_model(), tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []

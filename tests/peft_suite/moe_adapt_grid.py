@@ -1,9 +1,10 @@
 """A pytest plugin that puts our configuration into the grids of PEFT's own tests.
 
-PEFT's tests are parametrised by `config_cls`, `config_kwargs` and `model_id`. Here every such grid is replaced
-by ours, so that its checks run on the routed adapter; tests without the grid are left out. Models of the Hub
-are replaced by tiny ones with random weights, and nothing asks the network. The tests themselves come from a
-checkout or source distribution of PEFT and are no part of this project:
+PEFT's tests are parametrised by `config_cls`, `config_kwargs` and `model_id`. Here every such grid is
+replaced by ours, so that its checks run on the routed adapter; tests without the grid, and those of prompt
+learning, are left out. Models of the Hub are replaced by tiny ones with random weights, and nothing asks the
+network. The tests themselves come from a checkout or source distribution of PEFT and are no part of this
+project:
 
     nox -s peft_suite -- PATH_TO_PEFT
 
@@ -77,7 +78,7 @@ def _replaced(names: list[str], loader: str | None) -> tuple[list[Any], list[str
         models = BASES[loader][1]
         return [folder_of(model) for model in models], models
     if loader and set(names) == {"config_cls", "config_kwargs"}:
-        kwargs = [_settings(method, task_type=BASES[loader][0]) for method in ON_TRANSFORMERS]
+        kwargs = [_settings(method, r=2, task_type=BASES[loader][0]) for method in ON_TRANSFORMERS]
         return [(RoutedLoraConfig, values) for values in kwargs], [f"routed {m}" for m in ON_TRANSFORMERS]
     if "config_kwargs" in names and set(names) <= COLUMNS:
         return _custom_grid(names)
@@ -87,6 +88,8 @@ def _replaced(names: list[str], loader: str | None) -> tuple[list[Any], list[str
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: Any) -> None:
     """Replace every grid over configurations or models by ours."""
+    if "prompt" in metafunc.function.__name__:
+        return
     plain = metafunc.parametrize
     loader = getattr(getattr(metafunc.cls, "transformers_class", None), "__name__", None)
     loader = loader if loader in BASES else None

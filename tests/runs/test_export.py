@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from moe_adapt.cli import main
 from moe_adapt.errors import UserError
@@ -122,6 +123,27 @@ def test_rows_that_a_run_does_not_have(run, tmp_path, capsys):
     with pytest.raises(UserError, match="no form 'mergd'"):
         export_run(run, tmp_path / "merged", form="mergd")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_model_of_a_run(run, tmp_path, capsys):
+    words = ["export", str(run), "--to", str(tmp_path / "full"), "--form", "full"]
+    assert main(words) == 2
+    assert "PooledClassifier is no class" in capsys.readouterr().err
+    backbone, data = run.parent / "mini-bert", run.parent / "greetings" / "train.jsonl"
+    own = ["fit", "--model=SequenceClassifier", f"--model.backbone={backbone}", "--model.pooling=model"]
+    own += ["--model.tuner.method=top_k", "--model.tuner.r=2", "--data=TextClassificationData"]
+    own += [f"--data.train={data}", "--data.validation_fraction=0.2", "--trainer.max_epochs=1"]
+    assert main([*own, "--trainer.accelerator=cpu", f"--out={tmp_path / 'own'}"]) == 0
+    words[1] = str(tmp_path / "own")
+    assert main([*words, "--max_rank", "4"]) == 2
+    assert "max_rank is for --form merged" in capsys.readouterr().err
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    record = json.loads((tmp_path / "full" / "export.json").read_text())
+    assert f"accuracy {record['gap']['accuracy_routed']:.4f} routed" in told
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "full")
+    assert set(model.config.label2id) == {"hello", "goodbye"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "full")("hello")["input_ids"]
 
 
 def test_the_command_pushes_to_the_hub(run, hub, capsys):

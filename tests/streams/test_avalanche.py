@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import peft
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from moe_adapt.streams import TaskStream, incremental_stream
 from moe_adapt.streams.avalanche import from_avalanche, to_avalanche
 from moe_adapt.streams.splits import Labelled
 from moe_adapt.training.stream import StreamRunner
+from moe_adapt.tuner import RoutedLoraConfig
 
 pytestmark = [
     pytest.mark.slow,
@@ -165,6 +167,55 @@ def test_their_strategies_train_on_our_stream(name, avalanche):
     strategy.eval(benchmark.test_stream)
     assert all(torch.isfinite(p).all() for p in strategy.model.parameters())
     assert any(not torch.equal(p, old) for p, old in zip(strategy.model.parameters(), before, strict=True))
+
+
+class Spared(torch.nn.Module):
+    """Two layers, and one that no forward calls."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.body, self.spare = torch.nn.Linear(width, 8), torch.nn.Linear(width, 8)
+        self.head = torch.nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).relu())
+
+
+@pytest.mark.parametrize("name", ["Naive", "LwF"])
+def test_a_routed_model_inside_their_strategies(name, avalanche):
+    from avalanche.training import supervised
+
+    torch.manual_seed(0)
+    stream = gaussian_stream(tasks=2, train=8)
+    benchmark = to_avalanche(stream, inputs="x")
+    width = len(benchmark.train_stream[0].dataset[0][0])
+    base = Spared(width, stream.num_seen[-1])
+    losses = [{"name": "z_loss", "weight": 2.0}]
+    config = RoutedLoraConfig(
+        r=2, num_experts=3, target_modules=["body", "spare"], modules_to_save=["head"], aux_losses=losses
+    )
+    model = peft.get_peft_model(base, config)
+    model.base_model.add_aux_to_loss = True
+    frozen = model.base_model.model.body.base_layer.weight.clone()
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    strategy = getattr(supervised, name)(
+        model=model,
+        optimizer=torch.optim.SGD(trained, lr=0.05),
+        criterion=torch.nn.CrossEntropyLoss(),
+        train_mb_size=8,
+        train_epochs=1,
+        evaluator=None,
+        **STRATEGIES[name],
+    )
+    with pytest.warns(UserWarning, match=r"1 adapted layers were not reached .*spare"):
+        for experience in benchmark.train_stream:
+            strategy.train(experience)
+    strategy.eval(benchmark.test_stream)
+    after = dict(strategy.model.named_parameters())
+    still = [n for n, old in before.items() if torch.equal(after[n], old)]
+    assert any("router" in n for n in before) and all(".spare." in n for n in still)
+    assert torch.equal(strategy.model.base_model.model.body.base_layer.weight, frozen)
 
 
 def test_task_labels_of_a_task_incremental_stream():

@@ -64,6 +64,17 @@ def base() -> nn.Module:
     return model
 
 
+def with_spare() -> nn.Module:
+    """The base with a layer `spare` that no forward calls."""
+    model = base()
+    model.model.layers[0].mlp.spare = nn.Linear(32, 32)
+    return model
+
+
+#: What every loop says of `with_spare` when `spare` is a target.
+SPARE_WARNING = r"1 adapted layers were not reached before the first backward pass .*spare"
+
+
 def routers(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if "router__scorer" in n}
 

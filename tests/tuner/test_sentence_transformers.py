@@ -6,7 +6,6 @@ from datasets import Dataset
 
 from moe_adapt.tuner import RoutingCallback
 from tests.tuner.clients import ARGUMENTS, base, check_step, config, tokenizer
-from tests.tuner.test_trl import ANSWERS, PROMPTS
 
 pytestmark = pytest.mark.slow
 sentence_transformers = pytest.importorskip(
@@ -14,6 +13,11 @@ sentence_transformers = pytest.importorskip(
 )
 losses = pytest.importorskip("sentence_transformers.losses")
 parts = pytest.importorskip("sentence_transformers.models")
+
+PAIRS = {
+    "anchor": ["sky is", "grass is", "snow is", "coal is"],
+    "positive": [" blue", " green", " white", " black"],
+}
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -31,7 +35,7 @@ def test_pairs(tmp_path, steps):
         args=sentence_transformers.SentenceTransformerTrainingArguments(
             output_dir=str(tmp_path / "out"), **settings
         ),
-        train_dataset=Dataset.from_dict({"anchor": PROMPTS, "positive": ANSWERS}),
+        train_dataset=Dataset.from_dict(PAIRS),
         loss=losses.MultipleNegativesRankingLoss(model),
         callbacks=[RoutingCallback()],
     )

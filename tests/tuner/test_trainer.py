@@ -7,7 +7,16 @@ from transformers import Trainer, TrainingArguments
 
 from moe_adapt.errors import UserError
 from moe_adapt.tuner import RoutingCallback
-from tests.tuner.clients import ARGUMENTS, RATE, base, check_step, config, routers
+from tests.tuner.clients import (
+    ARGUMENTS,
+    RATE,
+    SPARE_WARNING,
+    base,
+    check_step,
+    config,
+    routers,
+    with_spare,
+)
 from tests.tuner.tiny import adapted, batch
 
 
@@ -188,3 +197,9 @@ def test_a_model_without_an_adapter_is_named(tmp_path):
     )
     with pytest.raises(UserError, match="has no routed adapter"):
         trainer.train()
+
+
+def test_a_layer_that_nothing_calls_is_told(tmp_path):
+    run = stepper(tmp_path, base_model=with_spare(), options={"target_modules": ["q_proj", "spare"]})
+    with pytest.warns(UserWarning, match=SPARE_WARNING):
+        run.train()

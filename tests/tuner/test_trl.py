@@ -7,7 +7,16 @@ import torch
 from datasets import Dataset
 
 from moe_adapt.tuner import ModelHooks, RoutingCallback
-from tests.tuner.clients import ARGUMENTS, base, check_step, config, moved, tokenizer
+from tests.tuner.clients import (
+    ARGUMENTS,
+    SPARE_WARNING,
+    base,
+    check_step,
+    config,
+    moved,
+    tokenizer,
+    with_spare,
+)
 
 trl = pytest.importorskip("trl", reason="needs the extra clients: pip install 'moe-adapt[clients]'")
 
@@ -17,14 +26,14 @@ TEXTS = [prompt + answer for prompt, answer in zip(PROMPTS, ANSWERS, strict=True
 BOTH = {"prompt": PROMPTS, "completion": ANSWERS}
 
 
-def sft(folder, rows=None, callbacks=True, smoothing=0.0, **options):
+def sft(folder, rows=None, callbacks=True, smoothing=0.0, model=None, targets=None, **options):
     settings = ARGUMENTS | {"per_device_train_batch_size": 2, "max_length": 16} | options
     return trl.SFTTrainer(
-        model=base(),
+        model=model or base(),
         args=trl.SFTConfig(output_dir=str(folder), label_smoothing_factor=smoothing, **settings),
         train_dataset=Dataset.from_dict(rows or {"text": TEXTS}),
         processing_class=tokenizer(),
-        peft_config=config(),
+        peft_config=config(**({"target_modules": targets} if targets else {})),
         callbacks=[RoutingCallback()] if callbacks else None,
     )
 
@@ -99,6 +108,12 @@ def test_one_warning_if_nobody_collects(tmp_path):
     ours = [str(w.message) for w in caught if "nobody took the auxiliary losses" in str(w.message)]
     assert len(ours) == 1
     assert "RoutingCallback" in ours[0] and "load_balance, z_loss" in ours[0]
+
+
+def test_a_layer_that_nothing_calls_is_told(tmp_path):
+    trainer = sft(tmp_path, model=with_spare(), targets=["q_proj", "spare"])
+    with pytest.warns(UserWarning, match=SPARE_WARNING):
+        trainer.train()
 
 
 def test_without_the_callback_nothing_is_added(tmp_path):
