@@ -170,11 +170,11 @@ def _plain(
         for layer in layers:
             base.set_submodule(layer.site, _merged_layer(layer.base_layer, sites[layer.site]))
         for name, module in wrapped.items():
-            base.set_submodule(name, module.modules_to_save[adapter])  # type: ignore[index]
+            base.set_submodule(name, module.modules_to_save[adapter])
         yield
     finally:
-        for name, module in before.items():
-            base.set_submodule(name, module)
+        for name, original in before.items():
+            base.set_submodule(name, original)
 
 
 def _merged_layer(base: nn.Module, lora: LowRank) -> nn.Module:

@@ -32,6 +32,8 @@ class RoutedConvLayer(RoutedLoraLayer):
         session: Opens the route context of each model forward.
     """
 
+    other_param_names = (*RoutedLoraLayer.other_param_names, "per_image")
+
     def __init__(self, base_layer: nn.Module, site: str, session: RoutingSession) -> None:
         super().__init__(base_layer, site, session)
         self.geometry = ConvGeometry.of(cast(nn.Conv2d, self.get_base_layer()))

@@ -134,8 +134,8 @@ def resolve_targets(
         targets = default_target_modules(model_type) if model_type else None
         if targets is None:
             raise UserError(
-                f"target_modules is not given and {model_type or type(model).__name__!r} has no default; "
-                f"name the layers, or say 'ffn', 'attention', 'all-linear' or 'all-conv'. {_listing(model)}"
+                f"{model_type or type(model).__name__!r} has no default layers. "
+                f"Please specify `target_modules`: name the layers, or say 'ffn', 'attention', 'all-linear' or 'all-conv'. {_listing(model)}"
             )
     unread = weights_read_past(model)
     if targets in ("all-linear", "all-conv"):

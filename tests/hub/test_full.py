@@ -17,6 +17,8 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
 )
 
 from moe_adapt.errors import UserError
@@ -154,4 +156,14 @@ def test_what_cannot_be_one_model_says_so(tmp_path):
     config = RoutedLoraConfig(method="uniform_dense", num_experts=2, r=2, target_modules=["lm_head"])
     with pytest.raises(UserError, match=r"weight of lm_head is also 'transformer\.wte\.weight'"):
         export_full(peft.get_peft_model(tied, config), tmp_path / "full")
+    gate = {"name": "condense_bias", "gamma": 0.5, "condensers": 1}
+    inside = RoutedLoraConfig(method="condenser", target_modules="moe", r=2, modifiers=[gate])
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    base = MixtralForCausalLM(
+        MixtralConfig(vocab_size=32, num_hidden_layers=1, num_local_experts=4, num_experts_per_tok=2, **size)
+    )
+    model = peft.get_peft_model(base, inside)
+    for export in (export_full, export_merged):
+        with pytest.raises(UserError, match="inside the base's own mixture"):
+            export(model, tmp_path / "full")
     assert list(tmp_path.iterdir()) == []
