@@ -135,7 +135,8 @@ def resolve_targets(
         if targets is None:
             raise UserError(
                 f"{model_type or type(model).__name__!r} has no default layers. "
-                f"Please specify `target_modules`: name the layers, or say 'ffn', 'attention', 'all-linear' or 'all-conv'. {_listing(model)}"
+                "Please specify `target_modules`: name the layers, or say 'ffn', 'attention', 'all-linear' "
+                f"or 'all-conv'. {_listing(model)}"
             )
     unread = weights_read_past(model)
     if targets in ("all-linear", "all-conv"):
