@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from moe_adapt.files import write_file
+from moe_adapt.reading import foreign
 
 __all__ = ["RunCSVLogger", "run_loggers"]
+
+
+def _metrics(path: Path) -> AbstractContextManager[None]:
+    return foreign(path, "the metrics of a run", "move it away, and the run begins a new one")
 
 
 class _Appending(ExperimentWriter):
@@ -22,16 +28,17 @@ class _Appending(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
         if path.is_file():
-            with path.open(newline="") as file:
+            with _metrics(path), path.open(newline="", encoding="utf-8") as file:
                 self.metrics_keys = next(csv.reader(file), [])
 
     def forget_from(self, step: int) -> None:
         """Drop rows of `step` and later, and half ones, written after a killed run's last checkpoint."""
         path = Path(self.metrics_file_path)
         if path.is_file():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if None not in row.values()]
-            self._write(row for row in rows if row["step"].isdigit() and int(row["step"]) < step)
+            with _metrics(path), path.open(newline="", encoding="utf-8") as file:
+                whole = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+                rows = [row for row in whole if row["step"].isdigit() and int(row["step"]) < step]
+            self._write(rows)
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         with Path(self.metrics_file_path).open(newline="") as file:

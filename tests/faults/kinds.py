@@ -158,7 +158,8 @@ ROW = {"a": 1.0, "b": 2.0, "c": "x"}
 
 
 def driftmoe(folder: Path, mode: str) -> Path:
-    model = DriftMoEClassifier(mode=mode, n_experts=3, top_k=2, hidden=8, seed=1)
+    options = {} if mode == "committee" else {"n_experts": 3, "top_k": 2, "hidden": 8}
+    model = DriftMoEClassifier(mode=mode, seed=1, **options)
     for i in range(60):
         model.learn_one({"a": i % 7 / 7, "b": i % 5 / 5, "c": "xy"[i % 2]}, i % 3 > 0)
     return model.save_pretrained(folder / "drift") / LEARNER_FILE
