@@ -75,7 +75,7 @@ def test_mistakes_are_named(options, message):
 
 def test_unknown_architecture_needs_targets():
     model = torch.nn.Sequential(torch.nn.Linear(3, 3))
-    with pytest.raises(UserError, match="target_modules is not given"):
+    with pytest.raises(UserError, match="has no default layers"):
         peft.get_peft_model(model, RoutedLoraConfig())
 
 
