@@ -22,6 +22,7 @@ LABELS = {
     "care_paper": "CaRE, as printed",
     "aligned_heads": "aligned cosine heads, no experts",
     "lora": "LoRA, sequential fine-tuning",
+    "compose": "compose, a LoRA per task",
     "ncm": "nearest mean",
     "slda": "SLDA",
     "slda_oas": "SLDA, OAS shrinkage",

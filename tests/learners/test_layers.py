@@ -107,6 +107,17 @@ def test_more_layers_than_the_encoder_gives_are_refused():
         Slda(Stacked(), layers=4)
 
 
+def test_layers_as_good_as_the_best_give_way_to_higher_ones():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat(10)
+    good = torch.eye(4, 6)[labels] * 4 + torch.randn(40, 6, generator=generator)
+    noise = torch.randn(40, 6, generator=generator)
+    features = torch.cat([good, good + 0.3 * noise, noise], dim=1)
+    first, accuracies = choose_layers(features, labels, num_layers=3, count=1)
+    assert first == 1
+    assert accuracies[2] < 0.6 < accuracies[0]
+
+
 def test_one_sample_per_class_cannot_choose():
     with pytest.raises(UserError, match="two samples or more"):
         choose_layers(torch.randn(3, 6), torch.arange(3), num_layers=3, count=1)

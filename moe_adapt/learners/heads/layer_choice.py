@@ -2,9 +2,12 @@ r"""Which layers of an encoder a closed-form head reads, chosen on the first tas
 
 Candidates are all runs of `n` neighbouring layers. Each is judged on the samples of the first task by the
 accuracy of linear discriminant analysis under leave-one-out, in closed form
-(`moe_adapt.routing.sample.choice`), with the oracle-approximating shrinkage. Ties go to the higher layers.
-The choice stays as it is afterwards: sums of every layer would have to be kept to choose again.
+(`moe_adapt.routing.sample.choice`), with the oracle-approximating shrinkage. Of those within one standard
+error of the best the highest layers are taken: with a few samples many candidates are as good as equal. The
+choice stays as it is afterwards: sums of every layer would have to be kept to choose again.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -52,5 +55,8 @@ def choose_layers(features: Tensor, labels: Tensor, num_layers: int, count: int)
     for first in range(num_layers - count + 1):
         taken = take_layers(features, num_layers, first, count)
         accuracies.append(leave_one_out({uid: taken[found] for uid, found in rows.items()}).accuracy)
-    best = max(range(len(accuracies)), key=lambda first: (accuracies[first], first))
-    return best, accuracies
+    judged = sum(len(found) for found in rows.values() if len(found) > 1)
+    top = max(accuracies)
+    rate = (top * judged + 1) / (judged + 2)  # Laplace's rule: an accuracy of 1 has an error, too
+    bound = top - math.sqrt(rate * (1 - rate) / max(judged, 1))
+    return max(first for first, accuracy in enumerate(accuracies) if accuracy >= bound), accuracies
