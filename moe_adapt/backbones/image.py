@@ -50,7 +50,7 @@ class ImageEncoder(Encoder):
         if library == "transformers":
             model = load_pretrained(AutoModel, backbone, dtype, **(model_kwargs or {})).model
             if getattr(model, "pooler", None) is not None:
-                model.pooler = None
+                model.pooler = nn.Identity()  # some models call it without asking whether it is there
             width = _width(model)
         else:
             model = timm_model(backbone, 0, checkpoint, pretrained, model_kwargs or {}).to(DTYPES[dtype])

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -229,6 +230,7 @@ class InlineRay:
     """In the place of Ray: a trial runs when it is asked for, in a fork that nothing kills."""
 
     exceptions = SimpleNamespace(RayError=RuntimeError)
+    __spec__ = ModuleSpec("ray", None)
 
     def init(self, **options: Any) -> None:
         """Start nothing."""

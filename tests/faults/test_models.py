@@ -77,6 +77,7 @@ def test_a_backbone_without_tokens(tmp_path):
     ResNetModel(config).save_pretrained(tmp_path)
     encoder = ImageEncoder(str(tmp_path), library="transformers").eval()
     assert encoder.width == 16
+    assert encoder({"pixel_values": torch.zeros(2, 3, 32, 32)}).shape == (2, 16)
 
 
 @pytest.mark.parametrize("value", [float("inf"), "text"])
