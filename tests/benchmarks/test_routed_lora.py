@@ -50,7 +50,7 @@ def test_tables_show_what_is_there():
     rows = [one | found for one, found in zip((row, other), accuracy, strict=True)]
     settings = {"train": 1, "test": 1, "epochs": 1, "batch": 1}
     text = routed_table({"manifest": MANIFEST, "settings": settings, "rows": rows})
-    assert "| top-k | 1 | 1,000 | 0.250 | 0.25 |  | 1.50 | 1.00 |" in text
+    assert "| top-k | 1 | 1,000 | 0.250 | -0.250 | 0.25 |  | 1.50 | 1.00 |" in text
     found = {"acc": {"a": 0.5, "mean": 0.5}, "acc_norm": {"a": 0.4, "mean": 0.4}}
     untrained = {"method": "untrained", "label": "before", "seed": 0, "trainable_parameters": 0}
     rows = [one | found for one in (untrained, row, other)]

@@ -117,7 +117,7 @@ def test_mistakes_are_one_line(toy, words, expected):
         ("model: {class_path: ToyClassifier, init_args: {lrr: 1}}", ["Did you mean 'lr'"]),
         ("model: {class_path: ToyClassifier, init_args: {tuner: {metod: x}}}", ["Did you mean 'method'"]),
         ("model: {init_args: {lr: 1}}", ["model.lr", "name the class in an earlier --config"]),
-        ("model: [", ["mistake.yaml", "not a configuration"]),
+        ("model: [", ["mistake.yaml", "not YAML (line 2"]),
         ("just text", ["should hold options"]),
         ("custom_modules: [gone.py]", ["gone.py"]),
     ],

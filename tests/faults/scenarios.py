@@ -157,12 +157,12 @@ def export_faults(folder: Path, whole: Path) -> list[str]:
 
 
 def prepare_pool(root: Path) -> None:
-    import moe_adapt.cli.pool
-    import moe_adapt.hub.pool
+    import moe_adapt.cli.pool  # noqa: F401
+    from moe_adapt.hub.pool.features import Embedder
 
     tiny_bert(root / "bert")
     (root / "texts.txt").write_text("one\ntwo\n")
-    moe_adapt.cli.pool._embed(str(root / "bert"), ["warm"])
+    Embedder(str(root / "bert"), None)(["warm"])
 
 
 def pool_words(root: Path, folder: Path, uid: str = "new") -> list[str]:

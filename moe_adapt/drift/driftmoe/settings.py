@@ -1,6 +1,7 @@
 """What a DriftMoE's settings mean: which engine they ask for, and which are mistakes."""
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -77,13 +78,14 @@ def check_settings(model: "DriftMoEClassifier") -> None:
 
 
 def _check_committee(model: "DriftMoEClassifier") -> None:
-    """Raise a `UserError` for an option that the committee would ignore."""
+    """Warn of an option that the committee ignores, and refuse an expert that it would not ask."""
     defaults = inspect.signature(type(model)).parameters
     for name, modes in _OF_PAPER.items():
         if getattr(model, name) != defaults[name].default:
-            raise UserError(
-                f"{name} has no meaning in mode='committee', the default: leave {name} out, or set mode to "
-                f"{modes}."
+            warnings.warn(
+                f"{name} has no meaning in mode='committee', the default, and is ignored: leave {name} "
+                f"out, or set mode to {modes}.",
+                stacklevel=4,
             )
     if model.expert is not None and "trees" not in voice_names(model.experts):
         raise UserError("expert takes the place of the trees: add 'trees' to experts, or leave expert out.")
