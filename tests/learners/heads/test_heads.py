@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from moe_adapt.errors import UserError
 from moe_adapt.learners import heads
 from moe_adapt.learners.heads import (
-    ClosedFormHead,
     FeCamHead,
-    LinearHead,
     NearestMeanHead,
     RanPacHead,
     RidgeHead,
@@ -23,13 +21,7 @@ from moe_adapt.learners.heads import (
 )
 
 WIDTH = 6
-HEADS = {
-    "ncm": NearestMeanHead,
-    "slda": SldaHead,
-    "ridge": RidgeHead,
-    "ranpac": RanPacHead,
-    "fecam": FeCamHead,
-}
+HEADS = dict(ncm=NearestMeanHead, slda=SldaHead, ridge=RidgeHead, ranpac=RanPacHead, fecam=FeCamHead)
 #: Heads that do not depend on the order of their data.
 EXACT = {
     "ncm": {},
@@ -71,8 +63,8 @@ def assert_same(ours, theirs, tolerance=1e-10):
 
 def test_every_head_is_tested():
     public = {getattr(heads, name) for name in heads.__all__}
-    known = {cls for cls in public if isinstance(cls, type) and issubclass(cls, ClosedFormHead)}
-    assert known - {ClosedFormHead, LinearHead} == set(HEADS.values())
+    known = {found for found in public if isinstance(found, type)} - {heads.ClosedFormHead, heads.LinearHead}
+    assert known == set(HEADS.values())
 
 
 @pytest.mark.parametrize("name", EXACT)
