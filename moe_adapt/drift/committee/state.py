@@ -21,6 +21,9 @@ from moe_adapt.errors import UserError
 
 __all__ = ["committee_arrays", "committee_state", "restore_committee"]
 
+#: Parameters and moments of a network stay far below this.
+LARGEST = 1e30
+
 
 def committee_state(engine: CommitteeEngine) -> dict[str, Any]:
     """Return what is neither in the tables nor an array."""
@@ -82,6 +85,7 @@ def restore_committee(
         network.grow(inputs, (voices if name == "router" else labels) if labels else 0)
     _check_sizes(engine, arrays, inputs, labels, voices)
     for name, network in engine.networks.items():
+        _check_network(name, arrays[f"{name}/values"])
         network.values[:3] = arrays[f"{name}/values"]
         network.steps = state["steps"][name]
     engine.chosen = arrays["chosen"].astype(np.int64)
@@ -105,6 +109,12 @@ def restore_committee(
         engine.memories.restore(kept)
     _restore_trees(engine, state, arrays)
     engine.rng.bit_generator.state = state["rng"]  # after all that draws weights
+
+
+def _check_network(name: str, values: np.ndarray) -> None:
+    """Refuse parameters [0] and moments [1, 2] that no training gives: the inputs of a network are scaled."""
+    if not (np.abs(values) < LARGEST).all() or (values[2] < 0).any():
+        raise UserError(f"the network {name!r} holds values that are no result of training.")
 
 
 def _restore_trees(

@@ -1,5 +1,6 @@
 """Saving in the middle of a stream and going on."""
 
+import numpy as np
 import pytest
 from river import naive_bayes
 
@@ -91,3 +92,15 @@ def test_the_card_says_how_to_go_on(tmp_path):
         "tabular-classification",
     ):
         assert words in card
+
+
+@pytest.mark.parametrize(("place", "value"), [(0, np.nan), (0, 1e200), (1, -np.inf), (2, -1e-3)])
+def test_networks_that_nobody_trained_are_refused(place, value):
+    model = DriftMoEClassifier(seed=1)
+    for x, y in synthetic_stream("SEA_a", 200):
+        model.learn_one(x, y)
+    content, tensors = model.to_parts()
+    damaged = tensors["mlp/values"].clone()
+    damaged[place, 3] = value
+    with pytest.raises(UserError, match="no result of training"):
+        DriftMoEClassifier.from_parts(content, {**tensors, "mlp/values": damaged}, None)
