@@ -26,7 +26,7 @@ class Grouping:
         key: The column whose values are grouped.
         names: The values, sorted.
         labels: Number of each one's group, [T].
-        losses: Loss of each expert (column) on each one's rows (row), [T][T].
+        losses: Loss of each expert (column) on each one's rows (row), [T, T].
         silhouettes: Mean silhouette of every number of groups.
         chosen: Whether the number of groups was found, not given.
         adjusted_rand: Agreement with groups that were known, if any were.
