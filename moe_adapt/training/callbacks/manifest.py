@@ -1,5 +1,6 @@
 """Write ``manifest.json``: how a run was made, how long it took, what it reached."""
 
+import csv
 import json
 import time
 from pathlib import Path
@@ -64,6 +65,9 @@ class ManifestCallback(L.Callback):
             self._close(trainer, "interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")
 
     def _close(self, trainer: L.Trainer, status: str) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not metrics and status == "finished":
+            metrics = logged(Path(trainer.default_root_dir) / "metrics.csv")
         self.record |= {
             "status": status,
             "ended": manifest.now(),
@@ -71,7 +75,7 @@ class ManifestCallback(L.Callback):
             "peak_memory_mb": round(manifest.peak_memory_mb(), 1),
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
-            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "metrics": metrics,
         }
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             self.record |= callback.facts() if hasattr(callback, "facts") else {}
@@ -81,3 +85,24 @@ class ManifestCallback(L.Callback):
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)
             write_file(folder / "manifest.json", json.dumps(self.record, indent=2) + "\n")
+
+
+def logged(path: Path) -> dict[str, float]:
+    """Return the last value of every metric of training and validation in a file of metrics.
+
+    A run that was killed after its last checkpoint has nothing left to train when it goes on, and so no
+    metrics of its own.
+
+    Args:
+        path: The CSV file; without one there are no metrics.
+    """
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        name: float(value)
+        for row in rows
+        for name, value in row.items()
+        if value and name.startswith(("train/", "val/"))
+    }

@@ -19,6 +19,7 @@ from moe_adapt.training.callbacks import (
     progress_bar,
 )
 from moe_adapt.training.callbacks.adapter_report import expert_sums
+from moe_adapt.training.callbacks.manifest import logged
 from moe_adapt.training.modules import SequenceClassifier
 from tests.training.runs import NUM_CLASSES, loader, routed, text_batches, trainer
 
@@ -216,3 +217,10 @@ def test_fast_dev_run_leaves_no_files(module, tmp_path):
     ]
     trainer(tmp_path / "run", callbacks=callbacks, fast_dev_run=True).fit(module, loader(text_batches(1)))
     assert not Path(tmp_path / "run").exists()
+
+
+def test_a_run_that_had_nothing_left_keeps_the_metrics_it_logged(tmp_path):
+    assert logged(tmp_path / "metrics.csv") == {}
+    text = "epoch,route/mean/k,step,train/loss,val/acc\n0,2.0,0,1.5,\n0,,1,,0.5\n1,2.0,2,0.25,\n1,,3,,1.0\n"
+    (tmp_path / "metrics.csv").write_text(text)
+    assert logged(tmp_path / "metrics.csv") == {"train/loss": 0.25, "val/acc": 1.0}
