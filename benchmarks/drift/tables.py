@@ -90,26 +90,24 @@ def streams(content: dict[str, Any]) -> list[str]:
     return [*lines, "### Size of the pickled model, MB", "\n".join(markdown_table(measured, "model_mb"))]
 
 
-def whole(content: dict[str, Any]) -> list[str]:
-    results = content["results"]
+def judged(title: str, text: str, results: Any) -> list[str]:
+    """Return a table of accuracies with who leads and where ours loses."""
     return [
-        "## Whole real streams",
-        f"Rows in order of arrival. {row_counts(results)}",
+        title,
+        f"{text} {row_counts(results)}",
         leads(results),
         "\n".join(markdown_table(results, "accuracy")),
         losses(results, "driftmoe"),
     ]
+
+
+def whole(content: dict[str, Any]) -> list[str]:
+    return judged("## Whole real streams", "Rows in order of arrival.", content["results"])
 
 
 def delayed(content: dict[str, Any]) -> list[str]:
-    results = content["results"]
-    return [
-        "## Labels 100 rows late",
-        f"Every row is predicted when it comes and learned 100 rows later. {row_counts(results)}",
-        leads(results),
-        "\n".join(markdown_table(results, "accuracy")),
-        losses(results, "driftmoe"),
-    ]
+    text = "Every row is predicted when it comes and learned 100 rows later."
+    return judged("## Labels 100 rows late", text, content["results"])
 
 
 def voices(content: dict[str, Any]) -> list[str]:
