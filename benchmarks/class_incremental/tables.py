@@ -60,8 +60,9 @@ over all test samples of the classes seen; the task is never given.
 
 *Numbers kept* is what a forward needs beside the encoder; *statistics* is what only learning needs. Orders
 are numpy's permutations under seeds 1993, 1990 and 1996. Nothing was chosen on test samples but CaRE's
-learning rate: 0.05 had ended at chance on the ViT, now it is the paper's 0.01. The rule that chooses three layers was
-made more cautious after a first run had ended at 70.6 on 48 tasks; all rows are of the rule as it is. CaRE's other options and LoRA's
+learning rate: 0.05 had ended at chance on the ViT, now it is the paper's 0.01. The rule that chooses three
+layers was made more cautious after a first run had ended at 70.6 on 48 tasks; all rows are of the rule as it
+is. CaRE's other options and LoRA's
 were set once and not searched. Their training is short, because it had to fit two CPU cores: 2 epochs (one
 and one) where the papers take 20 and more, and their encoder is held in bfloat16. So their rows say what this
 little training gives, not what the methods can reach. *Aligned cosine heads* are CaRE with nothing learned
