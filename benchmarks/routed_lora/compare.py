@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import run_cells, train, write_report
+from cells import PAIRED_STEPS, run_cells, train, write_report
 from methods import CONTROLS, METHODS
 from tasks import TASKS, mixture
 
@@ -55,9 +55,17 @@ def routing(module: SequenceClassifier, data: TextClassificationData) -> dict[st
     return {name: statistics.mean(values) for name, values in found.items()}
 
 
+def adapted(name: str, classes: int, args: argparse.Namespace) -> tuple[SequenceClassifier, RoutedLoraConfig]:
+    """Return the encoder with the adapter of a method, and the adapter's configuration."""
+    config = RoutedLoraConfig(target_modules=SITES, **(METHODS | CONTROLS)[name][1])
+    module = SequenceClassifier(
+        str(args.backbone), classes, config, lr=args.lr, head_lr=1e-2, schedule="cosine", warmup=0.06
+    )
+    return module, config
+
+
 def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train and test one method with one seed."""
-    options = dict((METHODS | CONTROLS)[name][1])
     rows = mixture(args.data, args.train, args.test)
     data = TextClassificationData(
         str(args.backbone),
@@ -72,10 +80,7 @@ def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     )
     data.prepare_data()
     data.setup("fit")
-    config = RoutedLoraConfig(target_modules=SITES, **options)
-    module = SequenceClassifier(
-        str(args.backbone), data.num_classes, config, lr=args.lr, head_lr=1e-2, schedule="cosine", warmup=0.06
-    )
+    module, config = adapted(name, data.num_classes, args)
     facts = train(module, data, args.epochs)
     data.setup("test")
     result = {"accuracy": predict(module, data)} | facts
@@ -86,7 +91,11 @@ def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
             for adapter, router in layer.routers.items():
                 router.skeleton.selector.k = layer.specs[adapter].num_experts
         result["accuracy_dense"] = predict(module, data)
-    return result
+    plain, _ = adapted("lora_equal", data.num_classes, args)
+    data.setup("fit")
+    lora = train(plain, data, args.epochs, steps=PAIRED_STEPS)["first_steps"]
+    paired = zip(result.pop("first_steps"), lora, strict=True)
+    return result | {"step_to_lora": statistics.median(own / other for own, other in paired)}
 
 
 def main() -> None:
@@ -100,26 +109,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--train", type=int, default=200, help="training rows per task")
     parser.add_argument("--test", type=int, default=200, help="test rows per task")
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=40, help="tokens")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--collect", action="store_true", help="run nothing, gather the cells that are there")
     args = parser.parse_args()
+    names = ("train", "test", "epochs", "batch", "max_length", "lr")
+    settings = {key: getattr(args, key) for key in names}
+    command = "routed_lora/compare.py --data DATA --backbone PREPARED/minilm --runs RUNS"
     if not args.collect:
-        run_cells([(name, seed) for seed in args.seeds for name in args.methods], args.runs, cell, args)
-    settings = ("train", "test", "epochs", "batch", "max_length", "lr")
+        cells = [(name, seed) for seed in args.seeds for name in args.methods]
+        run_cells(cells, args.runs, cell, args, command, settings)
     labels = {name: label for name, (label, _) in (METHODS | CONTROLS).items()}
-    write_report(
-        RESULT,
-        [(name, seed) for name in labels for seed in args.seeds],
-        args.runs,
-        labels,
-        "routed_lora/compare.py --data DATA --backbone PREPARED/minilm --runs RUNS "
-        f"--train {args.train} --test {args.test} --epochs {args.epochs}",
-        settings={key: getattr(args, key) for key in settings},
-        controls=list(CONTROLS),
-    )
+    wanted = [(name, seed) for name in labels for seed in args.seeds]
+    write_report(RESULT, wanted, args.runs, labels, command, settings, controls=list(CONTROLS))
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         module = CausalLM(model, config, lr=args.lr, schedule="cosine", warmup=0.06)
         facts = train(module, data, epochs=1)
     data.setup("test")
+    facts.pop("first_steps", None)
     return answer(module, data) | facts
 
 
@@ -122,16 +123,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--collect", action="store_true", help="run nothing, gather the cells that are there")
     args = parser.parse_args()
+    settings = {key: getattr(args, key) for key in ("train", "test", "batch", "max_length", "lr")}
+    command = "routed_lora/compare_language.py --prepared PREPARED --runs RUNS"
     if not args.collect:
-        run_cells([(name, seed) for seed in args.seeds for name in args.methods], args.runs, cell, args)
-    write_report(
-        RESULT,
-        [(name, seed) for name in LABELS for seed in args.seeds],
-        args.runs,
-        LABELS,
-        "routed_lora/compare_language.py --prepared PREPARED --runs RUNS",
-        settings={key: getattr(args, key) for key in ("train", "test", "batch", "max_length", "lr")},
-    )
+        cells = [(name, seed) for seed in args.seeds for name in args.methods]
+        run_cells(cells, args.runs, cell, args, command, settings)
+    wanted = [(name, seed) for name in LABELS for seed in args.seeds]
+    write_report(RESULT, wanted, args.runs, LABELS, command, settings)
 
 
 if __name__ == "__main__":

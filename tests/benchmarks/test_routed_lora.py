@@ -1,5 +1,6 @@
 """The comparisons of routed methods: equal sizes, tables of what is there."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,34 @@ def test_tables_show_what_is_there():
     settings = {"train": 1, "test": 1, "epochs": 1, "batch": 1}
     text = routed_table({"manifest": MANIFEST, "settings": settings, "rows": rows})
     assert "| top-k | 1 | 1,000 | 0.250 | -0.250 | 0.25 |  | 1.50 | 1.00 |" in text
+    text = routed_table(
+        {"manifest": MANIFEST, "settings": settings, "rows": [rows[0], rows[1] | {"step_to_lora": 1.25}]}
+    )
+    assert "| top-k | 1 | 1,000 | 0.250 | -0.250 | 0.25 |  | 1.25 | 1.00 |" in text
     found = {"acc": {"a": 0.5, "mean": 0.5}, "acc_norm": {"a": 0.4, "mean": 0.4}}
     untrained = {"method": "untrained", "label": "before", "seed": 0, "trainable_parameters": 0}
     rows = [one | found for one in (untrained, row, other)]
     text = language_table({"manifest": MANIFEST, "settings": settings, "rows": rows})
     assert "| before | 0 | 0.500 | 0.50 | 0.400 |  |  |" in text
     assert "| top-k | 1,000 | 0.500 | 0.50 | 0.400 | 1.50 | 1.00 |" in text
+
+
+def test_new_cells_go_beside_the_rows_that_are_there(tmp_path):
+    from cells import write_report
+
+    report, settings = tmp_path / "report.json", {"epochs": 2}
+    old = {"method": "lora", "label": "?", "seed": 0, "accuracy": 0.5}
+    report.write_text(json.dumps({"manifest": MANIFEST, "settings": settings, "rows": [old]}))
+    cell = {"method": "new", "seed": 0, "manifest": {"command": "y.py"}, "settings": settings}
+    (tmp_path / "new-0.json").write_text(json.dumps(cell))
+    labels = {"new": "New", "lora": "LoRA"}
+    places = [(name, 0) for name in labels]
+    write_report(report, places, tmp_path, labels, "z.py", settings, controls=["lora"])
+    found = json.loads(report.read_text())
+    assert found["manifest"] == MANIFEST
+    assert found["rows"] == [
+        {"method": "new", "seed": 0, "manifest": {"command": "y.py"}, "label": "New"},
+        {**old, "label": "LoRA"},
+    ]
+    with pytest.raises(SystemExit, match="would not compare"):
+        write_report(report, places, tmp_path, labels, "z.py", {"epochs": 3})
