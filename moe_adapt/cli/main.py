@@ -66,6 +66,9 @@ COMMANDS = {
         "moe_adapt.cli.stream:stream", "run a learner over a stream of tasks (or resume a run)"
     ),
     "export": Command("moe_adapt.cli.export:export", "write a run's adapter as a PEFT folder"),
+    "edit": Command(
+        "moe_adapt.cli.edit:edit", "merge, prune, re-home or copy the experts of an adapter by their use"
+    ),
     "pool": Command("moe_adapt.cli.pool:pool", "choose among published adapters: add, remove, list, route"),
     "trace": Command("moe_adapt.cli.trace:trace", "record how a run routes its data, or compare two records"),
     "drift": Command("moe_adapt.cli.drift:drift", "compare learners on streams whose rule changes"),

@@ -17,7 +17,7 @@ from torch import Tensor
 from moe_adapt.errors import UserError
 from moe_adapt.experts.low_rank import inner_product
 
-__all__ = ["groups_around_most_used", "random_groups", "similarity"]
+__all__ = ["groups_around_most_used", "most_used", "random_groups", "similarity"]
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -35,6 +35,20 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(scale > 0, products / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)
 
 
+def most_used(use: Tensor, keep: int) -> list[int]:
+    """Return the most used experts, ascending.
+
+    Args:
+        use: How much each expert is used, [E].
+        keep: How many stay.
+
+    Raises:
+        UserError: If `keep` is not from 1 to the number of experts.
+    """
+    _checked(len(use), keep)
+    return sorted(use.sort(descending=True, stable=True).indices[:keep].tolist())
+
+
 def groups_around_most_used(alike: Tensor, use: Tensor, keep: int) -> list[list[int]]:
     """Return one group per expert that stays, ascending by that expert, which is its group's first member.
 
@@ -50,10 +64,9 @@ def groups_around_most_used(alike: Tensor, use: Tensor, keep: int) -> list[list[
     >>> groups_around_most_used(alike, torch.tensor([0.5, 0.1, 0.4]), keep=2)
     [[0, 1], [2]]
     """
-    count = _checked(len(use), keep)
-    stay = sorted(use.sort(descending=True, stable=True).indices[:keep].tolist())
+    stay = most_used(use, keep)
     groups = {expert: [expert] for expert in stay}
-    for expert in range(count):
+    for expert in range(len(use)):
         if expert not in groups:
             groups[max(stay, key=lambda other: (float(alike[expert, other]), -other))].append(expert)
     return list(groups.values())
@@ -76,7 +89,6 @@ def random_groups(count: int, keep: int, seed: int) -> list[list[int]]:
     return sorted(groups)
 
 
-def _checked(count: int, keep: int) -> int:
+def _checked(count: int, keep: int) -> None:
     if not 1 <= keep <= count:
         raise UserError(f"of {count} experts 1 to {count} can stay, not {keep}.")
-    return count

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,7 +27,7 @@ from moe_adapt.runs.rebuild import load_data, load_module, read_run_config
 from moe_adapt.training.checkpoint import checkpoint_path, read_checkpoint
 from moe_adapt.training.tracing import Split, split_batches
 
-__all__ = ["TEST_FILE", "Form", "dataset_name", "export_run"]
+__all__ = ["TEST_FILE", "Form", "about_run", "dataset_name", "export_run"]
 
 #: What is written: see `moe_adapt.hub.export` and `moe_adapt.hub.full`.
 Form = Literal["adapter", "experts", "merged", "full"]
@@ -85,18 +86,13 @@ def export_run(
     alone = not isinstance(module.model, PeftModel)
     if alone and form != "adapter":
         raise UserError(f"the run {run} trained a head only, which has one form: leave out --form.")
-    manifest = _read_manifest(run)
-    about = About(
+    about = replace(
+        about_run(run, module, config),
         metrics={
-            **_checkpoint_metrics(checkpoint_path(run, checkpoint), manifest),
+            **_checkpoint_metrics(checkpoint_path(run, checkpoint), _read_manifest(run)),
             **_test_metrics(run, checkpoint_path(run, checkpoint)),
         },
-        manifest=manifest,
-        task=_TASKS.get(type(module).__name__),
-        dataset=dataset_name(config.get("data")),
-        load_code=BaseCode.of_module(type(module), config["model"].get("init_args") or {}),
         license=license,
-        answering=_answering(module, config["model"].get("init_args") or {}),
     )
     if alone:
         return export_head(module.model, to, about=about, overwrite=overwrite)
@@ -114,6 +110,24 @@ def export_run(
         data_names=(calibration, gap),
         about=about,
         overwrite=overwrite,
+    )
+
+
+def about_run(run: Path, module: Any, config: Mapping[str, Any]) -> About:
+    """Return what a run knows about its model, without what was measured.
+
+    Args:
+        run: The run folder.
+        module: Its module.
+        config: Its configuration.
+    """
+    arguments = config["model"].get("init_args") or {}
+    return About(
+        manifest=_read_manifest(run),
+        task=_TASKS.get(type(module).__name__),
+        dataset=dataset_name(config.get("data")),
+        load_code=BaseCode.of_module(type(module), arguments),
+        answering=_answering(module, arguments),
     )
 
 

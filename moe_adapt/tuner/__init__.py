@@ -8,7 +8,6 @@ from moe_adapt.tuner.edit import (
     duplicate_experts,
     freeze_experts,
     merge_experts,
-    merge_to,
     prune_experts,
 )
 from moe_adapt.tuner.hooks import ModelHooks
@@ -17,6 +16,7 @@ from moe_adapt.tuner.methods import METHODS
 from moe_adapt.tuner.mixed_lora import MixedLoraBatches
 from moe_adapt.tuner.model import RoutedLoraModel
 from moe_adapt.tuner.peft_plugin import register_method
+from moe_adapt.tuner.resize import duplicate_to, merge_to, prune_to, rehome_to
 from moe_adapt.tuner.summary import AdapterSummary
 
 __all__ = [
@@ -31,10 +31,13 @@ __all__ = [
     "add_experts",
     "anchor_routing",
     "duplicate_experts",
+    "duplicate_to",
     "freeze_experts",
     "merge_experts",
     "merge_to",
     "prune_experts",
+    "prune_to",
+    "rehome_to",
 ]
 
 register_method(RoutedLoraConfig, RoutedLoraModel)

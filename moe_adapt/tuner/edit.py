@@ -21,18 +21,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
-from torch import Tensor
-
 from moe_adapt.errors import UserError
 from moe_adapt.experts import MergeMethod, PoolEdit
-from moe_adapt.experts.grouping import groups_around_most_used, similarity
 from moe_adapt.tuner.edit_operation import ExpertName, Optimizer, PoolOperation, SitePlan, found_experts
 from moe_adapt.tuner.layer import RoutedLoraLayer
 from moe_adapt.tuner.model import RoutedLoraModel
 from moe_adapt.tuner.optimizer_state import OptimizerState
 from moe_adapt.tuner.site import SiteSpec
 
-Groups: TypeAlias = Sequence[Sequence[ExpertName]]
+Experts: TypeAlias = Sequence[ExpertName]
+Groups: TypeAlias = Sequence[Experts]
 Weights: TypeAlias = Sequence[Sequence[float]]
 
 __all__ = [
@@ -40,7 +38,6 @@ __all__ = [
     "duplicate_experts",
     "freeze_experts",
     "merge_experts",
-    "merge_to",
     "prune_experts",
 ]
 
@@ -75,7 +72,7 @@ def add_experts(
 
 def duplicate_experts(
     tuner: RoutedLoraModel,
-    experts: Sequence[ExpertName],
+    experts: Experts | Mapping[str, Experts],
     uids: Sequence[str] | None = None,
     noise: float = 0.01,
     twin_exclusive: bool = False,
@@ -88,7 +85,7 @@ def duplicate_experts(
 
     Args:
         tuner: The tuner.
-        experts: Which ones; one may occur several times.
+        experts: Which ones; one may occur several times. Or as many for every site by its path.
         uids: Names of the copies; None takes the next free numbers.
         noise: Standard deviation of what is added to the copies' router rows, as a share of the rows' own;
             without any, a copy never parts from its original under dense routing.
@@ -101,9 +98,16 @@ def duplicate_experts(
 
     Returns:
         The names of the copies.
+
+    Raises:
+        UserError: If there is no such expert, or sites would get different numbers of copies.
     """
     pool = PoolOperation(tuner, adapter_name, optimizer, optimizer_state)
-    names = pool.new_names(len(experts), uids)
+    own = _per_site(pool, experts)
+    counts = {len(chosen) for chosen in own.values()}
+    if len(counts) != 1:
+        raise UserError(f"every site gets equally many copies, not {sorted(counts)}.")
+    names = pool.new_names(counts.pop(), uids)
     if not twin_exclusive and pool.keeps_several():
         warnings.warn(
             "top-k will pick an expert together with its copy, which changes the mixture; pass "
@@ -117,7 +121,7 @@ def duplicate_experts(
     def plan(layer: RoutedLoraLayer, spec: SiteSpec) -> SitePlan:
         chosen = [
             (i, name)
-            for old, name in zip(experts, names, strict=True)
+            for old, name in zip(own[layer.site], names, strict=True)
             for i in found_experts(layer, spec, [old])
         ]
         originals = [expert for expert, _ in chosen]
@@ -125,14 +129,13 @@ def duplicate_experts(
         after = [*spec.names, *(name for _, name in chosen)]
         return SitePlan(edit, after, originals if freeze_originals else [])
 
-    pool.require(experts)
     pool.edit(plan)
     return names
 
 
 def prune_experts(
     tuner: RoutedLoraModel,
-    experts: Sequence[ExpertName],
+    experts: Experts | Mapping[str, Experts],
     adapter_name: str | None = None,
     optimizer: Optimizer | None = None,
 ) -> None:
@@ -140,7 +143,7 @@ def prune_experts(
 
     Args:
         tuner: The tuner.
-        experts: Which ones.
+        experts: Which ones, or those of every site by its path.
         adapter_name: Name of the adapter; None takes the active one.
         optimizer: Optimizer that holds the adapter's parameters, if there is one.
 
@@ -148,14 +151,31 @@ def prune_experts(
         UserError: If there is no such expert, or a site would have none left.
     """
     pool = PoolOperation(tuner, adapter_name, optimizer)
+    own = _per_site(pool, experts)
 
     def plan(layer: RoutedLoraLayer, spec: SiteSpec) -> SitePlan:
-        gone = found_experts(layer, spec, experts)
+        gone = found_experts(layer, spec, own[layer.site])
         left = [name for number, name in enumerate(spec.names) if number not in gone]
         return SitePlan(PoolEdit.prune(spec.num_experts, gone), left)
 
-    pool.require(experts)
     pool.edit(plan)
+
+
+def _per_site(pool: PoolOperation, experts: Experts | Mapping[str, Experts]) -> Mapping[str, Experts]:
+    """Return the experts of every site, checked before anything changes."""
+    if not isinstance(experts, Mapping):
+        pool.require(experts)
+        return {layer.site: experts for layer in pool.layers}
+    _require_sites(pool, experts)
+    for layer in pool.layers:
+        found_experts(layer, layer.specs[pool.adapter], experts[layer.site])
+    return experts
+
+
+def _require_sites(pool: PoolOperation, given: Mapping[str, object]) -> None:
+    lacking = [layer.site for layer in pool.layers if layer.site not in given]
+    if lacking:
+        raise UserError(f"experts are given per site, but not for {lacking[0]!r}.")
 
 
 def merge_experts(
@@ -203,66 +223,11 @@ def merge_experts(
         return SitePlan(edit, [spec.names[members[0][0]] for members in edit.sources])
 
     if isinstance(groups, Mapping):
-        lacking = [layer.site for layer in pool.layers if layer.site not in groups]
-        if lacking:
-            raise UserError(f"groups are given per site, but not for {lacking[0]!r}.")
+        _require_sites(pool, groups)
     else:
         pool.require([expert for group in groups for expert in group], everywhere=True)
     pool.edit(plan)
     return pool.errors
-
-
-def merge_to(
-    tuner: RoutedLoraModel,
-    keep: int,
-    use: Mapping[str, Tensor],
-    method: MergeMethod = "svd",
-    rank: int | None = None,
-    router: Literal["mean", "rows"] = "mean",
-    adapter_name: str | None = None,
-    optimizer: Optimizer | None = None,
-) -> dict[str, dict[str, float]]:
-    """Merge down to a number of experts at every site, by how much each is used.
-
-    The most used experts stay; each of the others joins the one whose change of weight is most like its own
-    (`moe_adapt.experts.grouping`), weighted by use. Groups differ from site to site.
-
-    Args:
-        tuner: The tuner.
-        keep: How many experts stay at each site.
-        use: How much each expert of a site is used, [E], by the site's path: such as the sums of a trace's
-            selections (`moe_adapt.evaluation.trace`).
-        method: See `merge_experts`.
-        rank: See there.
-        router: See there.
-        adapter_name: See there.
-        optimizer: See there.
-
-    Returns:
-        What `merge_experts` returns.
-
-    Raises:
-        UserError: If a site has fewer experts than that, or its use is not known.
-
-    Reference: MC-SMoE, Li et al. 2023, arXiv 2310.01334.
-    """
-    pool = PoolOperation(tuner, adapter_name, optimizer)
-    groups: dict[str, list[list[int]]] = {}
-    weights: dict[str, list[list[float]]] = {}
-    for layer in pool.layers:
-        used = use.get(layer.site)
-        count = layer.specs[pool.adapter].num_experts
-        if used is None or len(used) != count or not bool((used >= 0).all()):
-            raise UserError(f"give the use of the {count} experts of {layer.site!r}, numbers from 0 on.")
-        groups[layer.site] = groups_around_most_used(similarity(*layer.factors(pool.adapter)), used, keep)
-        weights[layer.site] = [_shares(used, group) for group in groups[layer.site]]
-    return merge_experts(tuner, groups, weights, method, rank, router, adapter_name, optimizer)
-
-
-def _shares(use: Tensor, group: Sequence[int]) -> list[float]:
-    own = use[list(group)].double()
-    total = float(own.sum())
-    return [1 / len(group)] * len(group) if total == 0 else (own / total).tolist()
 
 
 def freeze_experts(
