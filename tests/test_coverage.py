@@ -1,6 +1,7 @@
 """The page of source systems is made from its table, and what the table names exists."""
 
 import importlib
+import itertools
 import re
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_parts_exist(entry):
 def test_commands_exist(entry, capsys):
     program, command, *words = entry["command"].split()
     assert program == "moe-adapt" and command in COMMANDS
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in itertools.pairwise(words):
         if flag == "--config":
             assert value in packaged_configs()
     options = [word for word in words if word.startswith("--") and word != "--help"]
