@@ -150,9 +150,11 @@ def step_table(report: dict[str, Any]) -> str:
     """Return the Markdown table of a result of ``routed_step.py``."""
     settings, facts = report["settings"], report["manifest"]
     one_layer = settings.get("model") == "layer"
-    what = "one linear layer, 576 to 1536" if one_layer else "a Llama of SmolLM2-135M's shape"
-    threads = settings["threads"]
+    layers, threads, compiled = settings["layers"], settings["threads"], settings.get("compile")
+    depth = "" if layers == 30 else f", {layers} blocks of its 30"
+    what = "one linear layer, 576 to 1536" if one_layer else f"a Llama of SmolLM2-135M's shape{depth}"
     title = " of one layer" if one_layer else f" on {threads} threads" if threads > 1 else ""
+    title += ", compiled" if compiled else f", {layers} blocks" if depth else ""
     lines = [
         f"## Time of a training step{title}",
         "",
@@ -167,6 +169,7 @@ def step_table(report: dict[str, Any]) -> str:
     for name, row in report["results"].items():
         low, high = row["ratio_quartiles"]
         against = " (ratio to all experts)" if name.startswith("inference") else ""
+        against += " (ratio to plain LoRA, compiled)" if name.endswith(", compiled") else ""
         lines.append(f"| {name}{against} | {row['ratio_median']:.2f} | {low:.2f} to {high:.2f} |")
     lines += ["", f"`{facts['command']}`, torch {facts['versions']['torch']}."]
     return "\n".join(lines)
@@ -201,6 +204,8 @@ def render() -> None:
     reports = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in found}
     others = {
         "routed_step": step_table,
+        "routed_step_six": step_table,
+        "routed_step_compiled": step_table,
         "routed_step_threads": step_table,
         "routed_layer": step_table,
         "routed_lora": routed_table,
