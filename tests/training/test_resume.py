@@ -11,6 +11,7 @@ import torch
 
 from moe_adapt.hub.fingerprint import adapter_state
 from moe_adapt.training.callbacks import BestCheckpoint, LastCheckpoint, RoutingMonitor
+from moe_adapt.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from moe_adapt.training.datamodules import TextClassificationData
 from moe_adapt.training.modules import SequenceClassifier
 from moe_adapt.training.randomness import rng_state, run_seed, seed_batch, set_rng_state
@@ -36,13 +37,17 @@ def uninterrupted(bert, tmp_path_factory) -> SequenceClassifier:
     return run(bert, tmp_path_factory.mktemp("uninterrupted"))
 
 
+def rows(bert: str) -> TextClassificationData:
+    words = [f"text {i % 7} about {i % NUM_CLASSES}" for i in range(ROWS)]
+    table = [{"text": word, "label": i % NUM_CLASSES} for i, word in enumerate(words)]
+    return TextClassificationData(bert, train=table, validation=table[:4], batch_size=4, max_length=16)
+
+
 def run(
     bert: str, folder: Path, kill: int | None = None, resume: bool = False, **options: Any
 ) -> SequenceClassifier:
     L.seed_everything(3, verbose=False)
-    words = [f"text {i % 7} about {i % NUM_CLASSES}" for i in range(ROWS)]
-    rows = [{"text": word, "label": i % NUM_CLASSES} for i, word in enumerate(words)]
-    data = TextClassificationData(bert, train=rows, validation=rows[:4], batch_size=4, max_length=16)
+    data = rows(bert)
     if kill is None and resume:
         torch.manual_seed(99)  # a new process has another history of draws ...
     module = SequenceClassifier(
@@ -76,6 +81,7 @@ def run(
         pytest.param(9, {}, id="second-epoch"),
         pytest.param(5, {"accumulate_grad_batches": 2}, id="accumulation"),
         pytest.param(4, {"val_check_interval": 3}, id="validation-within-epoch"),
+        pytest.param(4, {"val_check_interval": 2}, id="validation-where-it-would-be-saved"),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(bert, uninterrupted, tmp_path, kill, options):
@@ -89,6 +95,56 @@ def test_killed_and_resumed_equals_uninterrupted(bert, uninterrupted, tmp_path, 
     assert all(torch.equal(moments[i]["exp_avg"], resumed_moments[i]["exp_avg"]) for i in moments)
     assert whole.monitor_history == resumed.monitor_history
     assert len(whole.monitor_history) >= 2
+
+
+class Score(L.Callback):
+    """Log a validation metric that falls and rises with the steps."""
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.log("score", [0.0, 0.3, 0.5, 0.9, 0.8, 0.9, 0.4][trainer.global_step // 2])
+
+
+class BreakingOff(AtomicCheckpointIO):
+    """Die instead of writing the best checkpoint for the n-th time."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        if Path(path).name == "best.ckpt":
+            self.left -= 1
+            if self.left == 0:
+                raise RuntimeError("killed")
+        super().save_checkpoint(checkpoint, path, storage_options)
+
+
+@pytest.mark.parametrize(
+    ("interval", "kill", "best_first"), [(1.0, 1, True), (1.0, 1, False), (2, 2, False), (3, 1, True)]
+)
+def test_a_best_state_that_was_not_written_is_found_again(bert, tmp_path, interval, kill, best_first):
+    def best(folder: Path, times: int = 0, resume: bool = False) -> tuple[int, dict[str, torch.Tensor]]:
+        L.seed_everything(3, verbose=False)
+        module = SequenceClassifier(bert, NUM_CLASSES, tuner=routed(), lr=1e-2)
+        callbacks = [LastCheckpoint(every_n_train_steps=2), BestCheckpoint("score", "max")]
+        runner = trainer(
+            folder,
+            max_epochs=EPOCHS,
+            num_sanity_val_steps=0,
+            callbacks=[Score(), *callbacks[:: -1 if best_first else 1]],
+            val_check_interval=interval,
+            plugins=[BreakingOff(times)],
+        )
+        last = folder / "checkpoints" / "last.ckpt"
+        runner.fit(module, rows(bert), ckpt_path=str(last) if resume else None)
+        found = read_checkpoint(folder / "checkpoints" / "best.ckpt")
+        return found["global_step"], found["state_dict"]
+
+    step, expected = best(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        best(tmp_path / "parts", times=kill)
+    resumes = (tmp_path / "parts" / "checkpoints" / "last.ckpt").is_file()
+    found_step, found = best(tmp_path / "parts", resume=resumes)
+    assert found_step == step and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_draws_of_other_loaders_do_not_change_training(bert, tmp_path):

@@ -1,8 +1,9 @@
 """The two checkpoints of a run: ``checkpoints/last.ckpt`` to go on from, ``checkpoints/best.ckpt`` to use.
 
-The best is written before the last, so that the last knows the best score. A run that goes on takes that
-score from ``best.ckpt`` itself: whenever the run was killed, and wherever its folder was moved to, a worse
-state does not replace it.
+The best is written before the last, and no last checkpoint is written between an optimiser step and the
+validation that follows it. So a killed run goes on from before that validation and repeats it: no candidate
+is lost. It takes the best score from ``best.ckpt`` itself: whenever the run was killed, and wherever its
+folder was moved to, a worse state does not replace it.
 """
 
 import warnings
@@ -45,13 +46,31 @@ class LastCheckpoint(_RunCheckpoint):
             every_n_train_steps=every_n_train_steps,
             enable_version_counter=False,
         )
+        self._postponed = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the state that the run goes on from as saved."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time; after an epoch's last batch `on_train_epoch_end` does, after validation."""
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        """Save if it is time, but after the next step if a validation comes first.
+
+        After an epoch's last batch `on_train_epoch_end` saves.
+        """
+        loop, step, every = trainer.fit_loop, trainer.global_step, self._every_n_train_steps
+        dry: Any = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if dry or every < 1 or step == self._last_global_step_saved:
+            return
+        if loop.epoch_loop.batch_progress.is_last_batch or (step % every and not self._postponed):
+            return
+        self._postponed = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        if self._postponed:
+            self._last_global_step_saved = step
+        else:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         """Save, after the metrics up to here: a killed run logs those that come after it again."""
@@ -60,8 +79,12 @@ class LastCheckpoint(_RunCheckpoint):
         super()._save_checkpoint(trainer, filepath)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the state between two epochs."""
+        """Save the state between two epochs, after the best one, whichever callback comes first."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, BestCheckpoint):
+                callback.on_train_epoch_end(trainer, pl_module)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._postponed = False
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
