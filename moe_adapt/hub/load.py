@@ -194,6 +194,7 @@ def load_adapter(
     if looks_like_repository(str(path)):
         path = fetch_folder(str(path), revision, token)
     check_adapter_folder(path)
+    check_sum(Path(path) / WEIGHTS_FILE)
     try:
         model = PeftModel.from_pretrained(base, path, adapter_name=adapter_name, is_trainable=is_trainable)
     except Exception as error:  # a foreign configuration can fail anywhere in PEFT

@@ -210,3 +210,13 @@ def test_an_adapter_of_another_base_says_so(adapter, tmp_path):
     save_file({**tensors, name: torch.full_like(tensors[name], float("nan"))}, tmp_path / "nan" / WEIGHTS)
     with pytest.raises(UserError, match="not finite"):
         load_adapter(base(), tmp_path / "nan")
+
+
+def test_a_changed_tensor_is_found_before_anything_is_loaded(tmp_path, monkeypatch):
+    config = RoutedLoraConfig(method="top_k", target_modules=["0"], num_experts=2, r=2)
+    folder = export_model(get_peft_model(base(), config), tmp_path / "adapter").folder
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / WEIGHTS)
+    monkeypatch.setattr("moe_adapt.hub.load.PeftModel", None)
+    with pytest.raises(UserError, match=r"its hash is not that of export\.json"):
+        load_adapter(base(), folder)
