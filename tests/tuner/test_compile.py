@@ -93,3 +93,11 @@ def test_records_are_kept_when_asked_for():
     with torch.no_grad(), model.base_model.record():
         run(**batch())
     assert len(model.base_model.routing_stats()) == 4
+
+
+def test_export_keeps_the_function():
+    model = adapted("top_k", target_modules=["q_proj"]).eval()
+    inputs = {"input_ids": batch()["input_ids"], "use_cache": False}
+    program = torch.export.export(model, (), inputs, strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(**inputs).logits, model(**inputs).logits)
