@@ -2,7 +2,7 @@
 
 from torch import Tensor, distributed
 
-__all__ = ["process", "processes", "sum_over_processes"]
+__all__ = ["is_of_a_lost_process", "process", "processes", "sum_over_processes"]
 
 
 def processes() -> int:
@@ -24,3 +24,10 @@ def sum_over_processes(*tensors: Tensor) -> None:
     if processes() > 1:
         for tensor in tensors:
             distributed.all_reduce(tensor)
+
+
+def is_of_a_lost_process(error: BaseException) -> bool:
+    """Return whether an error says that another process of the run does not answer any more."""
+    known = getattr(distributed, "DistError", ())
+    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+    return isinstance(error, known) or ("gloo" in str(error) and any(word in str(error) for word in lost))

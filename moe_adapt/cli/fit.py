@@ -36,6 +36,7 @@ from moe_adapt.cli.keyed import count_keys, options_of_key, split_key
 from moe_adapt.cli.main import Interrupted
 from moe_adapt.cli.run_config import CheckClasses, SaveRunConfig
 from moe_adapt.errors import UserError
+from moe_adapt.processes import is_of_a_lost_process
 from moe_adapt.runs.custom import import_custom_modules, split_custom_modules
 from moe_adapt.runs.folder import (
     check_unfinished,
@@ -270,6 +271,10 @@ class RoutedCLI(LightningCLI):
             if not self.trainer.interrupted:
                 raise
             raise Interrupted(resume_hint(self.folder) if self.subcommand == "fit" else "") from end
+        except RuntimeError as error:
+            if self.trainer.world_size == 1 or not is_of_a_lost_process(error):
+                raise
+            raise UserError(f"another process of this run has ended. {resume_hint(self.folder)}") from error
 
 
 def tokenizer_or_backbone(model: Namespace | None, data: Namespace | None) -> str | None:

@@ -29,7 +29,8 @@ def start_ray(user: str, address: str | None, cpus: int | None) -> Any:
         options |= {"include_dashboard": False, "num_cpus": cpus}
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones where its processes do not start in time
         where = address or "this machine"
-        raise UserError(f"Ray cannot be reached on {where}: {str(error).splitlines()[0]}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"Ray cannot be reached on {where}: {reason}.") from error
     return ray

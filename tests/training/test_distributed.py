@@ -74,18 +74,46 @@ def test_gradients_of_two_processes_are_the_mean_of_theirs(tmp_path):
         assert out.strip().endswith("equal")
 
 
-def fit(folder, name, *flags):
-    words = [sys.executable, str(folder / "program.py"), "fit", "--model=SequenceClassifier"]
+DYING = """
+import os, signal, sys
+import lightning as L
+from moe_adapt.cli import main
+
+
+class Dies(L.Callback):
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 5 and trainer.global_rank == int(os.environ["DIES"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+sys.exit(main())
+"""
+
+
+def rows(folder):
+    tiny_bert(folder / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    (folder / "program.py").write_text(PROGRAM)
+    for split, count in (("train", 32), ("validation", 16)):
+        lines = [{"text": f"{'red' if i % 2 else 'blue'} thing {i}", "label": i % 2} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def launch(folder, name, *flags, program="program.py"):
+    words = [sys.executable, str(folder / program), "fit", "--model=SequenceClassifier"]
     words += [f"--model.backbone={folder / 'bert'}", "--model.pooling=mean", "--model.lr=0.01"]
     words += ["--model.tuner.method=soft", "--model.tuner.num_experts=3", "--model.tuner.r=2"]
     words += ["--model.tuner.dropout=0", "--model.tuner.target_modules=ffn", "--data=TextClassificationData"]
     words += [f"--data.train={folder / 'train.jsonl'}", f"--data.validation={folder / 'validation.jsonl'}"]
     words += ["--trainer.accelerator=cpu", "--trainer.max_epochs=2", f"--out={folder / name}", *flags]
-    result = subprocess.run(words, capture_output=True, text=True, cwd=folder)
+    return subprocess.run(words, capture_output=True, text=True, cwd=folder)
+
+
+def fit(folder, name, *flags):
+    result = launch(folder, name, *flags)
     assert result.returncode == 0, result.stderr
     with (folder / name / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    metrics = {key: float(row[key]) for row in rows for key in ("val/acc", "val/loss") if row.get(key)}
+        logged = list(csv.DictReader(file))
+    metrics = {key: float(row[key]) for row in logged for key in ("val/acc", "val/loss") if row.get(key)}
     state = read_checkpoint(folder / name / "checkpoints" / "last.ckpt")["state_dict"]
     return metrics, state, json.loads((folder / name / "manifest.json").read_text())
 
@@ -93,11 +121,7 @@ def fit(folder, name, *flags):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
 def test_two_processes_train_as_one(tmp_path, strategy):
-    tiny_bert(tmp_path / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    (tmp_path / "program.py").write_text(PROGRAM)
-    for split, count in (("train", 32), ("validation", 16)):
-        rows = [{"text": f"{'red' if i % 2 else 'blue'} thing {i}", "label": i % 2} for i in range(count)]
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows(tmp_path)
     one, single, _ = fit(tmp_path, "one", "--data.batch_size=8")
     devices = ("--trainer.devices=2", f"--trainer.strategy={strategy}")
     two, double, manifest = fit(tmp_path, "two", "--data.batch_size=4", *devices)
@@ -106,3 +130,18 @@ def test_two_processes_train_as_one(tmp_path, strategy):
     assert single.keys() == double.keys()
     for name in single:
         torch.testing.assert_close(double[name], single[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_whose_process_dies_ends_and_goes_on(tmp_path, monkeypatch, rank):
+    rows(tmp_path)
+    (tmp_path / "dying.py").write_text(DYING)
+    monkeypatch.setenv("DIES", str(rank))
+    two = ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp")
+    died = launch(tmp_path, "parts", *two, "--trainer.callbacks=__main__.Dies", program="dying.py")
+    assert died.returncode != 0
+    found, parts, _ = fit(tmp_path, "parts", *two, "--resume")
+    expected, whole, _ = fit(tmp_path, "whole", *two)
+    assert found == expected
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -1,7 +1,10 @@
 """Sweeps: what they run, what they leave out, and a local sweep on Ray with a trial that fails."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +95,39 @@ def test_a_trial_is_a_process_with_a_log(tmp_path):
     assert seconds > 0
     assert last == (tmp_path / "t" / "log.txt").read_text().strip().splitlines()[-1]
     assert last.startswith("error: ")
+
+
+WAITS = """
+import signal
+file = open({pipe!r}, "w")
+print("began", file=file, flush=True)
+signal.pause()
+"""
+WORKER = "from moe_adapt.training.sweep.run import run_trial; run_trial({words}, {out}, {out}, 1)"
+SWEEP = "from moe_adapt.cli import main; main(['sweep', {file}, '--out', {out}, '--parallel', '1'])"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [WORKER, pytest.param(SWEEP, id="ray")])
+def test_nothing_goes_on_after_a_kill(tmp_path, program):
+    if program is SWEEP:
+        pytest.importorskip("ray")
+    psutil = pytest.importorskip("psutil")
+    pipe, module = tmp_path / "pipe", tmp_path / "waiting.py"
+    os.mkfifo(pipe)
+    module.write_text(WAITS.format(pipe=str(pipe)))
+    words = ["--custom_modules", str(module)]
+    file = plan(tmp_path, arguments=words, methods={"one": None}, tasks=None, seeds=[0], metric=None)
+    source = program.format(words=["fit", *words], out=repr(str(tmp_path / "out")), file=repr(str(file)))
+    source = f"try:\n    {source}\nfinally:\n    open({str(pipe)!r}, 'w').write('ended')"
+    process = subprocess.Popen([sys.executable, "-c", source])
+    with pipe.open() as heard:
+        assert heard.readline() == "began\n"
+        others = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        assert heard.read() == ""  # until the trial has ended, which closes the pipe
+    for other in others:
+        other.wait()
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Run the trials of a sweep on Ray: on this machine, or on a cluster that shares its file system.
 
 Every trial is a process of its own, started by a Ray worker, so that one that crashes takes nothing with it;
-what it printed is in its folder's ``log.txt``.
+what it printed is in its folder's ``log.txt``. A trial ends with its worker, when the pipe that is its
+standard input closes: a killed sweep, whose workers Ray ends, leaves nothing behind that still writes.
 """
 
 import os
@@ -18,7 +19,12 @@ from moe_adapt.training.sweep.plan import Trial
 
 __all__ = ["Outcome", "run_trials"]
 
-PROGRAM = "import sys; from moe_adapt.cli import main; sys.exit(main())"
+PROGRAM = """
+import os, sys, threading
+threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()
+from moe_adapt.cli import main
+sys.exit(main())
+"""
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,15 @@ def run_trial(words: Sequence[str], folder: str, directory: str, threads: int) -
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     with open(Path(folder) / "log.txt", "w", encoding="utf-8") as log:
         command = [sys.executable, "-c", PROGRAM, *words]
-        code = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=directory, env=environment
-        ).returncode
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+            env=environment,
+        ) as process:
+            code = process.wait()
     lines = (Path(folder) / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return code, time.monotonic() - start, last
