@@ -62,6 +62,8 @@ EVERY = {
     "intents_144": 72,
     "tiny_imagenet_20": 5,
     "tiny_imagenet_100": 25,
+    "tiny_imagenet_more_20": 10,
+    "intents_more_48": 24,
     "omniglot_300": 100,
 }
 

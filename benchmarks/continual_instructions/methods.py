@@ -28,6 +28,7 @@ METHODS: dict[str, Method] = {
     "seq_moelora": ("sequential routed LoRA", "sequential_instructions", ("soft", SOFT), {}),
     "olora": ("O-LoRA", "olora", ("lora_sum", LORA), {}),
     "prototype_lora": ("LoRA per task, nearest prototype", "prototype_lora", ("lora", LORA), {}),
+    "compose": ("LoRA per task, middle-block router", "compose_instructions", ("lora", LORA), {}),
     "replay": ("replay, 16 samples per task", "replay_instructions", ("soft", SOFT), {}),
     "routing_anchor": ("routing anchor", "routing_anchor", ("soft", SOFT), {}),
     "same": ("SAME as published", "same", ("soft", SOFT), {**SAME, "router_update": "paper", "mu": 0.9}),

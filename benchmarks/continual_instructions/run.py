@@ -3,7 +3,8 @@
     python benchmarks/continual_instructions/run.py SEQUENCE --data $MOE_ADAPT_DATA --model MODEL --work WORK
     python benchmarks/continual_instructions/run.py --render
 
-Sequences are small, mechanisms (the parts of SAME and DyMoE one by one, over small), long and language. MODEL
+Sequences are small, wide (its tasks with more rows), mechanisms (the parts of SAME and DyMoE one by one, over
+small), long and language. MODEL
 is a folder of all-MiniLM-L6-v2, an encoder that picks the choice nearest to the prompt (`ChoiceEncoder`);
 adapters are on the feed-forward layers of its last three blocks. Every method trains rank 16 per layer and
 task, with the same learning rate, epochs and batches; nothing was tuned per method. For language it is
@@ -22,21 +23,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from methods import MECHANISMS, METHODS
 from sequences import SEQUENCES, build
 from tables import RESULTS, render
 
 from moe_adapt.backbones import CausalAnswerer, ChoiceEncoder
-from moe_adapt.learners import LEARNERS
+from moe_adapt.learners import LEARNERS, Learner
 from moe_adapt.manifest import collect
+from moe_adapt.streams import TaskStream
 from moe_adapt.training.stream import StreamRunner
+from moe_adapt.training.stream.evaluate import evaluate
 from moe_adapt.tuner import RoutedLoraConfig
 
 SMALL = {"train": 64, "test": 32, "epochs": 3, "max_length": 18}
 #: Sizes of the sequences: samples per task, epochs, tokens.
 SIZES = {
     "small": SMALL,
+    "wide": {"train": 240, "test": 250, "epochs": 2, "max_length": 18},
     "mechanisms": SMALL,
     "long": {"train": 48, "test": 16, "epochs": 2, "max_length": 24},
     "language": {"train": 48, "test": 8, "epochs": 2, "max_length": 96},
@@ -46,8 +51,25 @@ LEARNING: dict[str, Any] = {"batch_size": 16, "lr": 6e-3, "schedule": "cosine", 
 LANGUAGE_LEARNING = {**LEARNING, "batch_size": 8, "lr": 2e-3}
 LANGUAGE_FFN = r".*layers\.(27|28|29)\.mlp\.(gate|up|down)_proj"
 LANGUAGE_METHODS = ("seq_lora", "seq_moelora", "same_strict", "dymoe")
+#: Bounds, plain fine-tuning, adapters apart, and pools that are kept steady, over enough rows to tell apart.
+WIDE_METHODS = (
+    "frozen",
+    "joint",
+    "seq_lora",
+    "seq_moelora",
+    "compose",
+    "replay",
+    "same_strict",
+    "dymoe",
+    "olora",
+    "prototype_lora",
+)
 #: What a sequence is run with if not all methods.
-METHODS_OF: dict[str, Iterable[str]] = {"language": LANGUAGE_METHODS, "mechanisms": MECHANISMS}
+METHODS_OF: dict[str, Iterable[str]] = {
+    "language": LANGUAGE_METHODS,
+    "mechanisms": MECHANISMS,
+    "wide": WIDE_METHODS,
+}
 
 
 def learning_of(sequence: str) -> dict[str, Any]:
@@ -69,7 +91,9 @@ def run_cell(sequence: str, order: int, method: str, data: Path, model: str) -> 
     settings = {"epochs": sizes["epochs"], **learning_of(sequence), **options}
     learner = LEARNERS.get(name)(backbone=backbone, **settings)  # type: ignore[call-arg]
     start, cpu = time.perf_counter(), time.process_time()
-    result = StreamRunner(seed=order, eval_batch_size=40, verdicts=writes).run(learner, stream)
+    wide = sequence == "wide"
+    runner = StreamRunner(seed=order, eval_batch_size=40, verdicts=writes, attribution=not wide)
+    result = runner.run(learner, stream)
     row = {
         "sequence": sequence,
         "order": order,
@@ -78,6 +102,7 @@ def run_cell(sequence: str, order: int, method: str, data: Path, model: str) -> 
         **{key: result.matrix.to_dict()[key] for key in ("total", "correct")},
         "report": {k: v for k, v in learner.report().items() if not k.endswith("_by_site")},  # type: ignore[operator]
         "attribution": result.attribution or None,
+        "right": packed(learner, stream) if wide else None,
         "verdicts": result.verdicts or None,
         "format_artefacts": result.format_artefacts() or None,
         "train_seconds": sum(task["seconds"]["steps"] for task in result.tasks if task["learned"]),
@@ -86,6 +111,14 @@ def run_cell(sequence: str, order: int, method: str, data: Path, model: str) -> 
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     return row
+
+
+def packed(learner: Learner, stream: TaskStream) -> list[str]:
+    """Return per task which test samples are answered right at the end: bits, as hexadecimal digits."""
+    last = len(stream) - 1
+    right = evaluate(learner, stream, last, 40).right
+    _, tasks = stream.test_until(last)
+    return [np.packbits(right[tasks == task]).tobytes().hex() for task in range(last + 1)]
 
 
 def run(options: argparse.Namespace) -> None:

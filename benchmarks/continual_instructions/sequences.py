@@ -24,7 +24,13 @@ SMALL = {
 #: Tasks whose answers look unlike: Good, a topic, a logical relation, True.
 LANGUAGE = {0: ["SST-2", "agnews", "CB", "BoolQA"]}
 #: Name of a sequence -> its orders.
-SEQUENCES = {"small": list(SMALL), "mechanisms": list(SMALL), "long": [4], "language": list(LANGUAGE)}
+SEQUENCES = {
+    "small": list(SMALL),
+    "wide": list(SMALL),
+    "mechanisms": list(SMALL),
+    "long": [4],
+    "language": list(LANGUAGE),
+}
 INTENTS = 20
 
 
@@ -60,7 +66,7 @@ def build(sequence: str, order: int, data: Path, train: int, test: int) -> TaskS
     """Return a sequence in an order, cut to some samples per task.
 
     Args:
-        sequence: small (mechanisms has the same), long or language.
+        sequence: small (wide and mechanisms have the same tasks), long or language.
         order: A key of the sequence's orders.
         data: Folder of the raw files.
         train: Training samples per task.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from methods import MECHANISMS, METHODS
+from paired import differences
 from sequences import SEQUENCES
 
 __all__ = ["RESULTS", "averages", "pareto", "render", "table"]
@@ -162,10 +163,18 @@ def _section(name: str, report: dict[str, Any]) -> str:
         f"{what}; {settings['train']} training and {settings['test']} test samples per task, "
         f"{settings['epochs']} epochs.",
         table(report, SCORES | COSTS, lambda method: True),
-        "Drift of routers and experts on test prompts of earlier tasks, from the end of each task to the "
-        "end of the sequence, and what each cost (mean over tasks and orders):",
-        table(report, DRIFT, lambda method: method in routed),
     ]
+    if all(row.get("right") for row in report["rows"]):
+        parts += [
+            "Final accuracy beside that of sequential routed LoRA, paired by test row:",
+            differences(report["rows"], LABELS),
+        ]
+    if routed:
+        parts += [
+            "Drift of routers and experts on test prompts of earlier tasks, from the end of each task to the "
+            "end of the sequence, and what each cost (mean over tasks and orders):",
+            table(report, DRIFT, lambda method: method in routed),
+        ]
     if any(row.get("verdicts") for row in report["rows"]):
         parts += [
             "What the model writes, exactly and up to its form, beside the choice by likelihood. Artefact: "
