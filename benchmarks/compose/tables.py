@@ -34,6 +34,7 @@ TENANT_METHODS = (
     "per tenant",
     "true groups",
     "found groups",
+    "random groups",
 )
 
 

@@ -64,7 +64,7 @@ SETTINGS = {
 }
 METHODS = {
     "B": ("plain LoRA", "by key", "shared and by key", "top-2 per token", "frozen random router"),
-    "C": ("plain LoRA", "per tenant", "true groups", "found groups"),
+    "C": ("plain LoRA", "per tenant", "true groups", "found groups", "random groups"),
 }
 
 #: Methods that take the learning rate and epochs of another one.
@@ -73,6 +73,7 @@ LIKE = {
     "per tenant": "by key",
     "true groups": "by key",
     "found groups": "by key",
+    "random groups": "by key",
 }
 
 
@@ -173,6 +174,10 @@ def measure(
         keys = None
     elif method == "true groups":
         keys = [tenant % setting.policies for tenant in range(setting.tenants)]
+    elif method == "random groups":
+        keys = random.Random(f"groups {seed} {setting.name}").sample(
+            [tenant % setting.policies for tenant in keys], setting.tenants
+        )
     elif method == "found groups":
         if pilot is None:
             _, pilot = measure(halves, rows, setting, "per tenant", seed, settings)
