@@ -4,9 +4,9 @@
 
 An utterance is one of CLINC150, of 16 intents that are drawn per seed. A policy sends each intent to one of
 four queues; each tenant labels rows of its own by its policy. Every text begins with its tenant's name, so
-that one LoRA for all can tell tenants apart, as anybody would do who has no experts. B: four tenants, 64 rows each, who agree on
-none, half or all of the intents. C: 8, 16 or 64 tenants, 16 rows each, with 2, 4 or 8 policies that nobody
-knows. All methods have experts of total rank 16 on the same layers.
+that one LoRA for all can tell tenants apart, as anybody would do who has no experts. B: four tenants, 64 rows
+each, who agree on none, half or all of the intents. C: 8, 16 or 64 tenants, 16 rows each, with 2, 4 or 8
+policies that nobody knows. All methods have experts of total rank 16 on the same layers.
 
 Learning rate and epochs of each method are chosen on the validation rows of seed 0 of B without agreement,
 out of `GRID`. One file per setting, seed and method, not computed again.
@@ -33,13 +33,13 @@ from moe_adapt.tuner import RoutedLoraConfig
 
 RANK, INTENTS, QUEUES, LENGTH = 16, 16, 4, 24
 #: What tenants are called in their texts.
-NAMES = (
-    "lisbon oslo cairo lima quito dakar accra hanoi seoul kyoto delhi dhaka paris milan turin genoa malmo "
-    "bergen gdansk krakow prague vienna graz zurich basel geneva lyon nantes lille ghent bruges utrecht "
-    "leiden cork dublin leeds derby exeter perth sydney darwin hobart auckland nelson tampa austin dallas "
-    "boston reno fresno denver boise omaha tulsa ottawa regina quebec havana bogota medellin caracas "
-    "asuncion montevideo cordoba"
-).split()
+NAMES = """
+    lisbon oslo cairo lima quito dakar accra hanoi seoul kyoto delhi dhaka paris milan turin genoa malmo
+    bergen gdansk krakow prague vienna graz zurich basel geneva lyon nantes lille ghent bruges utrecht
+    leiden cork dublin leeds derby exeter perth sydney darwin hobart auckland nelson tampa austin dallas
+    boston reno fresno denver boise omaha tulsa ottawa regina quebec havana bogota medellin caracas
+    asuncion montevideo cordoba
+""".split()  # noqa: SIM905
 #: Learning rate and epochs that are tried for every method.
 GRID = ((2e-3, 8), (6e-3, 8), (6e-3, 16))
 
