@@ -29,15 +29,22 @@ def losses_of_all(pilot: Any, data: Cached, tenants: int) -> np.ndarray:
     return torch.stack([found[own == tenant].mean(dim=0) for tenant in range(tenants)]).double().numpy()
 
 
-def found_groups(pilot: Any, data: Cached, tenants: int) -> list[int]:
-    """Return the group of every tenant.
+def found_groups(pilot: Any, data: Cached, tenants: int) -> tuple[list[int], dict[str, Any]]:
+    """Return the group of every tenant, and what they were found from.
 
     Args:
         pilot: A model with an expert per tenant.
         data: Training rows with their tenants as keys.
         tenants: Number of tenants.
     """
-    return [int(label) for label in cluster_losses(losses_of_all(pilot, data, tenants)).labels]
+    losses = losses_of_all(pilot, data, tenants)
+    found = cluster_losses(losses)
+    facts = {
+        "losses": losses.round(4).tolist(),
+        "silhouettes": found.silhouettes,
+        "by_chance": found.by_chance,
+    }
+    return [int(label) for label in found.labels], facts
 
 
 def agreement_of(found: list[int], truth: list[int]) -> float:

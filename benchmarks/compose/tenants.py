@@ -192,9 +192,9 @@ def measure(
     elif method == "found groups":
         if pilot is None:
             _, pilot = measure(halves, rows, setting, "per tenant", seed, settings)
-        keys = found_groups(pilot, rows["train"], setting.tenants)
+        keys, cell = found_groups(pilot, rows["train"], setting.tenants)
         truth = [tenant % setting.policies for tenant in range(setting.tenants)]
-        cell = {"groups": keys, "adjusted_rand": agreement_of(keys, truth)}
+        cell |= {"groups": keys, "adjusted_rand": agreement_of(keys, truth)}
     torch.manual_seed(seed)
     model = model_of(halves, method, 4 if keys is None else max(keys) + 1)
     train(model, with_keys(rows["train"], keys), settings, seed)

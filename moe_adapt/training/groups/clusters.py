@@ -1,4 +1,4 @@
-r"""From a matrix of losses to groups: average linkage, the number of groups by silhouette.
+r"""From a matrix of losses to groups: average linkage, their number by silhouette, one if none stand out.
 
 With the loss `L[i, j]` of expert `j` on the training rows of member `i`, two members are as far apart as each
 loses by the other's expert, on average:
@@ -8,7 +8,10 @@ $$D_{ij} = \tfrac12 \max(L_{ij} - L_{ii}, 0) + \tfrac12 \max(L_{ji} - L_{jj}, 0)
 The subtraction takes out that some members' rows are harder. Average linkage joins the two nearest groups
 again and again. Of the numbers of groups from 2 to `T - 1`, that of the largest mean silhouette is taken,
 $s_i = (b_i - a_i) / \max(a_i, b_i)$: the mean distance to the nearest other group against that to one's own.
-A silhouette says nothing about one group or `T` of them, so neither is ever found; both can be asked for.
+A silhouette says nothing about one group or `T` of them. So with `ENOUGH` members or more it has to exceed
+what members without groups give: distances $m + a_i + a_j + e_{ij}$, where some members are far from all,
+are fitted, and their rests `e` are shuffled among pairs. If any of 19 shuffles reaches the silhouette (the
+level of 5 %), there is one group. `T` groups are never found; both can be asked for.
 
 Reference: Rousseeuw, "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis",
 Journal of Computational and Applied Mathematics 20 (1987).
@@ -22,7 +25,11 @@ from scipy.spatial.distance import squareform
 
 from moe_adapt.errors import UserError
 
-__all__ = ["Clusters", "agreement", "cluster_losses", "distances_of", "silhouettes"]
+__all__ = ["ENOUGH", "Clusters", "agreement", "by_chance", "cluster_losses", "distances_of", "silhouettes"]
+
+#: Members from which on groups are compared with chance; fewer have too few pairs to shuffle.
+ENOUGH = 8
+_SHUFFLES = 19
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,13 @@ class Clusters:
         labels: Group of each member, [T]; numbered by their first members.
         silhouettes: Mean silhouette of every number of groups that was judged.
         distances: Between members, [T, T].
+        by_chance: The largest mean silhouette of shuffled distances; None if they were not compared.
     """
 
     labels: np.ndarray
     silhouettes: dict[int, float]
     distances: np.ndarray
+    by_chance: float | None = None
 
     @property
     def count(self) -> int:
@@ -94,7 +103,8 @@ def cluster_losses(losses: np.ndarray, count: int | None = None) -> Clusters:
 
     Args:
         losses: Loss of each expert (column) on each member's rows (row), [T, T].
-        count: Number of groups; None takes that of the largest mean silhouette.
+        count: Number of groups; None takes that of the largest mean silhouette, or one if shuffled distances
+            reach it.
 
     Raises:
         UserError: If there are too few members to choose, or no such number of groups.
@@ -107,11 +117,47 @@ def cluster_losses(losses: np.ndarray, count: int | None = None) -> Clusters:
         raise UserError(f"{size} members make 1 to {size} groups, not {count}.")
     if count is None and size < 3:
         raise UserError("two members are too few to choose a number of groups: say 1 or 2.")
+    cuts, scores = _cuts(distances)
+    if count is not None:
+        return Clusters(cuts[count], scores, distances)
+    best = max(scores, key=lambda k: scores[k])
+    chance = by_chance(distances) if size >= ENOUGH else None
+    if chance is not None and scores[best] <= chance:
+        best = 1
+    return Clusters(cuts[best], scores, distances, chance)
+
+
+def _cuts(distances: np.ndarray) -> tuple[dict[int, np.ndarray], dict[int, float]]:
+    """Return the groups for every number of them, and the mean silhouettes of those that have one."""
+    size = len(distances)
     tree = average(squareform(distances, checks=False))
     cuts = {k: _in_order(cut_tree(tree, n_clusters=k)[:, 0]) for k in range(1, size + 1)}
-    scores = {k: float(silhouettes(distances, cuts[k]).mean()) for k in range(2, size)}
-    best = max(scores, key=lambda k: scores[k]) if count is None else count
-    return Clusters(cuts[best], scores, distances)
+    return cuts, {k: float(silhouettes(distances, cuts[k]).mean()) for k in range(2, size)}
+
+
+def by_chance(distances: np.ndarray, shuffles: int = _SHUFFLES) -> float:
+    """Return the largest mean silhouette of members as unlike each other as these, but without groups.
+
+    Args:
+        distances: Between members, [T, T], `T >= 3`.
+        shuffles: How often rests are dealt out anew.
+
+    >>> blocks = np.kron(np.eye(3), np.ones((4, 4)))
+    >>> bool(by_chance(1 - blocks) < 0.9)  # of the blocks themselves it is 1
+    True
+    """
+    size = len(distances)
+    sums = distances.sum(axis=1)
+    level = sums.sum() / (size * (size - 1))
+    own = (sums - (size - 1) * level) / (size - 2)
+    upper = np.triu_indices(size, 1)
+    fitted = level + own[upper[0]] + own[upper[1]]
+    rests = distances[upper] - fitted
+    rng, best = np.random.default_rng(0), -1.0
+    for _ in range(shuffles):
+        shuffled = squareform(np.clip(fitted + rng.permutation(rests), 0.0, None))
+        best = max(best, *_cuts(shuffled)[1].values())
+    return best
 
 
 def _in_order(labels: np.ndarray) -> np.ndarray:

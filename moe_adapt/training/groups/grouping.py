@@ -30,6 +30,7 @@ class Grouping:
         silhouettes: Mean silhouette of every number of groups.
         chosen: Whether the number of groups was found, not given.
         adjusted_rand: Agreement with groups that were known, if any were.
+        by_chance: The silhouette that shuffled distances reach, if they were compared.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Grouping:
     silhouettes: dict[int, float]
     chosen: bool = True
     adjusted_rand: float | None = None
+    by_chance: float | None = None
 
     @classmethod
     def find(
@@ -74,6 +76,7 @@ class Grouping:
             found.silhouettes,
             chosen=count is None,
             adjusted_rand=score,
+            by_chance=found.by_chance,
         )
 
     @property
@@ -96,13 +99,20 @@ class Grouping:
 
     def verdict(self) -> str:
         """Return the sentence that a report begins with."""
-        text = f"{len(self.names)} values of {self.key!r} make {self.count} groups"
+        kept = f"{self.count} groups" if self.count > 1 else "one group"
+        text = f"{len(self.names)} values of {self.key!r} make {kept}"
         score = self.silhouettes.get(self.count)
         if score is not None:
-            text += f" (mean silhouette {score:.2f})"
+            chance = "" if self.by_chance is None else f", by chance at most {self.by_chance:.2f}"
+            text += f" (mean silhouette {score:.2f}{chance})"
         if self.adjusted_rand is not None:
             text += f"; adjusted Rand index against the known groups {self.adjusted_rand:.2f}"
-        if self.chosen and score is not None and score < _FAINT:
+        if self.chosen and score is None:
+            text += (
+                f": the best mean silhouette, {max(self.silhouettes.values()):.2f}, is one that chance gives "
+                "too. They may agree or all differ, so compare with an expert for each"
+            )
+        elif self.chosen and score is not None and score < _FAINT:
             text += "; they do not stand out, so compare with one LoRA for all and an expert for each"
         return f"{text}."
 
@@ -119,6 +129,7 @@ class Grouping:
             "silhouettes": {str(k): round(value, 4) for k, value in self.silhouettes.items()},
             "chosen": self.chosen,
             "adjusted_rand": self.adjusted_rand,
+            "by_chance": None if self.by_chance is None else round(self.by_chance, 4),
         }
         path = folder / GROUPS_FILE
         write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -75,7 +75,34 @@ def test_a_grouping_says_what_it_found(tmp_path):
     assert found.adjusted_rand == 1.0 and list(found.groups()) == ["group1", "group2", "group3"]
     assert all(len({known[name] for name in own}) == 1 for own in found.groups().values())
     assert "9 values of 'tenant' make 3 groups" in found.verdict() and "stand out" not in found.verdict()
-    alike = np.random.default_rng(0).random((9, 9)) + 1
-    np.fill_diagonal(alike, 0.1)
-    noise = Grouping.find("tenant", names, alike)
-    assert "do not stand out" in noise.verdict()
+
+
+def without_groups(seed: int, size: int = 12) -> np.ndarray:
+    """Return losses of members some of whom are served worse by everybody, and some serve everybody worse."""
+    rng = np.random.default_rng(seed)
+    losses = 1 + rng.random((size, size)) + rng.random((size, 1)) + 2 * rng.random((1, size))
+    np.fill_diagonal(losses, 0.1)
+    return losses
+
+
+def test_members_without_groups_are_one_group_as_often_as_the_level_says():
+    found = [cluster_losses(without_groups(seed)).count for seed in range(40)]
+    assert found.count(1) >= 36  # of 40; 38 are expected
+    fewer = cluster_losses(without_groups(0, size=7))
+    assert fewer.count > 1 and fewer.by_chance is None
+
+
+def test_one_group_is_said_with_its_reason():
+    names = [f"t{number}" for number in range(12)]
+    found = Grouping.find("tenant", names, without_groups(0))
+    assert found.count == 1 and found.by_chance >= max(found.silhouettes.values())
+    assert "make one group" in found.verdict() and "chance" in found.verdict()
+    few = Grouping.find("tenant", names[:7], without_groups(0, size=7))
+    assert "do not stand out" in few.verdict()
+
+
+def test_planted_groups_exceed_chance():
+    losses, truth = planted([4, 4, 4, 4], apart=0.3)
+    found = cluster_losses(losses)
+    assert agreement(found.labels, truth) == 1.0
+    assert found.silhouettes[4] > found.by_chance > 0
