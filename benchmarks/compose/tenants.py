@@ -41,7 +41,7 @@ NAMES = """
     asuncion montevideo cordoba
 """.split()  # noqa: SIM905
 #: Learning rate and epochs that are tried for every method.
-GRID = ((2e-3, 8), (6e-3, 8), (6e-3, 16))
+GRID = ((2e-3, 8), (2e-3, 16), (6e-3, 8))
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,40 @@
 r"""Continual learning by composition: an adapter and a head per task, and a router that adds up statistics.
 
-Task `t` trains a LoRA of its own and the head columns of its classes; both are frozen afterwards. Its
-training samples, as mean hidden states of a middle block of the pretrained model, become one more class of a
-linear discriminant analysis (`moe_adapt.routing.sample`),
+Task `t` trains a LoRA of its own and the head columns of its classes `C_t`; both are frozen afterwards. A
+test sample is told to belong to a task by linear discriminants between all classes seen so far, with means
+and one shrunk covariance of features `z` of the pretrained model (`heads.slda`),
 
-$$t(x) = \arg\max_t\; m_t^\top \Sigma^{-1} x - \tfrac12 m_t^\top \Sigma^{-1} m_t, \qquad
-  p(c \mid x) = \mathrm{softmax}\big(W_{t(x)} f_{t(x)}(x) + b_{t(x)}\big)_c .$$
+$$s_c(z) = m_c^\top \Sigma^{-1} z - \tfrac12 m_c^\top \Sigma^{-1} m_c, \qquad
+  p(t \mid x) = \sum_{c \in C_t} \mathrm{softmax}(s)_c, \qquad
+  p(c \mid x) = p(t_c \mid x)\, \mathrm{softmax}\big(W_{t_c} f_{t_c}(x) + b_{t_c}\big)_c .$$
 
-A test sample goes to one task and is answered among that task's classes; no task id is needed. Nothing that
-an old task learned ever changes. So a task is forgotten only where its samples go to another one, and
-`Compose.report` says how many do. The router keeps a count, a mean and a scatter per task, and no sample.
+The sum goes over the `candidates` tasks with the largest `p(t | x)`; no task id is needed. Where classes are
+dealt out to tasks at random a task has no place of its own among the features, but its classes have: so
+``route_by="classes"`` is the default, and ``"tasks"`` has one mean per task. The head of a task starts as the
+discriminants between its classes, from the same features as its adapter's; training goes on from there.
 
-A sample costs the base up to the router's block, and one forward with the adapter of its task.
+Nothing that an old task learned ever changes. So a task is forgotten only where its samples go to another
+one, and `Compose.report` says how many do. The router keeps counts, means and one scatter, and no sample.
+A sample costs one forward of the base for the router, up to its block, and one with the adapter of each
+candidate.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_adapt.backbones import Encoder
+from moe_adapt.errors import UserError
 from moe_adapt.learners.base import LEARNERS, Learner, Outcome, TaskRun
-from moe_adapt.learners.growth import TensorStore
 from moe_adapt.learners.heads.per_task import TaskHeads
+from moe_adapt.learners.heads.slda import SldaHead
 from moe_adapt.learners.instructions.base import select
-from moe_adapt.learners.task_routes import block_path, hidden_at, route_report, task_router, task_uid
-from moe_adapt.routing.sample import SampleRule
+from moe_adapt.learners.task_routes import block_path, hidden_at, route_report
 from moe_adapt.streams import Batch, Task, TaskRecord
 from moe_adapt.tuner import RoutedLoraConfig
 from moe_adapt.tuner.blocks import block_features
@@ -44,13 +49,17 @@ class Compose(Learner):
     Args:
         backbone: The encoder.
         tuner: The adapter of one task; None trains a head per task over the frozen encoder.
-        block: After how many blocks of the encoder a sample is routed; None takes the middle one, or the
-            encoder's own features if it has no blocks or they came with the stream.
+        block: After how many blocks of the encoder a sample is routed; None takes the encoder's own features
+            between classes, and the middle block between tasks, if there are blocks.
         shrinkage: Of the router's covariance, in [0, 1]; None takes the oracle-approximating one.
+        route_by: Means of ``classes``, or of ``tasks``, if every task has a subject of its own.
+        candidates: How many tasks answer a sample, each with its probability. Higher: a sample that the
+            router is not sure of may still be answered right; costs as many forwards.
+        head_start: Whether a task's head starts as discriminants between its classes, or at zero.
         settings: Arguments of `Learner`.
 
     Raises:
-        UserError: If the encoder has no such block, or the shrinkage is out of range.
+        UserError: If the encoder has no such block, or an option is out of range.
     """
 
     reference = "no paper: adapters trained apart, composed by a router of ours"
@@ -61,17 +70,24 @@ class Compose(Learner):
         tuner: RoutedLoraConfig | None = None,
         block: int | None = None,
         shrinkage: float | None = None,
+        route_by: Literal["classes", "tasks"] = "classes",
+        candidates: int = 1,
+        head_start: bool = True,
         **settings: Any,
     ) -> None:
         super().__init__(backbone=backbone, **settings)
+        if route_by not in ("classes", "tasks"):
+            raise UserError(f"route_by is 'classes' or 'tasks', got {route_by!r}.")
+        if candidates < 1:
+            raise UserError(f"candidates must be at least 1, got {candidates}.")
         self.tuner, self.block, self.shrinkage = tuner, block, shrinkage
-        self._path = block_path(backbone.model, block)
+        self.route_by, self.candidates, self.head_start = route_by, candidates, head_start
+        own = block is None and route_by == "classes"
+        self._path = None if own else block_path(backbone.model, block)
         if tuner is not None:
             backbone.adapt(tuner)
         self.heads = TaskHeads(backbone.width)
-        self.moments = TensorStore()
-        task_router(self.moments, shrinkage)  # refuses a shrinkage that is none
-        self._rule: list[SampleRule] = []
+        self.router = self._discriminants(backbone.width)
         self._routed: Counter[tuple[int, int]] = Counter()
 
     @property
@@ -79,6 +95,9 @@ class Compose(Learner):
         """The backbone."""
         assert isinstance(self.backbone, Encoder)
         return self.backbone
+
+    def _discriminants(self, width: int) -> SldaHead:
+        return SldaHead(width, "oas" if self.shrinkage is None else self.shrinkage)
 
     # Growth.
 
@@ -102,34 +121,51 @@ class Compose(Learner):
         first = sum(len(record.classes) for record in self.history[:task])
         return slice(first, first + len(self.history[task].classes))
 
+    def _classes(self, task: int, device: torch.device) -> Tensor:
+        return torch.tensor(self.history[task].classes, device=device)
+
     def restore(self, history: Iterable[TaskRecord], state: Mapping[str, Tensor]) -> None:
         """Become the learner that had this history and this state (see `Learner.restore`)."""
-        prefix = "moments."
-        for name, value in state.items():
-            if name.startswith(prefix):
-                self.moments[name.removeprefix(prefix)] = torch.empty_like(value)
-        self._rule.clear()
+        if "router.means" in state:
+            self.router = self._discriminants(state["router.means"].shape[1])
         super().restore(history, state)
 
     # Training.
+
+    def learn_task(self, task: Task, run: TaskRun) -> None:
+        """Start the head from discriminants between the task's classes, then train adapter and head."""
+        if self.head_start:
+            self._start_head(task, run)
+        run.fit()
+
+    @torch.no_grad()
+    def _start_head(self, task: Task, run: TaskRun) -> None:
+        self.eval()
+        pairs = [(self.encode(batch), batch["labels"]) for batch in run.batches(task.train)]
+        features, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
+        start = SldaHead(features.shape[1], "oas").to(features.device)
+        start.grow(len(task.classes))
+        start.update(features, torch.searchsorted(self._classes(task.index, labels.device), labels))
+        for name, value in zip(("weight", "bias"), start.solution, strict=True):
+            rows = self.heads.new(name)
+            assert rows is not None
+            rows.copy_(value)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy over the classes of the task at hand."""
         task = len(self.history) - 1
         logits = self.heads(self.encode(batch), self._rows(task))
-        classes = torch.tensor(self.history[task].classes, device=logits.device)
+        classes = self._classes(task, logits.device)
         targets = (batch["labels"][:, None] == classes).int().argmax(dim=1)
         return {"cross_entropy": F.cross_entropy(logits, targets)}
 
     def end_task(self, task: Task, run: TaskRun) -> None:
         """Add the task to the router, and count routes anew."""
-        router = task_router(self.moments, self.shrinkage)
-        router.observe(
-            torch.cat([self.features(batch) for batch in run.batches(task.train)]), task_uid(task.index)
-        )
-        for name, value in router.state().items():
-            self.moments[name] = value.to(self.device)
-        self._rule.clear()
+        for batch in run.batches(task.train):
+            features, labels = self.features(batch), batch["labels"]
+            if features.shape[1] != self.router.width and self.router.num_classes == 0:
+                self.router = self._discriminants(features.shape[1]).to(features.device)
+            self.router.update(features, labels if self.route_by == "classes" else labels * 0 + task.index)
         self._routed.clear()
 
     # Prediction.
@@ -150,19 +186,36 @@ class Compose(Learner):
         return block_features(hidden, None if mask is None else mask.bool())
 
     @torch.no_grad()
+    def task_probabilities(self, batch: Batch) -> Tensor:
+        """Return the probabilities of a sample's task, [B, T]; of the first one before any has ended."""
+        features, tasks = self.features(batch), len(self.history)
+        found = torch.zeros(len(features), tasks, device=features.device)
+        if self.router.num_classes == 0:
+            found[:, 0] = 1.0
+            return found
+        rows = self.router(features).softmax(dim=1).to(found.dtype)
+        if self.route_by == "tasks":
+            found[:, : rows.shape[1]] = rows
+            return found
+        for task, record in enumerate(self.history):
+            known = [label for label in record.classes if label < rows.shape[1]]
+            found[:, task] = rows[:, known].sum(dim=1)
+        return found
+
     def route(self, batch: Batch) -> Tensor:
-        """Return the task that answers each sample, int64 [B]; the first one before any has ended."""
-        features = self.features(batch)
-        if not len(self.moments):
-            return torch.zeros(len(features), dtype=torch.int64, device=features.device)
-        if not self._rule:
-            self._rule.append(task_router(self.moments, self.shrinkage).rule())
-        scores, _ = self._rule[0].to(features.device)(features)
-        return scores.argmax(dim=1)
+        """Return the most probable task of each sample, int64 [B]."""
+        return self.task_probabilities(batch).argmax(dim=1)
 
     def scores(self, batch: Batch) -> Tensor:
-        """Return probabilities [B, C_seen] within the task that each sample goes to, 0 for other classes."""
-        return self.scores_by(batch, self.route(batch))
+        """Return probabilities [B, C_seen] from the candidate tasks of each sample, 0 for other classes."""
+        return self._mixed(batch, self.task_probabilities(batch))
+
+    def _mixed(self, batch: Batch, probabilities: Tensor) -> Tensor:
+        """Return the answers of the candidates by their probabilities [B, T]."""
+        weights, tasks = probabilities.topk(min(self.candidates, probabilities.shape[1]), dim=1)
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        answers = [weights[:, at, None] * self.scores_by(batch, tasks[:, at]) for at in range(tasks.shape[1])]
+        return torch.stack(answers).sum(dim=0)
 
     def scores_by(self, batch: Batch, tasks: Tensor) -> Tensor:
         """Return probabilities [B, C_seen] with the adapter and head of given tasks.
@@ -176,7 +229,7 @@ class Compose(Learner):
             rows = (tasks == task).nonzero().flatten()
             self._use(task)
             logits = self.heads(self.encode(select(batch, rows.tolist())), self._rows(task))
-            classes = torch.tensor(self.history[task].classes, device=tasks.device)
+            classes = self._classes(task, tasks.device)
             found[rows[:, None], classes] = logits.softmax(dim=1).to(found.dtype)
         self._use(len(self.history) - 1)
         return found
@@ -187,16 +240,16 @@ class Compose(Learner):
 
     def evaluate(self, batch: Batch, within: Tensor) -> Outcome:
         """Say which test samples are right; within its own task a sample has that task's adapter and head."""
-        tasks, labels = self.route(batch), batch["labels"]
+        probabilities, labels = self.task_probabilities(batch), batch["labels"]
         own = self._own(within)
-        prediction = self.scores_by(batch, tasks).argmax(dim=1)
+        prediction = self._mixed(batch, probabilities).argmax(dim=1)
         correct = prediction == labels
         inside = correct.clone()
-        elsewhere = torch.nonzero(~correct & (tasks != own))[:, 0]
-        if len(elsewhere):
-            answers = self.scores_by(select(batch, elsewhere.tolist()), own[elsewhere]).argmax(dim=1)
-            inside[elsewhere] = answers == labels[elsewhere]
-        self._routed.update(zip(own.tolist(), tasks.tolist(), strict=True))
+        wrong = torch.nonzero(~correct)[:, 0]
+        if len(wrong):
+            answers = self.scores_by(select(batch, wrong.tolist()), own[wrong]).argmax(dim=1)
+            inside[wrong] = answers == labels[wrong]
+        self._routed.update(zip(own.tolist(), probabilities.argmax(dim=1).tolist(), strict=True))
         return Outcome(correct, prediction, inside)
 
     def _own(self, within: Tensor) -> Tensor:
