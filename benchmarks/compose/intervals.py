@@ -11,7 +11,18 @@ from typing import Any
 
 from scipy.stats import t as student
 
-__all__ = ["REFERENCE", "best_merge", "having", "means_of", "of_tasks", "paired", "seeds_of", "spread"]
+__all__ = [
+    "REFERENCE",
+    "against_plain",
+    "best_merge",
+    "having",
+    "means_of",
+    "of_tasks",
+    "of_tenants",
+    "paired",
+    "seeds_of",
+    "spread",
+]
 
 #: The method that all others are compared with.
 REFERENCE = "LDA, 320 texts"
@@ -61,3 +72,24 @@ def best_merge(cells: list[dict[str, Any]]) -> str:
     """Return the merge with the best mean on test rows, in favour of merging."""
     merges = [name for name in cells[0]["accuracy"] if name.startswith("merge")]
     return max(merges, key=lambda name: statistics.mean(of_tasks(cells, name)))
+
+
+def of_tenants(cells: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return the cells of a setting by method and seed."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for cell in cells:
+        found.setdefault(cell["method"], {})[cell["seed"]] = cell
+    return found
+
+
+def against_plain(by_method: dict[str, dict[int, dict[str, Any]]], method: str) -> tuple[str, str]:
+    """Return a method's accuracy, and its difference from one LoRA over shared seeds and tenants."""
+    plain = by_method["plain LoRA"]
+    seeds = sorted(set(by_method.get(method, {})) & set(plain))
+    if not seeds:
+        return "", ""
+    own = [by_method[method][seed]["test"] for seed in seeds]
+    pairs = [value for part in own for value in part], [v for seed in seeds for v in plain[seed]["test"]]
+    note = "" if len(seeds) == len(plain) else f" ({len(seeds)} of {len(plain)} seeds)"
+    difference = "" if method == "plain LoRA" else paired(*pairs)
+    return f"{spread([statistics.mean(part) for part in own])}{note}", difference

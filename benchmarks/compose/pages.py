@@ -1,12 +1,23 @@
-"""The measured table of the guide: a short form of what `tables.py` renders, between two marks in a page."""
+"""The measured tables of the guides: short forms of what `tables.py` renders, between two marks in a page."""
 
 import re
 from pathlib import Path
 from typing import Any
 
-from intervals import REFERENCE, best_merge, having, means_of, of_tasks, paired, seeds_of, spread
+from intervals import (
+    REFERENCE,
+    against_plain,
+    best_merge,
+    having,
+    means_of,
+    of_tasks,
+    of_tenants,
+    paired,
+    seeds_of,
+    spread,
+)
 
-__all__ = ["adapters_in_short", "fill"]
+__all__ = ["adapters_in_short", "customers_in_short", "fill", "groups_in_short"]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 #: Rows of the guide's table: label, name of the method in the cells.
@@ -69,3 +80,48 @@ def adapters_in_short(cells: list[dict[str, Any]]) -> str:
         if any(cell != " | |" for cell in cells_of_row):
             lines.append(f"| {label} |{''.join(cells_of_row)}")
     return "\n".join(lines)
+
+
+def customers_in_short(cells: list[dict[str, Any]]) -> str:
+    """Return the guide's table of B: methods by how often tenants agree."""
+    settings: dict[float, list[dict[str, Any]]] = {}
+    for cell in cells:
+        if cell["part"] == "B":
+            settings.setdefault(cell["setting"]["agreement"], []).append(cell)
+    shares = sorted(settings)
+    by_share = {share: of_tenants(settings[share]) for share in shares}
+    head = "".join(f" agree on {100 * share:.0f} % | minus one LoRA |" for share in shares)
+    lines = [f"| |{head}", "|---|" + "---|---|" * len(shares)]
+    for label, method in (
+        ("one LoRA for all", "plain LoRA"),
+        ("an expert by key", "by key"),
+        ("**a shared one beside an expert by key**", "shared and by key"),
+        ("two of four experts per token, learned", "top-2 per token"),
+        ("the same with a frozen random router", "frozen random router"),
+    ):
+        found = [against_plain(by_share[share], method) for share in shares]
+        if any(accuracy for accuracy, _ in found):
+            lines.append(f"| {label} |" + "".join(f" {a} | {d} |" for a, d in found))
+    return "\n".join(lines)
+
+
+def groups_in_short(cells: list[dict[str, Any]]) -> str:
+    """Return the guide's table of C: methods by setting."""
+    parts = []
+    for name in dict.fromkeys(str(cell["setting"]) for cell in cells if cell["part"] == "C"):
+        own = [cell for cell in cells if cell["part"] == "C" and str(cell["setting"]) == name]
+        by_method, setting = of_tenants(own), own[0]["setting"]
+        head = f"{setting['tenants']} customers, {setting['policies']} policies"
+        lines = [f"| {head} | accuracy, % | minus one LoRA |", "|---|---|---|"]
+        for label, method in (
+            ("one LoRA for all", "plain LoRA"),
+            ("an expert per customer", "per tenant"),
+            ("an expert per true group", "true groups"),
+            ("**an expert per found group**", "found groups"),
+            ("an expert per random group", "random groups"),
+        ):
+            accuracy, difference = against_plain(by_method, method)
+            if accuracy:
+                lines.append(f"| {label} | {accuracy} | {difference} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)

@@ -14,16 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from facts import portable
-from intervals import REFERENCE, best_merge, having, means_of, of_tasks, paired, seeds_of, spread
-from pages import adapters_in_short, fill
+from intervals import (
+    REFERENCE,
+    against_plain,
+    best_merge,
+    having,
+    means_of,
+    of_tasks,
+    of_tenants,
+    paired,
+    seeds_of,
+    spread,
+)
+from pages import adapters_in_short, customers_in_short, fill, groups_in_short
 from pictures import draw
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PICTURES = Path(__file__).resolve().parents[2] / "docs" / "images"
 #: Headings of B and C, and the order of their methods.
 TENANTS = {
-    "B": "Four tenants, 64 rows each",
-    "C": "Hidden groups of tenants, 16 rows each",
+    "B": "Four tenants, 64 rows each, their names in every text",
+    "C": "Hidden groups of tenants, 16 rows each, their names in every text",
 }
 TENANT_METHODS = (
     "plain LoRA",
@@ -110,30 +121,25 @@ def _setting(part: str, setting: dict[str, Any]) -> str:
 
 
 def _tenant_table(cells: list[dict[str, Any]]) -> str:
-    seeds = sorted({cell["seed"] for cell in cells})
-    by_method = {
-        method: {cell["seed"]: cell for cell in cells if cell["method"] == method}
-        for method in TENANT_METHODS
-    }
+    by_method = of_tenants(cells)
     lines = [
         "| | accuracy, % | minus plain LoRA, seeds x tenants | trainable values | learning rate, epochs |",
         "|---|---|---|---|---|",
     ]
-    for method, own in by_method.items():
-        if sorted(own) != seeds:
+    for method in TENANT_METHODS:
+        accuracy, difference = against_plain(by_method, method)
+        if not accuracy:
             continue
-        means = [statistics.mean(own[seed]["test"]) for seed in seeds]
-        plain = [value for seed in seeds for value in by_method["plain LoRA"][seed]["test"]]
-        difference = paired([value for seed in seeds for value in own[seed]["test"]], plain)
-        if "adjusted_rand" in own[seeds[0]]:
-            rand = ", ".join(f"{own[seed]['adjusted_rand']:.2f}" for seed in seeds)
-            method = f"{method} (adjusted Rand index {rand})"
-        training = own[seeds[0]]["training"]
+        own = list(by_method[method].values())
+        label = method
+        if "adjusted_rand" in own[0]:
+            label += f" (adjusted Rand index {', '.join(f'{cell["adjusted_rand"]:.2f}' for cell in own)})"
+        training = own[0]["training"]
         lines.append(
-            f"| {method} | {spread(means)} | {'' if method == 'plain LoRA' else difference} "
-            f"| {own[seeds[0]]['parameters']:,} | {training['lr']:g}, {training['epochs']} |"
+            f"| {label} | {accuracy} | {difference} | {own[0]['parameters']:,} "
+            f"| {training['lr']:g}, {training['epochs']} |"
         )
-    return f"{len(seeds)} seeds.\n\n" + "\n".join(lines)
+    return f"{len(by_method['plain LoRA'])} seeds.\n\n" + "\n".join(lines)
 
 
 def costs(report: dict[str, Any]) -> str:
@@ -208,6 +214,9 @@ def main() -> None:
             parts.append(rendered(reports[name]))
     (RESULTS / "compose.md").write_text("\n".join(parts))
     fill("compose.md", "adapters", adapters_in_short(reports["compose"]["cells"]))
+    if "compose_tenants" in reports:
+        fill("customers.md", "customers", customers_in_short(reports["compose_tenants"]["cells"]))
+        fill("customers.md", "groups", groups_in_short(reports["compose_tenants"]["cells"]))
     draw(reports["compose"]["cells"], PICTURES)
 
 

@@ -27,11 +27,7 @@ def pool(argv: Sequence[str]) -> None:
     """
     if not argv or argv[0] not in ACTIONS:
         if argv and argv[0] in ("-h", "--help"):
-            print(
-                print(
-                    f"usage: moe-adapt pool {'|'.join(ACTIONS)} POOL ... (each explains itself with --help)"
-                )
-            )
+            print(f"usage: moe-adapt pool {'|'.join(ACTIONS)} POOL ... (each explains itself with --help)")
             return
         hint = did_you_mean(argv[0], ACTIONS) if argv else ""
         raise UserError(f"moe-adapt pool needs one of {', '.join(ACTIONS)}.{hint}")

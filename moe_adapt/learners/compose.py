@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from moe_adapt.backbones import Encoder
 from moe_adapt.errors import UserError
 from moe_adapt.learners.base import LEARNERS, Learner, Outcome, TaskRun
+from moe_adapt.learners.heads.base import direction
 from moe_adapt.learners.heads.per_task import TaskHeads
 from moe_adapt.learners.heads.slda import SldaHead
 from moe_adapt.learners.instructions.base import select
@@ -56,6 +57,7 @@ class Compose(Learner):
         candidates: How many tasks answer a sample, each with its probability. Higher: a sample that the
             router is not sure of may still be answered right; costs as many forwards.
         head_start: Whether a task's head starts as discriminants between its classes, or at zero.
+        normalize: Whether router and heads read features by their direction alone, scaled to length one.
         settings: Arguments of `Learner`.
 
     Raises:
@@ -73,6 +75,7 @@ class Compose(Learner):
         route_by: Literal["classes", "tasks"] = "classes",
         candidates: int = 1,
         head_start: bool = True,
+        normalize: bool = True,
         **settings: Any,
     ) -> None:
         super().__init__(backbone=backbone, **settings)
@@ -82,6 +85,7 @@ class Compose(Learner):
             raise UserError(f"candidates must be at least 1, got {candidates}.")
         self.tuner, self.block, self.shrinkage = tuner, block, shrinkage
         self.route_by, self.candidates, self.head_start = route_by, candidates, head_start
+        self.normalize = normalize
         own = block is None and route_by == "classes"
         self._path = None if own else block_path(backbone.model, block)
         if tuner is not None:
@@ -98,6 +102,11 @@ class Compose(Learner):
 
     def _discriminants(self, width: int) -> SldaHead:
         return SldaHead(width, "oas" if self.shrinkage is None else self.shrinkage)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return what heads read, [B, d]."""
+        features = super().encode(batch)
+        return direction(features) if self.normalize else features
 
     # Growth.
 
@@ -172,14 +181,18 @@ class Compose(Learner):
 
     @torch.no_grad()
     def features(self, batch: Batch) -> Tensor:
-        """Return what samples are routed by: mean hidden states of the pretrained model, float32 [B, d]."""
+        """Return what samples are routed by: features of the pretrained model, float32 [B, d]."""
+        found = self._bare_features(batch).float()
+        return direction(found) if self.normalize else found
+
+    def _bare_features(self, batch: Batch) -> Tensor:
         if "features" in batch:
-            return batch["features"].float()
+            return batch["features"]
         tuner = self.encoder.tuner
         bare = nullcontext() if tuner is None else tuner.hooks.samples.bare()
         with bare:
             if self._path is None:
-                return self.encoder(batch).float()
+                return self.encoder(batch)
             base: nn.Module = self.encoder.model if tuner is None else tuner.model
             hidden = hidden_at(base, self._path, lambda: self.encoder(batch))
         mask = batch.get("attention_mask")
