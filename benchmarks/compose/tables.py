@@ -133,7 +133,8 @@ def _tenant_table(cells: list[dict[str, Any]]) -> str:
         own = list(by_method[method].values())
         label = method
         if "adjusted_rand" in own[0]:
-            label += f" (adjusted Rand index {', '.join(f'{cell["adjusted_rand"]:.2f}' for cell in own)})"
+            rand = ", ".join(f"{cell['adjusted_rand']:.2f}" for cell in own)
+            label += f" (adjusted Rand index {rand})"
         training = own[0]["training"]
         lines.append(
             f"| {label} | {accuracy} | {difference} | {own[0]['parameters']:,} "

@@ -12,7 +12,7 @@ from moe_adapt.files import exclusively, settle
 
 __all__ = ["pool"]
 
-ACTIONS = ("add", "remove", "list", "route", "evaluate", "gate")
+ACTIONS = ("add", "remove", "list", "route", "evaluate", "budget", "gate")
 ROUTERS = ("lda", "prototype", "trained")
 
 
@@ -32,7 +32,7 @@ def pool(argv: Sequence[str]) -> None:
         hint = did_you_mean(argv[0], ACTIONS) if argv else ""
         raise UserError(f"moe-adapt pool needs one of {', '.join(ACTIONS)}.{hint}")
     actions = {"add": _add, "remove": _remove, "list": _list}
-    actions |= {"route": _route, "evaluate": _evaluate, "gate": _gate}
+    actions |= {"route": _route, "evaluate": _evaluate, "budget": _budget, "gate": _gate}
     actions[argv[0]](argv[1:])
 
 
@@ -217,6 +217,42 @@ def _evaluate(argv: Sequence[str]) -> None:
     print(result)
     if options.to is not None:
         result.save(options.to)
+
+
+def _budget(argv: Sequence[str]) -> None:
+    parser = CommandParser(
+        "pool budget", "Say which adapters to keep under a budget, and who answers for the others."
+    )
+    parser.add_argument("pool", type=Path, metavar="POOL", help="folder of the pool")
+    parser.add_argument("--megabytes", type=float, required=True, metavar="MB", help="the most to keep")
+    parser.add_argument(
+        "--size", nargs="+", default=[], metavar="UID=MB", help="sizes of adapters that are not on this disk"
+    )
+    options = parser.parse(argv)
+    given = {}
+    for word in options.size:
+        uid, _, size = word.partition("=")
+        try:
+            given[uid] = float(size)
+        except ValueError:
+            raise UserError(f"--size takes UID=MB, got {word!r}.") from None
+
+    from moe_adapt.hub.pool import AdapterPool
+    from moe_adapt.hub.pool.budget import sizes_of, solve, values_of
+
+    found = AdapterPool.load(options.pool)
+    unknown = next((uid for uid in given if uid not in found.members), None)
+    if unknown is not None:
+        raise UserError(f"the pool has no adapter {unknown!r}.{did_you_mean(unknown, found.members)}")
+    sizes = sizes_of(found, given)
+    uids, values = values_of(found.router)
+    table = solve(uids, values, [sizes[uid] for uid in uids], options.megabytes)
+    for uid, answer in table.answers.items():
+        print(json.dumps({"adapter": uid, "answered_by": answer, "kept": uid in table.kept}))
+    print(
+        f"{len(table.kept)} of {len(uids)} adapters kept; mean score {table.value:.3f} of {table.best:.3f}; "
+        f"savings {table.savings:.1%}"
+    )
 
 
 def _gate(argv: Sequence[str]) -> None:

@@ -7,7 +7,8 @@ import torch
 
 from moe_adapt.cli import main
 from moe_adapt.errors import UserError
-from moe_adapt.hub.pool import AdapterPool, Plan, StatisticsRouter
+from moe_adapt.hub.pool import AdapterPool, Plan, StatisticsRouter, budget
+from moe_adapt.hub.pool.budget import solve, values_of
 from moe_adapt.hub.pool.evaluate import evaluate_pool
 from tests.hub.composition.kitchen import WORDS, llama, llama_adapters, tokenizer
 
@@ -105,3 +106,56 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         assert main(["pool", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_budget_keeps_the_best_set_and_sends_the_others_to_it():
+    values = torch.tensor([[1.0, 0.9, 0.1], [0.8, 1.0, 0.2], [0.1, 0.3, 1.0]])
+    table = solve(["a", "b", "c"], values, [1.0, 1.0, 2.0], budget=3)
+    assert table.kept == ["b", "c"] and table.answers == {"a": "b", "b": "b", "c": "c"}
+    assert table.value == pytest.approx(2.9 / 3) and table.best == pytest.approx(1.0)
+    assert table.savings == pytest.approx(0.25)
+    often = solve(["a", "b", "c"], values, [1.0, 1.0, 2.0], budget=1, weights=[9, 1, 1])
+    assert often.kept == ["a"] and set(often.answers.values()) == {"a"}
+    everything = solve(["a", "b", "c"], values, [1.0, 1.0, 2.0], budget=4)
+    assert everything.kept == ["a", "b", "c"] and everything.savings == 0
+    with pytest.raises(UserError, match="no adapter fits"):
+        solve(["a"], values[:1, :1], [2.0], budget=1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_adapters_are_chosen_nearly_as_well_as_by_all_sets(seed, monkeypatch):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(9, 9, generator=generator) + 2 * torch.eye(9)
+    sizes = (1 + torch.rand(9, generator=generator)).tolist()
+    names = list("abcdefghi")
+    best = solve(names, values, sizes, budget=5)
+    monkeypatch.setattr(budget, "EXACT", 0)
+    greedy = solve(names, values, sizes, budget=5)
+    assert best.value * 0.63 <= greedy.value <= best.value + 1e-9
+    assert sum(sizes[names.index(uid)] for uid in greedy.kept) <= 5
+
+
+@pytest.mark.parametrize("router", ["lda", "prototype", "trained"])
+def test_a_table_follows_from_what_the_pool_keeps(router):
+    pool = AdapterPool("base", router=router, block=2)
+    near = examples(1) + 0.8 * torch.eye(6)[0]
+    for uid, own in (("a", examples(0)), ("like a", near), ("c", examples(3))):
+        pool.add(uid, f"me/{uid}", own)
+    uids, values = values_of(pool.router)
+    assert values.argmax(dim=1).tolist() == [0, 1, 2] or uids != ["a", "like a", "c"]
+    assert values[uids.index("a"), uids.index("like a")] > values[uids.index("a"), uids.index("c")]
+
+
+def test_the_command_of_a_budget(tmp_path, capsys):
+    pool = AdapterPool("base", router="lda", block=2)
+    for direction, uid in enumerate("abc"):
+        pool.add(uid, f"me/{uid}", examples(direction))
+    pool.save(tmp_path / "pool")
+    words = ["pool", "budget", str(tmp_path / "pool"), "--megabytes", "2"]
+    assert main(words) == 2 and "--size a=MB" in capsys.readouterr().err
+    assert main([*words, "--size", "a=1", "b=1", "d=1"]) == 2 and "no adapter 'd'" in capsys.readouterr().err
+    assert main([*words, "--size", "a=1", "b=x"]) == 2 and "UID=MB" in capsys.readouterr().err
+    assert main([*words, "--size", "a=1", "b=1", "c=5"]) in (0, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["kept"] for line in lines[:-1]] == [True, True, False]
+    assert "2 of 3 adapters kept" in lines[-1] and "savings 71.4%" in lines[-1]
