@@ -104,8 +104,8 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def sizes(learner: Learner) -> dict[str, int]:
     """Return what a learner stores beside the pretrained encoder.
 
-    Statistics are what only learning needs: sums of the closed-form heads, Gaussians of classes. The rest is
-    what a forward needs.
+    Statistics are what only learning needs: sums of the closed-form heads and of routers, Gaussians of
+    classes. The rest is what a forward needs.
     """
     state = learner.learner_state()
     if isinstance(learner, ClosedForm):
@@ -113,7 +113,7 @@ def sizes(learner: Learner) -> dict[str, int]:
         head = sum(tensor.numel() for tensor in tensors_of(learner.head.solution))
         extra = sum(t.numel() for name, t in state.items() if not name.startswith("head."))
         return {"extra_parameters": head + extra, "statistics_bytes": statistics_bytes}
-    kept = {name: t for name, t in state.items() if name.startswith("gaussians.")}
+    kept = {name: t for name, t in state.items() if name.startswith(("gaussians.", "router."))}
     return {
         "extra_parameters": sum(t.numel() for name, t in state.items() if name not in kept),
         "statistics_bytes": sum(t.numel() * t.element_size() for t in kept.values()),
