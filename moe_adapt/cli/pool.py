@@ -36,9 +36,15 @@ def pool(argv: Sequence[str]) -> None:
     actions[argv[0]](argv[1:])
 
 
-def _add(argv: Sequence[str]) -> None:
-    parser = CommandParser("pool add", "Add an adapter to a pool; the first one makes the pool.")
+def _parser(action: str, purpose: str) -> CommandParser:
+    """Return the parser of an action, with the pool as its first argument."""
+    parser = CommandParser(f"pool {action}", purpose)
     parser.add_argument("pool", type=Path, metavar="POOL", help="folder of the pool")
+    return parser
+
+
+def _add(argv: Sequence[str]) -> None:
+    parser = _parser("add", "Add an adapter to a pool; the first one makes the pool.")
     parser.add_argument("adapter", metavar="ADAPTER", help="folder of the adapter, or user/name on the Hub")
     parser.add_argument(
         "--examples",
@@ -111,8 +117,7 @@ def _check_adapter(source: str) -> None:
 
 
 def _remove(argv: Sequence[str]) -> None:
-    parser = CommandParser("pool remove", "Remove an adapter from a pool.")
-    parser.add_argument("pool", type=Path, metavar="POOL", help="folder of the pool")
+    parser = _parser("remove", "Remove an adapter from a pool.")
     parser.add_argument("uid", metavar="UID", help="the adapter's name")
     options = parser.parse(argv)
 
@@ -129,8 +134,7 @@ def _list(argv: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    parser = CommandParser("pool list", "Show the adapters of a pool.")
-    parser.add_argument("pool", type=Path, metavar="POOL", help="folder of the pool")
+    parser = _parser("list", "Show the adapters of a pool.")
     options = parser.parse(argv)
 
     from moe_adapt.hub.pool import AdapterPool
@@ -150,8 +154,7 @@ def _title(found: Any) -> str:
 
 
 def _route(argv: Sequence[str]) -> None:
-    parser = CommandParser("pool route", "Say which adapters suit texts; one JSON object per text.")
-    parser.add_argument("pool", type=Path, metavar="POOL", help="folder of the pool")
+    parser = _parser("route", "Say which adapters suit texts; one JSON object per text.")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to route")
     parser.add_argument("--file", type=Path, help="texts in a file: one per line, or JSONL rows with a text")
     parser.add_argument("--top", type=int, default=1, metavar="N", help="adapters per text (default: 1)")
@@ -188,8 +191,7 @@ def _add_least(parser: CommandParser) -> None:
 
 
 def _evaluate(argv: Sequence[str]) -> None:
-    parser = CommandParser("pool evaluate", "Say how many texts find the adapter that they are for.")
-    parser.add_argument("pool", type=Path, metavar="POOL", help="folder of the pool")
+    parser = _parser("evaluate", "Say how many texts find the adapter that they are for.")
     parser.add_argument(
         "--data",
         nargs="+",
@@ -220,10 +222,7 @@ def _evaluate(argv: Sequence[str]) -> None:
 
 
 def _budget(argv: Sequence[str]) -> None:
-    parser = CommandParser(
-        "pool budget", "Say which adapters to keep under a budget, and who answers for the others."
-    )
-    parser.add_argument("pool", type=Path, metavar="POOL", help="folder of the pool")
+    parser = _parser("budget", "Say which adapters to keep under a budget, and who answers for the others.")
     parser.add_argument("--megabytes", type=float, required=True, metavar="MB", help="the most to keep")
     parser.add_argument(
         "--size", nargs="+", default=[], metavar="UID=MB", help="sizes of adapters that are not on this disk"
@@ -256,8 +255,7 @@ def _budget(argv: Sequence[str]) -> None:
 
 
 def _gate(argv: Sequence[str]) -> None:
-    parser = CommandParser("pool gate", "Train the gates of an adapter, for routing inside the model.")
-    parser.add_argument("pool", type=Path, metavar="POOL", help="folder of the pool")
+    parser = _parser("gate", "Train the gates of an adapter, for routing inside the model.")
     parser.add_argument("uid", metavar="UID", help="the adapter's name")
     parser.add_argument(
         "--examples",
