@@ -245,11 +245,19 @@ def xlora(m: Material, cell: Cell) -> None:
 
 
 def joint(m: Material, cell: Cell) -> None:
-    """Measure the adapters that saw the data of all tasks, at once or one after the other."""
-    for name in ("joint", "sequential"):
-        folder = m.folder / "adapters" / name
-        model = peft.PeftModel.from_pretrained(m.halves.fresh(), str(folder))
-        cell["accuracy"][f"{name} LoRA of rank 64"] = m.score(answers(model, m.test))
+    """Measure the adapter that saw the data of all tasks at once."""
+    whole(m, cell, "joint")
+
+
+def sequential(m: Material, cell: Cell) -> None:
+    """Measure the adapter that saw the data of all tasks, one after the other."""
+    whole(m, cell, "sequential")
+
+
+def whole(m: Material, cell: Cell, name: str) -> None:
+    """Measure an adapter that saw the data of all tasks."""
+    model = peft.PeftModel.from_pretrained(m.halves.fresh(), str(m.folder / "adapters" / name))
+    cell["accuracy"][f"{name} LoRA of rank 64"] = m.score(answers(model, m.test))
 
 
 def merges(halves: Halves, sources: dict[str, str], rows: dict[str, dict[str, Cached]]) -> Iterator[Merged]:
@@ -299,10 +307,10 @@ def removal(m: Material, lda: SampleRouter, x: Tensor) -> dict[str, dict[str, fl
     return found
 
 
-#: What can be measured of a form and seed; ``singles`` first, ``joint`` needs ``prepare.py --baselines``.
+#: What can be measured of a form and seed; ``singles`` first, the last two need ``prepare.py --baselines``.
 MEASURES: dict[str, Callable[[Material, Cell], None]] = {
     measure.__name__: measure
-    for measure in (singles, routers, merged, composed, arrow, soft, xlora, numbers, joint)
+    for measure in (singles, routers, merged, composed, arrow, soft, xlora, numbers, joint, sequential)
 }
 
 

@@ -105,8 +105,9 @@ def prepare_cell(halves: Halves, args: argparse.Namespace, form: Form, seed: int
     rank = 8 * len(rows)
     big = Settings(lr=JOINT_RATE, epochs=EPOCHS, length=LENGTH)
     jobs = {task: (8, [parts["train"]], single) for task, parts in rows.items()}
-    if args.baselines:
+    if "joint" in args.baselines:
         jobs["joint"] = (rank, [all_of(rows, "train")], big)
+    if "sequential" in args.baselines:
         jobs["sequential"] = (rank, [parts["train"] for parts in rows.values()], big)
     for name, (size, parts, settings) in jobs.items():
         folder = adapter_folder(args.runs, form, seed, name)
@@ -124,7 +125,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--forms", nargs="+", choices=get_args(Form), default=["codes", "names"])
-    parser.add_argument("--baselines", action="store_true", help="train the joint and sequential ones too")
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        choices=["joint", "sequential"],
+        default=[],
+        help="adapters that see the rows of all tasks, to be trained too",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
