@@ -18,7 +18,7 @@ import random
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,9 @@ LIKE = {
     "found groups": "by key",
     "random groups": "by key",
 }
+
+#: Epochs of the keyed methods of C: half of what was chosen, at 0.25 points less on those validation rows.
+EPOCHS_OF_GROUPS = 8
 
 
 def policies_of(setting: Setting, rng: random.Random) -> list[list[int]]:
@@ -257,6 +260,8 @@ def main() -> None:
         if left_out or path.is_file():
             continue
         settings = choose(halves, args, method)
+        if part == "C" and method != "plain LoRA":
+            settings = replace(settings, epochs=EPOCHS_OF_GROUPS)
         if (setting, seed) not in rows:
             rows = {(setting, seed): rows_of(halves, args.data, setting, seed)}
         pilot = pilots.get((setting, seed))
