@@ -93,19 +93,19 @@ def solve(
     )
 
 
-def _value(gains: Tensor, kept: Sequence[int]) -> float:
-    return float(gains[:, list(kept)].amax(dim=1).sum())
+def _value(gains: Tensor, kept: list[int]) -> float:
+    return float(gains[:, kept].amax(dim=1).sum())
 
 
 def _of_all_sets(gains: Tensor, sizes: Sequence[float], budget: float) -> list[int]:
     """Return the best set; of equally good ones the smallest."""
     sets = [
-        chosen
+        list(chosen)
         for count in range(1, len(sizes) + 1)
         for chosen in combinations(range(len(sizes)), count)
         if sum(sizes[u] for u in chosen) <= budget
     ]
-    return list(max(sets, key=lambda chosen: (_value(gains, chosen), -sum(sizes[u] for u in chosen))))
+    return max(sets, key=lambda chosen: (_value(gains, chosen), -sum(sizes[u] for u in chosen)))
 
 
 def _greedy(gains: Tensor, sizes: Sequence[float], budget: float, fitting: list[int]) -> list[int]:
