@@ -8,7 +8,6 @@ __all__ = ["IMAGE_METHODS", "METHODS", "STARTS"]
 STARTS: dict[str, tuple[str, float | None, float]] = {
     "random, 1e-2": ("random", None, 1e-2),
     "probe, 1e-3": ("probe", None, 1e-3),
-    "soft probe, 1e-3": ("probe", 1.0, 1e-3),
     "soft probe, 1e-2": ("probe", 1.0, 1e-2),
 }
 

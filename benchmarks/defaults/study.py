@@ -34,7 +34,6 @@ from moe_adapt.training.probe import collect_features, last_linear
 from moe_adapt.tuner import RoutedLoraConfig
 
 RESULT = Path(__file__).parents[1] / "results" / "defaults.json"
-SEEDS = (0, 1, 2)
 
 
 def texts_parts(name: str, seed: int, folder: Path) -> tuple[Any, Callable[..., Any]]:
@@ -175,13 +174,13 @@ def perplexity(module: Any, loader: Any) -> float:
     return round(float(torch.tensor(total / count).exp()), 4)
 
 
-def plan(stage: str, start: str) -> list[tuple[str, str, str, int]]:
+def plan(stage: str, start: str, seeds: list[int]) -> list[tuple[str, str, str, int]]:
     """Return the cells of a stage."""
     if stage == "starts":
-        return [(name, s, "DynMoLE 6 x 4, ffn", seed) for seed in SEEDS for name in TEXT_SETS for s in STARTS]
+        return [(name, s, "DynMoLE 6 x 4, ffn", seed) for seed in seeds for name in TEXT_SETS for s in STARTS]
     sets = {"texts": list(TEXT_SETS), "images": ["tiny-imagenet"], "language": ["shakespeare"]}[stage]
     methods = IMAGE_METHODS if stage == "images" else tuple(METHODS)
-    return [(name, start, method, seed) for seed in SEEDS for name in sets for method in methods]
+    return [(name, start, method, seed) for seed in seeds for name in sets for method in methods]
 
 
 def main() -> None:
@@ -189,13 +188,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("stage", choices=("starts", "texts", "images", "language"))
     parser.add_argument("--start", default="soft probe, 1e-2", choices=list(STARTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     found = json.loads(RESULT.read_text()) if RESULT.is_file() else {"manifests": {}, "rows": []}
     found["manifests"][options.stage] = manifest.collect()
     done = {(row["set"], row["start"], row["method"], row["seed"]) for row in found["rows"]}
-    for one in plan(options.stage, options.start):
+    for one in plan(options.stage, options.start, options.seeds):
         if one not in done:
             row = cell(*one)
             print(row, flush=True)
