@@ -20,6 +20,7 @@ PAGES = sorted(
 
 #: Models that the documentation names, and what builds the one that tests use instead.
 MODELS = {
+    "minilm": tiny_bert,
     "sentence-transformers/all-MiniLM-L6-v2": tiny_bert,
     "HuggingFaceTB/SmolLM2-135M-Instruct": tiny_llama,
 }
@@ -104,5 +105,5 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 def with_stand_ins(text: str) -> str:
     """Return `text` with the models' names replaced by those of the folders that `furnish` wrote."""
     for name in MODELS:
-        text = text.replace(name, f"models/{name.replace('/', '--')}")
+        text = re.sub(rf"(?<![\w/-]){name}(?![\w/-])", f"models/{name.replace('/', '--')}", text)
     return text

@@ -15,10 +15,8 @@ orders take turns. Times are the processor time of server and clients, which oth
 import argparse
 import asyncio
 import json
-import socket
 import statistics
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,7 +25,6 @@ from typing import Any
 import httpx2
 import peft
 import torch
-import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -35,6 +32,7 @@ from moe_adapt.hub.card import About
 from moe_adapt.hub.export import export_model
 from moe_adapt.manifest import collect
 from moe_adapt.serving.http import Engine, Limits, make_app
+from moe_adapt.serving.http.background import BackgroundServer
 from moe_adapt.serving.opening import open_adapters
 from moe_adapt.tuner import RoutedLoraConfig
 
@@ -95,27 +93,17 @@ def prepare(folder: Path) -> dict[str, str]:
     return {name: str(folder / name) for name in ADAPTERS}
 
 
-class Server:
-    """The application over an engine, on a free port."""
+class Server(BackgroundServer):
+    """The application over an engine."""
 
     def __init__(self, model: Any) -> None:
         self.engine = Engine(model, max_batch=16, max_waiting=32)
-        app = make_app(self.engine, Limits(BODY, 300.0, TOKENS, 64))
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
+        super().__init__(make_app(self.engine, Limits(BODY, 300.0, TOKENS, 64)))
 
     def close(self) -> None:
         """Stop both threads."""
-        self.server.should_exit = True
-        self.thread.join()
+        super().close()
         self.engine.close()
-        self.socket.close()
 
 
 def body_of(adapter: str, number: int, **options: Any) -> dict[str, Any]:
@@ -237,16 +225,13 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         named = prepare(Path(scratch))
-        server = Server(open_adapters(named, str(Path(scratch) / "base")))
-        try:
+        with Server(open_adapters(named, str(Path(scratch) / "base"))) as server:
             known = asyncio.run(alone(server.url))
             seen = asyncio.run(storm(server.url, options.clients, options.requests, known))
             load = dict(sorted(seen.items()))
             batches = server.engine.batches
             mixed = sum(adapters > 1 for _, adapters in batches) / len(batches)
             found = speed(server, options.rounds)
-        finally:
-            server.close()
     wrong = load.pop("WRONG", 0)
     content = {
         "manifest": collect(),

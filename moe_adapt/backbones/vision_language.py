@@ -1,8 +1,12 @@
 """A small vision-language model in the form of LLaVA: a vision tower, a projector, a language model.
 
 It is built from a configuration or from pretrained parts, and runs through transformers' own LLaVA classes.
-The projector between pretrained parts is random: adapters on its two layers (they are among ``all-linear``)
-learn to use it. An image takes one token per patch in front of the prompt.
+The projector between pretrained parts is drawn with a seed of its own, so the same parts give the same model:
+adapters on its two layers (they are among ``all-linear``) learn to use it. An image takes one token per patch
+in front of the prompt.
+
+A learner over it is saved and published like any other. It names one model, not two, so whoever opens it
+passes the backbone: ``DyMoE.from_pretrained(folder, backbone=VisionLanguageAnswerer(...))``.
 """
 
 from collections.abc import Sequence
@@ -28,7 +32,7 @@ __all__ = ["VisionLanguageAnswerer", "llava_from_parts"]
 def llava_from_parts(
     vision: str, language: str, dtype: Precision = "float32"
 ) -> LlavaForConditionalGeneration:
-    """Join a pretrained vision tower and a pretrained language model by a random projector.
+    """Join a pretrained vision tower and a pretrained language model by a projector that is always the same.
 
     Args:
         vision: Name or folder of a vision transformer.
@@ -46,7 +50,9 @@ def llava_from_parts(
     )
     config.text_config.vocab_size = text.vocab_size + 1  # type: ignore[union-attr]
     writer.resize_token_embeddings(text.vocab_size, mean_resizing=False)
-    joined = LlavaForConditionalGeneration(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        joined = LlavaForConditionalGeneration(config)
     joined.to(dtype=DTYPES[dtype])  # type: ignore[call-arg]
     joined.model.vision_tower.load_state_dict(tower.state_dict())
     own = joined.state_dict()

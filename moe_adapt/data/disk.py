@@ -2,31 +2,26 @@
 
 A row is kept as its JSON text, beside the length of that text: no type is inferred, as in memory
 (`moe_adapt.data.table`). The file is named after the content of its source, so that a source that changed is
-written anew. Files of JSON lines, CSV, TSV and parquet are read row by row; a
-data set of the Hub is streamed; folders written by ``save_to_disk`` are iterated.
+written anew. Rows are read one by one (`moe_adapt.data.streaming`).
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 import pyarrow
-import pyarrow.parquet
-from datasets import Dataset, concatenate_datasets, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import Dataset, concatenate_datasets
 
 from moe_adapt.data.mixtures import SEED, parts_of
-from moe_adapt.data.readers import READERS
-from moe_adapt.data.tables import TableSource, load_table
+from moe_adapt.data.streaming import stream_rows
+from moe_adapt.data.tables import TableSource
 from moe_adapt.errors import UserError
 from moe_adapt.files import write_file
-from moe_adapt.reading import foreign
-from moe_adapt.textfiles import json_lines, reader_suffix, separated_rows
 
-__all__ = ["DiskTable", "stream_rows"]
+__all__ = ["DiskTable"]
 
 #: Rows that are written at once.
 CHUNK = 1000
@@ -35,12 +30,15 @@ SCHEMA = pyarrow.schema([("row", pyarrow.large_string()), ("length", pyarrow.int
 
 
 class DiskTable:
-    """A table whose rows are on disk.
+    """A table whose rows are on disk, used like `moe_adapt.data.table.Table`.
 
     Args:
         files: Arrow files that `written` made.
         index: Row numbers over all files, [rows]; None takes all of them once.
     """
+
+    #: As a data set without declared features.
+    features: Mapping[str, Any] = {}
 
     def __init__(self, files: list[Path], index: np.ndarray | None = None) -> None:
         self._data = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
@@ -69,9 +67,21 @@ class DiskTable:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        row = json.loads(self._data[int(self.index[number])]["row"])
+    @overload
+    def __getitem__(self, key: str) -> Iterator[Any]: ...
+
+    @overload
+    def __getitem__(self, key: int) -> dict[str, Any]: ...
+
+    def __getitem__(self, key: str | int) -> Any:
+        if isinstance(key, str):
+            return (row.get(key) for row in self._rows())
+        row = json.loads(self._data[int(self.index[key])]["row"])
         return {name: row.get(name) for name in self.column_names}
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self.index), CHUNK):
+            yield from map(json.loads, self._data[self.index[start : start + CHUNK]]["row"])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -141,49 +151,3 @@ def _chunks(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any
             chunk = []
     if chunk:
         yield chunk
-
-
-def stream_rows(
-    source: Any, split: str, column_names: list[str] | None = None
-) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of one source, one after the other.
-
-    Args:
-        source: A file, a folder, a name on the Hub, or rows.
-        split: The split to take if the source names none.
-        column_names: Names of the columns of CSV and TSV files that have no header line.
-
-    Raises:
-        UserError: If a row cannot be read; the message names the line.
-    """
-    path = Path(source).expanduser() if isinstance(source, str) else Path()
-    suffix = reader_suffix(path)
-    if isinstance(source, str) and path.is_file() and suffix in (".jsonl", ".csv", ".tsv"):
-        if suffix == ".jsonl":
-            yield from (row for _, row in json_lines(path))
-        else:
-            rows = separated_rows(path, column_names)
-            names = next(rows, ())
-            yield from (dict(zip(names, cells, strict=True)) for cells in rows)
-    elif isinstance(source, str) and path.is_file() and path.suffix == ".parquet":
-        with foreign(path, "a parquet file"), pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=CHUNK):
-                yield from batch.to_pylist()
-    elif isinstance(source, str) and not path.exists() and suffix not in READERS and source[0] not in "./~":
-        yield from _streamed(source, split)
-    else:
-        table = load_table(source, split, column_names)
-        yield from (table[row] for row in range(len(table)))
-
-
-def _streamed(source: str, split: str) -> Iterator[Mapping[str, Any]]:
-    name, _, asked = source.partition("@")
-    repository, _, configuration = name.partition(":")
-    try:
-        yield from load_dataset(repository, configuration or None, split=asked or split, streaming=True)
-    except (DatasetsError, OSError, ValueError) as error:
-        raise UserError(
-            f"{name!r} is no file or folder here, and could not be streamed from the Hub (split "
-            f"{asked or split!r}): {str(error).strip().splitlines()[0]}. Give a path, or "
-            "NAME:CONFIGURATION@SPLIT."
-        ) from error

@@ -77,6 +77,7 @@ def column_of(values: Iterable[Any], where: str, names: list[str] | None = None)
         UserError: As `label_column`.
     """
     texts: list[str] = []
+    known: dict[str, str] = {}
     kinds: dict[str, int] = {}
     for row, value in enumerate(values):
         text, kind = _text(value, f"row {row} of {where}")
@@ -89,7 +90,7 @@ def column_of(values: Iterable[Any], where: str, names: list[str] | None = None)
             text = names[int(value)]
         elif not (kind == "text" and _WHOLE.fullmatch(text)):
             kinds.setdefault(kind, row)
-        texts.append(text)
+        texts.append(known.setdefault(text, text))
     if len(kinds) > 1:
         shown = " and ".join(f"{texts[row]!r} is a {kind} (row {row})" for kind, row in kinds.items())
         raise UserError(f"the labels of {where} are mixed: {shown}; write all of them as texts.")

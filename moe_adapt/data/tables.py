@@ -14,7 +14,8 @@ Without ``@split`` the split is the one asked for (train, validation or test).
 """
 
 import re
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +32,7 @@ from moe_adapt.textfiles import reader_suffix
 __all__ = [
     "SourceOption",
     "TableSource",
+    "checked_texts",
     "describe",
     "is_saved_table",
     "load_table",
@@ -207,13 +209,22 @@ def require_columns(
     Raises:
         UserError: If one is missing; the message lists those that exist.
     """
-    for column in columns:
-        if column not in table.column_names:
+    wanted, there = list(columns), table.column_names
+    for column in wanted:
+        if column not in there:
+            option = (options or {}).get(column)
+            rest = [name for name in there if name not in wanted]
+            hint = f" Choose one with {option} {shlex.quote(rest[0]) if len(rest) == 1 else 'NAME'}."
+            if not set(wanted) & set(there) and _is_separated(source):
+                hint += " If its first line is a row already, name the columns with --data.column_names."
             raise UserError(
-                f"{describe(source)} has no column {column!r}.{did_you_mean(column, table.column_names)} "
-                f"Its columns: {', '.join(table.column_names)}."
-                + (f" Choose one with {options[column]} NAME." if options and column in options else "")
+                f"{describe(source)} has no column {column!r}.{did_you_mean(column, there)} "
+                f"Its columns: {', '.join(there)}." + (hint if option else "")
             )
+
+
+def _is_separated(source: TableSource) -> bool:
+    return isinstance(source, str) and reader_suffix(Path(source)) in (".csv", ".tsv")
 
 
 def texts_of(table: Table | Dataset, column: str, source: TableSource) -> list[str]:
@@ -223,10 +234,18 @@ def texts_of(table: Table | Dataset, column: str, source: TableSource) -> list[s
         UserError: If the column is missing, or a row holds anything but a text.
     """
     require_columns(table, [column], source)
-    texts = list(table[column])
-    for row, text in enumerate(texts):
+    return list(checked_texts(table[column], column, source))
+
+
+def checked_texts(values: Iterable[Any], column: str, source: TableSource) -> Iterator[str]:
+    """Yield the values of a column of texts.
+
+    Raises:
+        UserError: If one is anything but a text; the message names the row.
+    """
+    for row, text in enumerate(values):
         if not isinstance(text, str):
             raise UserError(
                 f"row {row} of {describe(source)} has {text!r} in column {column!r}: expected a text."
             )
-    return texts
+        yield text

@@ -1,6 +1,6 @@
 """Opening a tokenizer, with an error that says what to do; padding and empty texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -58,7 +58,7 @@ def pad_on_the_right(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def check_not_empty(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[str]], where: str) -> None:
+def check_not_empty(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[str]], where: str) -> None:
     """Check that every row has a token.
 
     Args:
@@ -69,9 +69,8 @@ def check_not_empty(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence
     Raises:
         UserError: If a row is empty and the tokenizer adds no token of its own.
     """
-    blank = [row for row, parts in enumerate(texts) if not any(part.strip() for part in parts)]
-    for row in blank:
-        if not tokenizer(*texts[row])["input_ids"]:
+    for row, parts in enumerate(texts):
+        if not any(part.strip() for part in parts) and not tokenizer(*parts)["input_ids"]:
             raise UserError(
                 f"row {row} of {where} has an empty text, which has no token: fill it in, or drop the row."
             )

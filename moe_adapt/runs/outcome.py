@@ -61,12 +61,37 @@ class Outcome:
     routing: dict[str, Any] = field(default_factory=dict)
     rows: int = 0
 
+    @property
+    def macro_f1(self) -> float | None:
+        """Mean F1 of the classes that are there or were said; None without a confusion."""
+        scores = []
+        for number, row in enumerate(self.confusion):
+            said = sum(other[number] for other in self.confusion)
+            if sum(row) + said:
+                scores.append(2 * row[number] / (sum(row) + said))
+        return sum(scores) / len(scores) if scores else None
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of an accuracy; None of another metric."""
+        if self.metric != "val/acc" or not self.rows or self.value is None:
+            return None
+        share = (self.value * self.rows + 2) / (self.rows + 4)  # Agresti and Coull: not zero at 0 or 1
+        return float((share * (1 - share) / (self.rows + 4)) ** 0.5)
+
+    @property
+    def unseen(self) -> list[str]:
+        """Classes of which no row was held out."""
+        names = self.class_names or [str(number) for number in range(len(self.confusion))]
+        return [name for name, row in zip(names, self.confusion, strict=True) if not sum(row)]
+
     def record(self) -> dict[str, Any]:
         """Return what the manifest keeps."""
         return {
             "metric": self.metric,
             "value": self.value,
             "rows": self.rows,
+            "macro_f1": self.macro_f1,
             "checkpoint": self.checkpoint.name,
             "baselines": self.baselines,
         }
@@ -136,7 +161,7 @@ def _classify(outcome: Outcome, module: Classifier, data: Any) -> None:
     wrong = [row for row in of_truth.argsort().tolist() if predicted[row] != truth[row]]
     names = outcome.class_names
     for row in wrong[:WORST]:
-        item = data.splits["validation"].items[row]
+        item = data.splits["validation"][row]
         text = " | ".join(item[0]) if isinstance(item, tuple) and isinstance(item[0], tuple) else f"row {row}"
         label, said = int(truth[row]), int(predicted[row])
         outcome.worst.append(

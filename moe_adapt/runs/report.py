@@ -1,6 +1,5 @@
 """The report of a fine-tuning run: one HTML file with results, curves, mistakes, routing and costs."""
 
-import csv
 import json
 from collections.abc import Mapping
 from html import escape
@@ -12,10 +11,14 @@ from moe_adapt.evaluation.svg import heat_map, line_chart
 from moe_adapt.evaluation.words import metric_words, routing_sentences
 from moe_adapt.files import write_file
 from moe_adapt.runs.outcome import Outcome, result_rows
+from moe_adapt.training.loggers import metric_curves
 
-__all__ = ["REPORT_FILE", "judge", "metric_curves", "write_report"]
+__all__ = ["REPORT_FILE", "judge", "write_report"]
 
 REPORT_FILE = "report.html"
+
+#: Fewer held-out rows than these tell little.
+FEW = 30
 
 #: The most classes whose confusion matrix is drawn; of more, the most frequent mistakes are listed.
 DRAWN_CLASSES = 30
@@ -31,9 +34,11 @@ def judge(outcome: Outcome, name: str) -> str:
     if outcome.value is None:
         return f"{name}: the run had no held-out rows, so nothing says how good it is."
     words = metric_words(outcome.metric)
-    said = f"{name}: {words} {outcome.value:.4f} ({outcome.rows:,} rows)"
+    f1 = "" if outcome.macro_f1 is None else f", macro F1 {outcome.macro_f1:.4f}"
+    count = f"{outcome.rows:,} row{'s' if outcome.rows != 1 else ''}"
+    said = f"{name}: {words} {outcome.value:.4f}{f1} ({count})"
     if not outcome.baselines:
-        return said + "."
+        return f"{said}.{_caution(outcome)}"
     sign = 1 if outcome.higher_is_better else -1
     rival = max(outcome.baselines, key=lambda key: sign * outcome.baselines[key])
     gain = sign * (outcome.value - outcome.baselines[rival])
@@ -44,25 +49,22 @@ def judge(outcome: Outcome, name: str) -> str:
         word = "level with"
     else:
         word = "ahead of" if gain > 0 else "behind"
-    return f"{said}, {word} the best baseline ({rival}, {outcome.baselines[rival]:.4f})."
+    return f"{said}, {word} the best baseline ({rival}, {outcome.baselines[rival]:.4f}).{_caution(outcome)}"
 
 
-def metric_curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
-    """Return the metrics that a run logged, (step, value) by name.
-
-    Args:
-        folder: The run's folder.
-    """
-    path = folder / "metrics.csv"
-    curves: dict[str, list[tuple[float, float]]] = {}
-    if not path.is_file():
-        return curves
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value and name not in ("step", "epoch"):
-                    curves.setdefault(name, []).append((float(row["step"]), float(value)))
-    return curves
+def _caution(outcome: Outcome) -> str:
+    """Return what makes the result a weak one, after a space; nothing if nothing does."""
+    parts = []
+    if outcome.standard_error is not None and outcome.rows < FEW:
+        parts.append(f"so few rows tell little (standard error {outcome.standard_error:.2f})")
+    if outcome.unseen:
+        named = ", ".join(outcome.unseen[:5]) + (", ..." if len(outcome.unseen) > 5 else "")
+        parts.append(f"no held-out row is of {named}")
+    if not parts:
+        return ""
+    said = "; ".join(parts)
+    more = "hold out more with --data.validation_fraction or --data.validation"
+    return f" {said[0].upper()}{said[1:]}: {more}."
 
 
 def write_report(folder: Path, outcome: Outcome, name: str) -> Path:
@@ -93,10 +95,9 @@ def write_report(folder: Path, outcome: Outcome, name: str) -> Path:
 
 
 def _spread_note(outcome: Outcome) -> str:
-    if outcome.metric != "val/acc" or not outcome.rows or outcome.value is None:
+    error = outcome.standard_error
+    if error is None:
         return ""
-    share = (outcome.value * outcome.rows + 2) / (outcome.rows + 4)  # Agresti and Coull: not zero at 0 or 1
-    error = (share * (1 - share) / (outcome.rows + 4)) ** 0.5
     return (
         f'<p class="note">The standard error of an accuracy on {outcome.rows:,} rows is {error:.3f}: a '
         "difference below about three times that, on one seed, is none. The checkpoint was chosen on these "

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from moe_adapt.data.tables import load_table
+from moe_adapt.data.streaming import stream_rows
 from moe_adapt.errors import UserError
 from moe_adapt.serving.known import unknown_values
-from moe_adapt.textfiles import json_object, reader_suffix, separated_cells, text_lines
+from moe_adapt.textfiles import json_object, separated_cells
 
 __all__ = [
     "Scores",
@@ -30,7 +30,7 @@ __all__ = [
 def read_rows(source: str, column: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file, of standard input (``-``), or of any table that training reads.
 
-    JSONL, CSV and TSV are read row by row. A line of standard input is a JSON object, or a text.
+    A line of standard input is a JSON object, or a text. Other sources are read row by row where they can be.
 
     Args:
         source: The file, or ``-``.
@@ -42,14 +42,7 @@ def read_rows(source: str, column: str) -> Iterator[dict[str, Any]]:
     if source == "-":
         yield from json_lines(_decoded(sys.stdin, "standard input"), "standard input", column)
         return
-    path = Path(source).expanduser()
-    suffix = reader_suffix(path)
-    if suffix not in (".jsonl", ".csv", ".tsv") or not path.is_file():
-        yield from (dict(row) for row in load_table(source, "test").to_list())
-    elif suffix == ".jsonl":
-        yield from json_lines(text_lines(path), source)
-    else:
-        yield from table_lines(text_lines(path, universal=True), source, suffix == ".tsv")
+    yield from map(dict, stream_rows(source, "test"))
 
 
 def table_lines(

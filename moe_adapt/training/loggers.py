@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from moe_adapt.files import write_file
 from moe_adapt.reading import foreign
 
-__all__ = ["RunCSVLogger", "run_loggers"]
+__all__ = ["RunCSVLogger", "metric_curves", "run_loggers"]
 
 
 def _metrics(path: Path) -> AbstractContextManager[None]:
@@ -83,6 +83,24 @@ class RunCSVLogger(CSVLogger):
             self.experiment.forget_from(step)
             self._resumed = True
         super().log_metrics(metrics, step)
+
+
+def metric_curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """Return the metrics that a run logged, (step, value) by name; nothing without a file.
+
+    Args:
+        folder: The run's folder.
+    """
+    path = folder / "metrics.csv"
+    curves: dict[str, list[tuple[float, float]]] = {}
+    if not path.is_file():
+        return curves
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name not in ("step", "epoch"):
+                    curves.setdefault(name, []).append((float(row["step"]), float(value)))
+    return curves
 
 
 def run_loggers(folder: str | Path) -> list[Logger]:

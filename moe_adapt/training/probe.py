@@ -30,6 +30,7 @@ __all__ = [
     "class_means",
     "collect_features",
     "fit_probe",
+    "largest_class",
     "last_linear",
 ]
 
@@ -138,6 +139,12 @@ def _per_sample(found: Tensor, batch: dict[str, Tensor]) -> Tensor:
     places = torch.arange(mask.shape[1], device=mask.device)
     last = (mask * places).argmax(dim=1)
     return found[torch.arange(len(found), device=found.device), last]
+
+
+def largest_class(features: Features, num_classes: int) -> LinearRule:
+    """Return the rule that says the most frequent class of every row."""
+    counts = torch.bincount(features.labels, minlength=num_classes).to(features.vectors)
+    return LinearRule(features.vectors.new_zeros(num_classes, features.vectors.shape[1]), counts)
 
 
 def class_means(features: Features, num_classes: int) -> LinearRule:

@@ -42,7 +42,7 @@ def test_parts_keep_their_weights(parts):
     assert all(torch.equal(own[name], value) for name, value in tower.state_dict().items())
 
 
-def test_the_image_matters_and_the_stream_is_learned(parts):
+def test_the_image_matters_the_stream_is_learned_and_the_learner_opens_again(parts, tmp_path):
     stream = InstructionStream("rendered", order=["colour", "place"], max_train=8, max_test=4)
     torch.manual_seed(0)
     tuner = RoutedLoraConfig(
@@ -59,6 +59,12 @@ def test_the_image_matters_and_the_stream_is_learned(parts):
         seen = torch.stack(learner.eval().choice_scores(batch))
         blank = torch.stack(learner.choice_scores({**batch, "image": torch.zeros_like(batch["image"])}))
     assert not torch.allclose(seen, blank, atol=1e-5)
+    learner.save_pretrained(tmp_path / "kept")
+    opened = DyMoE.from_pretrained(tmp_path / "kept", backbone=model(parts))
+    with torch.no_grad():
+        assert torch.equal(torch.stack(opened.choice_scores(batch)), seen)
+    with pytest.raises(UserError, match="pass it as backbone"):
+        DyMoE.from_pretrained(tmp_path / "kept")
 
 
 def test_bad_images(parts):

@@ -25,7 +25,12 @@ def test_fit_ends_with_a_table_a_report_and_commands(moe_adapt, words):  # noqa:
     result = manifest["result"]
     assert result["metric"] == "val/acc"
     assert result["value"] >= result["baselines"]["linear probe"] - 1e-6
-    assert set(result["baselines"]) == {"linear probe", "nearest class mean", "LoRA, as many parameters"}
+    assert set(result["baselines"]) == {
+        "always the largest class",
+        "linear probe",
+        "nearest class mean",
+        "LoRA, as many parameters",
+    }
     other = json.loads(Path("run/baselines/equal/manifest.json").read_text())
     own = [m["trainable_parameters"] for m in (manifest, other)]
     assert abs(own[0] - own[1]) / own[0] < 0.1
@@ -54,6 +59,18 @@ def test_a_baseline_needs_an_adapter(moe_adapt, words):  # noqa: F811
 def test_verdicts_count_rows(value, rival, word):
     outcome = Outcome("val/acc", value, True, Path("best.ckpt"), {"linear probe": rival}, rows=50)
     assert f"{word} the best baseline (linear probe" in judge(outcome, "this run")
+
+
+def test_a_weak_result_says_so():
+    outcome = Outcome("val/acc", 1.0, True, Path("best.ckpt"), rows=1)
+    outcome.class_names, outcome.confusion = ["no", "yes"], [[1, 0], [0, 0]]
+    said = judge(outcome, "this run")
+    assert "macro F1 1.0000 (1 row)" in said
+    assert "So few rows tell little (standard error 0.22); no held-out row is of yes: hold out more" in said
+    outcome = Outcome("val/acc", 0.9, True, Path("best.ckpt"), rows=200)
+    outcome.confusion = [[180, 0], [20, 0]]
+    assert outcome.macro_f1 == pytest.approx(180 / 380)
+    assert judge(outcome, "this run").endswith("macro F1 0.4737 (200 rows).")
 
 
 def test_routing_in_words():

@@ -91,6 +91,17 @@ def test_a_column_of_conversations_is_found(column, chat_tokenizer):
     assert found.answering()["chat"] is True and found.answering()["prompt"] is None
 
 
+def test_every_split_has_a_form_of_its_own(chat_tokenizer):
+    plain = [{"prompt": "hello", "response": "ok"}] * 2
+    chats = [{"messages": OPENAI}] * 3
+    alone = data(chat_tokenizer, plain, validation=plain)
+    mixed = data(chat_tokenizer, chats, validation=plain)
+    assert mixed.splits["validation"].items == alone.splits["validation"].items
+    assert mixed.answering()["prompt"] is None and alone.answering()["prompt"] == "{prompt}"
+    held_out = data(chat_tokenizer, chats, validation_fraction=0.3)
+    assert held_out.splits["validation"].items[0] == held_out.splits["train"].items[0]
+
+
 def test_alpacas_input_is_part_of_the_prompt(tokenizer):
     rows = [{"instruction": "Translate.", "input": word, "output": word[::-1]} for word in ("ab", "cd", "")]
     found = data(tokenizer, rows)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from moe_adapt.data import disk
+from moe_adapt.data import disk, streaming
 from moe_adapt.data.disk import DiskTable
 from moe_adapt.errors import UserError
-from moe_adapt.training.datamodules import CausalLMData
+from moe_adapt.training.datamodules import CausalLMData, TextClassificationData
 from moe_adapt.training.modules import CausalLM
 from tests.training.runs import routed, trainer
 from tests.training.test_resume import Kill
-from tests.training.tiny import tiny_llama
+from tests.training.tiny import tiny_bert, tiny_llama
 
 ROWS = [{"prompt": f"ask {'very ' * (i % 4)}{i}", "response": f" say {i}", "note": i} for i in range(23)]
 TEMPLATES = {"prompt": "{prompt}", "response": "{response}", "max_length": 48, "batch_size": 3}
@@ -26,6 +26,11 @@ TEMPLATES = {"prompt": "{prompt}", "response": "{response}", "max_length": 48, "
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     return str(tiny_llama(tmp_path_factory.mktemp("llama"), chat=True))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return str(tiny_bert(tmp_path_factory.mktemp("bert")))
 
 
 @pytest.fixture
@@ -109,7 +114,7 @@ def test_other_files_mixtures_and_streams(file, tmp_path, monkeypatch):
         asked.append((name, configuration, split, streaming))
         return iter(ROWS)
 
-    monkeypatch.setattr(disk, "load_dataset", load_dataset)
+    monkeypatch.setattr(streaming, "load_dataset", load_dataset)
     assert len(DiskTable.of("someone/rows:small@part", "train", folder, None)) == 23
     assert asked == [("someone/rows", "small", "part", True)]
 
@@ -119,6 +124,47 @@ def test_parquet_and_subsets(tmp_path):
     table = DiskTable.of(str(tmp_path / "rows.parquet"), "train", tmp_path / "disk", None)
     assert table[3] == ROWS[3] and table.lengths[3] == len(json.dumps(ROWS[3]))
     assert table.subset(np.array([4, 2])).subset(np.array([1]))[0] == ROWS[2]
+
+
+def test_texts_with_labels_are_those_in_memory(bert, tmp_path):
+    rows = [
+        {
+            "text": "very " * (i % 5) + f"text {i}",
+            "label": ["b", "a", "c"][i % 3],
+            "who": f"w{i % 2}",
+            "note": i,
+        }
+        for i in range(40)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"domain_column": "who", "group_by_length": True, "batch_size": 4, "max_train_rows": 30}
+    found = []
+    for folder in (str(tmp_path / "disk"), None):
+        data = TextClassificationData(bert, train=str(path), test=str(path), on_disk=folder, **settings)
+        data.setup("test")
+        loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+        batches = [batch for loader in loaders for batch in loader]
+        found.append((data.first_example(), data.class_names, data.notes, batches))
+    assert found[0][:3] == found[1][:3] and len(found[0][3]) == len(found[1][3]) > 10
+    for one, other in zip(found[0][3], found[1][3], strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": 5, "label": "a"}, "row 2 of .* has 5 in column 'text': expected a text"),
+        ({"text": "x", "label": None}, "row 2 of .* has no label"),
+        ({"text": "x"}, "row 2 of .* has no label"),
+    ],
+)
+def test_bad_texts_on_disk_are_told(bert, tmp_path, row, message):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}, row]
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    with pytest.raises(UserError, match=message):
+        TextClassificationData(bert, train=str(path), on_disk=str(tmp_path / "disk")).setup("fit")
 
 
 def test_mistakes(llama, tmp_path):

@@ -27,13 +27,18 @@ from moe_adapt.training.probe import (
     class_means,
     collect_features,
     fit_probe,
+    largest_class,
     last_linear,
 )
 
 __all__ = ["BASELINES", "HeadStart"]
 
-#: Baselines on the frozen backbone and how tables call them.
-BASELINES = {"nearest_mean": "nearest class mean", "linear_probe": "linear probe"}
+#: Baselines without an adapter and how tables call them.
+BASELINES = {
+    "largest_class": "always the largest class",
+    "nearest_mean": "nearest class mean",
+    "linear_probe": "linear probe",
+}
 
 
 class HeadStart(L.Callback):
@@ -47,7 +52,7 @@ class HeadStart(L.Callback):
             right direction and leaves the adapter something to learn; None takes the one with the lowest loss
             on a fifth of the rows, whose training loss may leave it nothing.
         max_rows: The most training rows for the probe; images and texts beyond them are not looked at.
-        measure: Whether to measure nearest class means and the linear probe on the held-out rows.
+        measure: Whether to measure the baselines on the held-out rows.
 
     Attributes:
         found: Accuracy of the baselines on the held-out rows, the weight decay of the probe, rows, the score
@@ -95,6 +100,7 @@ class HeadStart(L.Callback):
         decay = choose_decay(training, *shape, pl_module.seed)
         probe = fit_probe(training, *shape, decay)
         self.rules = {
+            "largest_class": largest_class(training, pl_module.num_classes),
             "nearest_mean": class_means(training, pl_module.num_classes),
             "linear_probe": probe,
         }

@@ -1,6 +1,5 @@
 """Write ``manifest.json``: how a run was made, how long it took, what it reached."""
 
-import csv
 import json
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import lightning as L
 from moe_adapt import manifest
 from moe_adapt.errors import UserError
 from moe_adapt.files import write_file
+from moe_adapt.training.loggers import metric_curves
 
 __all__ = ["ManifestCallback"]
 
@@ -67,7 +67,7 @@ class ManifestCallback(L.Callback):
     def _close(self, trainer: L.Trainer, status: str) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not metrics and status == "finished":
-            metrics = logged(Path(trainer.default_root_dir) / "metrics.csv")
+            metrics = logged(Path(trainer.default_root_dir))
         self.record |= {
             "status": status,
             "ended": manifest.now(),
@@ -87,22 +87,11 @@ class ManifestCallback(L.Callback):
             write_file(folder / "manifest.json", json.dumps(self.record, indent=2) + "\n")
 
 
-def logged(path: Path) -> dict[str, float]:
-    """Return the last value of every metric of training and validation in a file of metrics.
+def logged(folder: Path) -> dict[str, float]:
+    """Return the last value of every logged metric of training and validation.
 
     A run that was killed after its last checkpoint has nothing left to train when it goes on, and so no
     metrics of its own.
-
-    Args:
-        path: The CSV file; without one there are no metrics.
     """
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        name: float(value)
-        for row in rows
-        for name, value in row.items()
-        if value and name.startswith(("train/", "val/"))
-    }
+    curves = metric_curves(folder)
+    return {name: curve[-1][1] for name, curve in curves.items() if name.startswith(("train/", "val/"))}

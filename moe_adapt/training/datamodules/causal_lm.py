@@ -159,7 +159,7 @@ class CausalLMData(SeededDataModule):
         self.too_long: Literal["error", "truncate", "drop"] = too_long
         self.packing = packing
         self.on_disk = on_disk
-        self.conversation: str | None = None
+        self.conversations: dict[str, str | None] = {}
         self.tokenizer = load_tokenizer(tokenizer, max_length)
         self.tokenizer_name = public_name(tokenizer)
         self.chat_template = chat_template_of(self.tokenizer, chat_template)
@@ -170,11 +170,12 @@ class CausalLMData(SeededDataModule):
 
     def answering(self) -> dict[str, Any]:
         """Return templates, chat format, length and tokenizer."""
+        conversation = self._conversation(next(iter(self.conversations), "train"))
         return {
             "task": "text-generation",
-            "prompt": None if self.conversation else self.prompt,
+            "prompt": None if conversation else self.prompt,
             "response": self.response,
-            "chat": self.chat or self.conversation is not None,
+            "chat": self.chat or conversation is not None,
             "system": self.system,
             "chat_template": self.chat_template,
             "max_length": self.max_length,
@@ -193,12 +194,13 @@ class CausalLMData(SeededDataModule):
             return Rows(texts, np.zeros(len(texts), dtype=np.int64))
         columns = list(table.column_names)
         missing = not set(template_fields(self.prompt or "")) <= set(columns)
-        self.conversation = conversation_column(columns) if missing else None
-        alpaca = missing and self.conversation is None and is_alpaca(columns)
+        conversation = conversation_column(columns) if missing else None
+        self.conversations[split] = conversation
+        alpaca = missing and conversation is None and is_alpaca(columns)
         columns += ["prompt", "response"] if alpaca else []
         if split == "train":
-            self._note_unread(columns)
-        if self.conversation is None:
+            self._note_unread(columns, conversation)
+        if conversation is None:
             self._check_columns(table, columns, source)
         if self.on_disk is not None:
             return DiskRows(table, split, alpaca_row if alpaca else None, self.group_by_length)
@@ -206,6 +208,10 @@ class CausalLMData(SeededDataModule):
         domains = self.domains.read(table, source)
         items = [{**row, DOMAIN: domain} for row, domain in zip(rows, domains, strict=True)]
         return Rows(items, np.zeros(len(items), dtype=np.int64))
+
+    def _conversation(self, split: str) -> str | None:
+        """Return the split's column of conversations; rows held out are of the training table."""
+        return self.conversations.get(split, self.conversations.get("train"))
 
     def _check_columns(self, table: Any, columns: list[str], source: TableSource) -> None:
         if self.answer is not None:
@@ -219,14 +225,14 @@ class CausalLMData(SeededDataModule):
         check_template(self.prompt or "", columns)
         check_template(self.response, columns)
 
-    def _note_unread(self, columns: Sequence[str]) -> None:
+    def _note_unread(self, columns: Sequence[str], conversation: str | None) -> None:
         templates = [self.prompt or "", self.response]
         templates += [] if isinstance(self.choices, str) else list(self.choices or [])
         read = [name for template in templates for name in template_fields(template)]
         read += [self.answer or "", self.domains.column or ""]
         read += [self.choices] if isinstance(self.choices, str) else []
-        if self.conversation is not None:
-            read = [self.conversation, "tools", self.domains.column or ""]
+        if conversation is not None:
+            read = [conversation, "tools", self.domains.column or ""]
         elif is_alpaca([name for name in columns if name not in ("prompt", "response")]):
             read += ["instruction", "input", "output"]
         idle = unread(columns, read)
@@ -268,7 +274,7 @@ class CausalLMData(SeededDataModule):
             system=self.system,
             max_length=self.max_length,
             too_long=self.too_long,
-            conversation=self.conversation,
+            conversation=self._conversation(split),
         )
         train = split == "train"
         return encoder.encode(rows, numbers, self.train_on_prompt and train, every_choice=not train)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from moe_adapt.data.disk import DiskTable
 from moe_adapt.errors import UserError
 
-__all__ = ["DiskRows", "RawRow", "Rows", "hold_out", "stratified_rows"]
+__all__ = ["DiskRows", "DiskTexts", "RawRow", "Rows", "hold_out", "stratified_rows"]
 
 
 class Rows(Dataset):
@@ -96,6 +96,42 @@ class DiskRows(Rows):
         chosen.items = self.items.subset(rows)  # type: ignore[attr-defined]
         chosen.strata = self.strata[rows]
         chosen.lengths = None if self.lengths is None else self.lengths[rows]  # type: ignore[call-overload]
+        return chosen
+
+
+class DiskTexts(DiskRows):
+    """Texts with labels on disk; in memory are numbers alone.
+
+    Args:
+        table: The table.
+        columns: Columns of the texts of a row.
+        labels: Class number of each row, [rows].
+        domains: Domain of each row, [rows]; None where rows have none.
+        lengths: Characters of each row, [rows].
+    """
+
+    def __init__(
+        self,
+        table: DiskTable,
+        columns: Sequence[str],
+        labels: np.ndarray,
+        domains: np.ndarray | None,
+        lengths: np.ndarray,
+    ) -> None:
+        super().__init__(table, "")
+        self.columns = columns
+        self.strata, self.domains = labels, domains
+        self.lengths = lengths  # type: ignore[assignment]
+
+    def __getitem__(self, row: int) -> Any:
+        found = self.items[row]
+        domain = None if self.domains is None else int(self.domains[row])
+        return tuple(found[column] for column in self.columns), int(self.strata[row]), domain
+
+    def subset(self, rows: np.ndarray) -> Self:
+        """Return the given rows, [chosen] row numbers, as a data set of their own; nothing is read."""
+        chosen = super().subset(rows)
+        chosen.domains = None if self.domains is None else self.domains[rows]
         return chosen
 
 

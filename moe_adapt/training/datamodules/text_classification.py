@@ -1,20 +1,30 @@
 """Texts with one label each: a table to padded batches of tokens."""
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel
 
+from moe_adapt.data.disk import DiskTable
 from moe_adapt.data.formats import unread
-from moe_adapt.data.labels import LabelTable, label_column
+from moe_adapt.data.labels import LabelColumn, LabelTable, label_column
 from moe_adapt.data.packages import public_name
-from moe_adapt.data.table import Table
-from moe_adapt.data.tables import SourceOption, TableSource, describe, load_table, require_columns, texts_of
+from moe_adapt.data.tables import (
+    SourceOption,
+    TableSource,
+    checked_texts,
+    describe,
+    load_table,
+    require_columns,
+)
 from moe_adapt.data.tokenizer import check_not_empty, load_tokenizer, pad_on_the_right
 from moe_adapt.errors import UserError
 from moe_adapt.training.datamodules.base import Batch, SeededDataModule
 from moe_adapt.training.datamodules.domains import DomainColumn, Unknown
-from moe_adapt.training.datamodules.rows import Rows
+from moe_adapt.training.datamodules.rows import DiskTexts, Rows
 
 __all__ = ["TextClassificationData"]
 
@@ -42,6 +52,8 @@ class TextClassificationData(SeededDataModule):
         class_names: Names of the classes in the order of their numbers; None takes them from the training
             rows.
         column_names: Names of the columns of CSV and TSV files that have no header line.
+        on_disk: Folder for rows that do not fit in memory: they are written there once, as Arrow files, and
+            read batch by batch. None keeps all rows in memory.
         validation_fraction: Share of the training rows held out if no validation rows are given, class by
             class.
         max_length: Most tokens per text (or pair); what is longer is cut.
@@ -70,6 +82,7 @@ class TextClassificationData(SeededDataModule):
         domain_unknown: Unknown = "error",
         class_names: list[str] | None = None,
         column_names: list[str] | None = None,
+        on_disk: str | None = None,
         validation_fraction: float = 0.1,
         max_length: int = 128,
         batch_size: int = 32,
@@ -86,10 +99,11 @@ class TextClassificationData(SeededDataModule):
         self.label_column = label_column
         self.domains = DomainColumn(domain_column, domain_groups, domain_unknown)
         self.column_names = column_names
+        self.on_disk = on_disk
         self.max_length = max_length
         self.class_names: list[str] = list(map(str, class_names or []))
         self._labels: LabelTable | None = None
-        self._tables: dict[str, Table | Dataset] = {}
+        self._tables: dict[str, tuple[Any, LabelColumn]] = {}
         self.tokenizer = load_tokenizer(tokenizer, max_length)
         self.tokenizer_name = public_name(tokenizer)
         pad_on_the_right(self.tokenizer, tokenizer)
@@ -113,7 +127,7 @@ class TextClassificationData(SeededDataModule):
 
     def first_example(self) -> str:
         """Return the first training text and its class."""
-        texts, label, _ = self.splits["train"].items[0]
+        texts, label, _ = self.splits["train"][0]
         return f"{' | '.join(texts)}\n«{self.class_names[label]}»"
 
     def setup(self, stage: str | None = None) -> None:
@@ -127,11 +141,11 @@ class TextClassificationData(SeededDataModule):
         """
         given = {split: source for split, source in self.sources.items() if source is not None}
         if self._labels is None and given:
-            self._tables = {split: self._table(source, split) for split, source in given.items()}
-            columns = [
-                label_column(table, self.label_column, given[split]) for split, table in self._tables.items()
-            ]
-            first = next(iter(self._tables.values()))
+            for split, source in given.items():
+                table = self._table(source, split)
+                self._tables[split] = table, label_column(table, self.label_column, source)
+            columns = [column for _, column in self._tables.values()]
+            first, _ = next(iter(self._tables.values()))
             declared = isinstance(first.features.get(self.label_column), ClassLabel)
             if not (self.class_names or declared or "train" in given):
                 raise UserError(
@@ -141,8 +155,11 @@ class TextClassificationData(SeededDataModule):
             self.class_names = self._labels.names
         super().setup(stage)
 
-    def _table(self, source: TableSource, split: str) -> Table | Dataset:
-        table = load_table(source, split, self.column_names)
+    def _table(self, source: TableSource, split: str) -> Any:
+        if self.on_disk is None:
+            table: Any = load_table(source, split, self.column_names)
+        else:
+            table = DiskTable.of(source, split, Path(self.on_disk).expanduser(), self.column_names)
         names = zip(self.text_columns, ("text_column", "text_pair_column"), strict=False)
         options = {column: f"--data.{name}" for column, name in names}
         options[self.label_column] = "--data.label_column"
@@ -152,17 +169,23 @@ class TextClassificationData(SeededDataModule):
     def read(self, source: TableSource, split: str) -> Rows:
         """Return rows of (texts, class number)."""
         assert self._labels is not None
-        table = self._tables.pop(split)
+        table, column = self._tables.pop(split)
         if split == "train":
             read = [*self.text_columns, self.label_column, self.domains.column or ""]
             idle = unread(table.column_names, read)
             self.notes += [f"columns that nothing reads: {', '.join(idle)}"] if idle else []
-        labels = self._labels.encode(label_column(table, self.label_column, source))
+        labels = self._labels.encode(column)
         domains = self.domains.read(table, source)
-        texts = list(zip(*(texts_of(table, column, source) for column in self.text_columns), strict=True))
-        check_not_empty(self.tokenizer, texts, describe(source))
-        lengths = [sum(map(len, row)) for row in texts]
-        return Rows(list(zip(texts, labels.tolist(), domains, strict=True)), labels, lengths)
+        texts = zip(*(checked_texts(table[name], name, source) for name in self.text_columns), strict=True)
+        if isinstance(table, DiskTable):
+            lengths = np.zeros(len(table), dtype=np.int32)
+            check_not_empty(self.tokenizer, measured(texts, lengths), describe(source))
+            numbers = None if self.domains.column is None else np.array(domains, dtype=np.int32)
+            return DiskTexts(table, self.text_columns, labels, numbers, lengths)
+        rows = list(texts)
+        check_not_empty(self.tokenizer, rows, describe(source))
+        items = list(zip(rows, labels.tolist(), domains, strict=True))
+        return Rows(items, labels, [sum(map(len, row)) for row in rows])
 
     def collate(self, rows: list[tuple[tuple[str, ...], int, int | None]]) -> Batch:
         """Return a batch, padded to its longest row."""
@@ -177,3 +200,10 @@ class TextClassificationData(SeededDataModule):
             "labels": labels,
             **self.domains.batch([domain for _, _, domain in rows]),
         }
+
+
+def measured(texts: Iterable[tuple[str, ...]], lengths: np.ndarray) -> Iterator[tuple[str, ...]]:
+    """Yield the texts of every row, and write how many characters it has into `lengths`, [rows]."""
+    for row, parts in enumerate(texts):
+        lengths[row] = sum(map(len, parts))
+        yield parts

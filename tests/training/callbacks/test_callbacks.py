@@ -220,7 +220,7 @@ def test_fast_dev_run_leaves_no_files(module, tmp_path):
 
 
 def test_a_run_that_had_nothing_left_keeps_the_metrics_it_logged(tmp_path):
-    assert logged(tmp_path / "metrics.csv") == {}
+    assert logged(tmp_path) == {}
     text = "epoch,route/mean/k,step,train/loss,val/acc\n0,2.0,0,1.5,\n0,,1,,0.5\n1,2.0,2,0.25,\n1,,3,,1.0\n"
     (tmp_path / "metrics.csv").write_text(text)
-    assert logged(tmp_path / "metrics.csv") == {"train/loss": 0.25, "val/acc": 1.0}
+    assert logged(tmp_path) == {"train/loss": 0.25, "val/acc": 1.0}

@@ -19,6 +19,7 @@ from moe_adapt.training.probe import (
     class_means,
     collect_features,
     fit_probe,
+    largest_class,
     last_linear,
 )
 from tests.training.runs import routed, trainer
@@ -74,6 +75,11 @@ def test_probe_and_means_classify_new_rows():
     assert torch.equal((testing.vectors @ rule.weight.T + rule.bias).argmax(dim=1), nearest)
 
 
+def test_the_largest_class_is_said_of_every_row():
+    rows = Features(torch.randn(5, 2), torch.tensor([0, 2, 2, 1, 2]))
+    assert largest_class(rows, 4).accuracy(rows) == pytest.approx(0.6)
+
+
 def test_a_class_without_rows_is_never_the_nearest():
     rule = class_means(gaussians(0), 6)
     assert rule.bias[4:].eq(float("-inf")).all()
@@ -94,7 +100,7 @@ def test_the_head_is_the_probe_before_the_first_step(tuner, bert, data, tmp_path
 
     trainer(tmp_path, callbacks=[start, Look(), best], max_epochs=2).fit(module, datamodule=data)
     assert torch.equal(seen["head"].weight, start.rules["linear_probe"].weight)
-    assert start.found["val/acc"].keys() == {"nearest_mean", "linear_probe"}
+    assert start.found["val/acc"].keys() == {"largest_class", "nearest_mean", "linear_probe"}
     assert best.best_model_score >= start.found["val/acc"]["linear_probe"] - 1e-6
     assert read_checkpoint(tmp_path / "checkpoints/best.ckpt")["moe_adapt"]["answering"]["class_names"]
     json.dumps(start.facts())

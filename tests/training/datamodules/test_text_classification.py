@@ -138,6 +138,7 @@ def test_all_stages_under_a_trainer(tokenizer):
         ("validate", {"validation_fraction": 0.0}, "no validation rows"),
         ("fit", {"text_column": "sentence"}, "has no column 'sentence'"),
         ("fit", {"label_column": "labels"}, "has no column 'labels'. Did you mean 'label'"),
+        ("fit", {"label_column": "class"}, "Choose one with --data.label_column label"),
         ("fit", {"train": []}, "the train split from the rows given in memory is empty"),
         (
             "fit",
