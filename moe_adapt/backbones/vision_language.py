@@ -1,7 +1,7 @@
 """A small vision-language model in the form of LLaVA: a vision tower, a projector, a language model.
 
 It is built from a configuration or from pretrained parts, and runs through transformers' own LLaVA classes.
-The projector between pretrained parts is drawn with a seed of its own, so the same parts give the same model:
+The projector between pretrained parts is drawn with a seed of its own, so the same parts give the same model;
 adapters on its two layers (they are among ``all-linear``) learn to use it. An image takes one token per patch
 in front of the prompt.
 
@@ -49,9 +49,9 @@ def llava_from_parts(
         vision_feature_layer=-1,
     )
     config.text_config.vocab_size = text.vocab_size + 1  # type: ignore[union-attr]
-    writer.resize_token_embeddings(text.vocab_size, mean_resizing=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        writer.resize_token_embeddings(text.vocab_size, mean_resizing=False)
         joined = LlavaForConditionalGeneration(config)
     joined.to(dtype=DTYPES[dtype])  # type: ignore[call-arg]
     joined.model.vision_tower.load_state_dict(tower.state_dict())

@@ -70,6 +70,8 @@ def compare(argv: Sequence[str]) -> None:
             f"{metric_words(metric)}, {pair.first} minus {pair.second}: {pair.difference:+.4f}{spread} "
             f"({pair.seeds} shared seeds): {pair.verdict}"
         )
+    if len({run.rows for run in runs}) > 1:
+        sentences.append("the runs have different rows, and figures of different rows do not compare")
     for sentence in sentences:
         console.print(sentence, markup=False, soft_wrap=True)
     if options.to is not None:

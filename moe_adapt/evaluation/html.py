@@ -41,6 +41,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 td { white-space: nowrap; }
 td:first-child, .facts td, .texts td { white-space: normal; }
 .facts td, .texts td, .texts th { text-align: left; }
+.facts td { overflow-wrap: anywhere; }
 td.best { font-weight: 700; }
 pre, code { font: .87rem/1.45 ui-monospace, monospace; }
 pre { overflow-x: auto; background: var(--band); padding: .7rem 1rem; }
@@ -76,7 +77,7 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 def verdict(sentence: str) -> str:
     """Return the sentence that a report begins with."""
-    return f'<p class="verdict">{escape(sentence)}</p>'
+    return f'<p class="verdict">{escape(sentence[:1].upper() + sentence[1:])}</p>'
 
 
 def image(path: Path, alt: str) -> str:

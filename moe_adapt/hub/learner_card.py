@@ -45,7 +45,7 @@ def make_learner_card(
     sections = [
         f"# {title}",
         parts.introduction.replace("{size}", size),
-        "## How to load\n\n```bash\npip install 'moe-adapt[train]'\n```\n\n```python\n"
+        f"## How to load\n\n{text.INSTALL.format(extra='')}\n\n```python\n"
         f"{parts.code}\n```\n\nEvery tensor is checked; nothing is unpickled.",
         *parts.sections,
         "## Results\n\n" + text.results(about.dataset, about.measured()),

@@ -31,6 +31,7 @@ class Run:
         metrics: What it reached.
         parameters: Trained parameters; None if unknown.
         seconds: Time of training; None if unknown.
+        rows: Where its rows came from, as text; of runs of ``stream`` nothing.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class Run:
     metrics: dict[str, float]
     parameters: int | None
     seconds: float | None
+    rows: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,17 @@ def read_run(folder: str | Path) -> Run:
     metrics = dict(manifest.get("metrics") or {})
     if result.get("value") is not None:
         metrics[result["metric"]] = result["value"]
-    tuner = ((options.get("model") or {}).get("init_args") or {}).get("tuner") or {}
+    model, data = ((options.get(part) or {}).get("init_args") or {} for part in ("model", "data"))
+    tuner = model.get("tuner") or {}
     kept = {key: value for key, value in metrics.items() if key.startswith(("val/", "test/"))}
     return Run(
         folder,
-        tuner.get("method", "head only"),
+        tuner.get("init_args", tuner).get("method", "head only"),
         manifest.get("seed"),
         kept,
         manifest.get("trainable_parameters"),
         manifest.get("wall_seconds"),
+        json.dumps([data.get(split) for split in ("train", "validation", "test")], default=str),
     )
 
 

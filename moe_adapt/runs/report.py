@@ -81,7 +81,7 @@ def write_report(folder: Path, outcome: Outcome, name: str) -> Path:
     parts = [
         verdict(judge(outcome, name)),
         "<h2>Result and baselines</h2>",
-        table(["", words], result_rows(outcome, name), best={1: which}),  # type: ignore[dict-item]
+        table(["", words], result_rows(outcome, name), best={1: which}, digits=4),  # type: ignore[dict-item]
         _spread_note(outcome),
         *_curves(metric_curves(folder), words, outcome),
         *_mistakes(outcome),
@@ -149,7 +149,9 @@ def _mistakes(outcome: Outcome) -> list[str]:
         reverse=True,
     )
     if pairs:
-        parts.append(table(["true class", "taken for", "rows"], [(a, b, n) for n, a, b in pairs[:12]]))
+        parts.append(
+            table(["true class", "taken for", "rows"], [(a, b, n) for n, a, b in pairs[:12]], texts=True)
+        )
     else:
         parts.append("<p>No held-out row is classified wrong.</p>")
     if outcome.worst:

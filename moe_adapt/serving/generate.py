@@ -210,7 +210,7 @@ class Generating:
             return self.chat_tokens(row["messages"], adapter)
         template = own.get("prompt") or "{text}"
         if is_alpaca([*row, "output"]):
-            row = alpaca_row(row)
+            row = alpaca_row(row, template_fields(template))
         for column in template_fields(template):
             if column not in row:
                 raise UserError(

@@ -8,9 +8,13 @@ import pytest
 from moe_adapt.runs.comparison import Run, compare_pairs
 
 
-def write_run(folder: Path, method: str, seed: int, accuracy: float, status: str = "finished") -> Path:
+def write_run(
+    folder: Path, method: str, seed: int, accuracy: float, status: str = "finished", rows: str = "a.csv"
+) -> Path:
     folder.mkdir()
-    (folder / "moe_adapt_config.yaml").write_text(f"model: {{init_args: {{tuner: {{method: {method}}}}}}}\n")
+    tuner = {"class_path": "moe_adapt.tuner.RoutedLoraConfig", "init_args": {"method": method}}
+    options = {"model": {"init_args": {"tuner": tuner}}, "data": {"init_args": {"train": rows}}}
+    (folder / "moe_adapt_config.yaml").write_text(json.dumps(options))
     manifest = {
         "status": status,
         "seed": seed,
@@ -33,7 +37,9 @@ def test_runs_are_paired_by_seed(moe_adapt, tmp_path):
     done = moe_adapt("compare", *folders, "--to", "c.html")
     assert done.code == 0, done.err
     assert "plain LoRA minus DynMoLE: -0.1010" in done.out and "DynMoLE higher" in done.out
-    assert "3 shared seeds" in Path("c.html").read_text()
+    assert "3 shared seeds" in Path("c.html").read_text() and "different rows" not in done.out
+    elsewhere = write_run(tmp_path / "elsewhere", "lora", 3, 0.9, rows="b.csv")
+    assert "the runs have different rows" in moe_adapt("compare", folders[0], elsewhere).out
     assert "exists already" in moe_adapt("compare", *folders, "--to", "c.html").err
 
 

@@ -102,9 +102,18 @@ def test_every_split_has_a_form_of_its_own(chat_tokenizer):
     assert held_out.splits["validation"].items[0] == held_out.splits["train"].items[0]
 
 
-def test_alpacas_input_is_part_of_the_prompt(tokenizer):
+@pytest.mark.parametrize(
+    "templates",
+    [
+        {},
+        {"prompt": "{instruction}", "response": "{output}"},
+        {"prompt": "{instruction}\n\n{input}", "response": "{output}"},
+    ],
+    ids=["prompt", "instruction", "both"],
+)
+def test_alpacas_input_is_part_of_the_prompt(tokenizer, templates):
     rows = [{"instruction": "Translate.", "input": word, "output": word[::-1]} for word in ("ab", "cd", "")]
-    found = data(tokenizer, rows)
+    found = data(tokenizer, rows, **templates)
     prompts = [
         found.tokenizer.decode(
             [t for t, label in zip(e.input_ids, e.labels, strict=True) if label == IGNORED]
@@ -112,7 +121,7 @@ def test_alpacas_input_is_part_of_the_prompt(tokenizer):
         for e in found.splits["train"].items
     ]
     assert len(set(prompts)) == 3
-    assert "Translate.\n\nab" in prompts[0] and prompts[2].endswith("Translate.")
+    assert prompts[0].count("Translate.\n\nab") == 1 and prompts[2].strip().endswith("Translate.")
     assert found.notes == []
 
 

@@ -175,10 +175,13 @@ def _curves(results: Results, found: list[Standing]) -> list[str]:
     """Return accuracy over the window, a picture per stream: ours, the best other one, the next best."""
     parts = ["<h2>Accuracy over time</h2>"]
     rivals = {one.stream: [one.ours, one.rival] for one in found}
+    everyone = list(dict.fromkeys(name for methods in results.values() for name in methods))
     for stream, methods in results.items():
         first = {name: min(cells, key=lambda cell: cell["seed"]) for name, cells in methods.items() if cells}
         by_accuracy = sorted(first, key=lambda name: -first[name]["accuracy"])
         names = list(dict.fromkeys([*rivals.get(stream, []), *by_accuracy]))[: len(COLOURS)]
+        if len(everyone) <= len(COLOURS):
+            names.sort(key=everyone.index)  # a method has one colour in all pictures
         one = first[names[0]]
         curves = {
             name: [

@@ -61,5 +61,6 @@ def _judged(found: "Evaluation") -> str:
         rival = max(others, key=lambda name: others[name])
         gap = 100 * (routed - others[rival])
         word = "points above" if gap > 0 else "points below"
-        said += f"; {abs(gap):.1f} {word} {METHODS.get(rival, rival)} ({others[rival]:.1%})"
+        place = f"{abs(gap):.1f} {word}" if gap else "level with"
+        said += f"; {place} {METHODS.get(rival, rival)} ({others[rival]:.1%})"
     return f"{said}. {found.right_route:.1%} of the rows went to their own expert."

@@ -14,6 +14,7 @@ Alpaca's columns (instruction, input, output) become prompt and response (`moe_a
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -196,15 +197,17 @@ class CausalLMData(SeededDataModule):
         missing = not set(template_fields(self.prompt or "")) <= set(columns)
         conversation = conversation_column(columns) if missing else None
         self.conversations[split] = conversation
-        alpaca = missing and conversation is None and is_alpaca(columns)
-        columns += ["prompt", "response"] if alpaca else []
+        alpaca = conversation is None and is_alpaca(columns)
         if split == "train":
-            self._note_unread(columns, conversation)
+            self._note_unread(columns, conversation, alpaca)
+        columns += ["prompt", "response"] if alpaca else []
         if conversation is None:
             self._check_columns(table, columns, source)
+        fields = template_fields(self.prompt or "")
+        convert = partial(alpaca_row, fields=fields) if alpaca else None
         if self.on_disk is not None:
-            return DiskRows(table, split, alpaca_row if alpaca else None, self.group_by_length)
-        rows = map(alpaca_row, table.to_list()) if alpaca else table.to_list()
+            return DiskRows(table, split, convert, self.group_by_length)
+        rows = table.to_list() if convert is None else map(convert, table.to_list())
         domains = self.domains.read(table, source)
         items = [{**row, DOMAIN: domain} for row, domain in zip(rows, domains, strict=True)]
         return Rows(items, np.zeros(len(items), dtype=np.int64))
@@ -225,7 +228,7 @@ class CausalLMData(SeededDataModule):
         check_template(self.prompt or "", columns)
         check_template(self.response, columns)
 
-    def _note_unread(self, columns: Sequence[str], conversation: str | None) -> None:
+    def _note_unread(self, columns: Sequence[str], conversation: str | None, alpaca: bool) -> None:
         templates = [self.prompt or "", self.response]
         templates += [] if isinstance(self.choices, str) else list(self.choices or [])
         read = [name for template in templates for name in template_fields(template)]
@@ -233,8 +236,9 @@ class CausalLMData(SeededDataModule):
         read += [self.choices] if isinstance(self.choices, str) else []
         if conversation is not None:
             read = [conversation, "tools", self.domains.column or ""]
-        elif is_alpaca([name for name in columns if name not in ("prompt", "response")]):
-            read += ["instruction", "input", "output"]
+        elif alpaca:
+            read += ["instruction", "input"] if {"prompt", "instruction"} & {*read} else []
+            read += ["output"] if "response" in read else []
         idle = unread(columns, read)
         self.notes += [f"columns that nothing reads: {', '.join(idle)}"] if idle else []
 
