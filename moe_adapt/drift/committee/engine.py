@@ -158,6 +158,10 @@ class CommitteeEngine:
         )  # fmt: skip
         return self._seen
 
+    def answer(self, x: Mapping[Hashable, Any]) -> Hashable | None:
+        """Return the most probable label, None before any was learned."""
+        return self.labels.best(self.predict(x))
+
     # --- learning ----------------------------------------------------------------------------------------
 
     def learn(self, x: Mapping[Hashable, Any], label: Hashable, w: float = 1.0) -> None:

@@ -81,7 +81,8 @@ def leaf_scores(weights, gauss, table, whole, nominal, numbers, codes, complete,
         if nominal[g] and codes[g] >= 0:
             v = codes[g]
             for c in range(n_classes):
-                out[c] += table[1, g, v, c] - whole[g, c] if table[0, g, v, c] > 0.0 else 0.0
+                share = table[1, g, v, c]
+                out[c] += share - whole[g, c] if share < np.inf else 0.0
 
 
 @kernel

@@ -3,7 +3,7 @@
 Handing an array to compiled code costs a fifth of a microsecond, and a row needs some fifty of them. So
 Python keeps a table with a line per array, its address and up to five lengths, and compiled code opens what
 it needs. The table holds the arrays, which therefore live as long as it does; whoever replaces an array
-makes a new table.
+renews the table.
 """
 
 from collections import namedtuple
@@ -59,15 +59,22 @@ class Block:
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self.arrays = [arrays[name] for name in LINES._fields]
+        self.arrays: dict[str, np.ndarray] = {}
+        self.table = np.zeros((len(LINES), 6), dtype=np.int64)
+        self.renew(arrays)
+
+    def renew(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over the arrays that are others than before."""
         for name, array in arrays.items():
+            if self.arrays.get(name) is array:
+                continue
             assert array.flags.c_contiguous and array.dtype in _KINDS, (
                 f"{name}: {array.dtype}, {array.strides}"
             )
-        self.table = np.zeros((len(LINES), 6), dtype=np.int64)
-        for line, array in zip(self.table, self.arrays, strict=True):
+            line = self.table[getattr(LINES, name)]
             line[0] = array.ctypes.data
             line[1 : 1 + array.ndim] = array.shape
+            self.arrays[name] = array
 
 
 _KINDS = (np.float64, np.int64, np.bool_)

@@ -35,7 +35,7 @@ class CompiledExperts:
         n_experts: How many.
 
     Attributes:
-        table: Returns the engine's table of arrays, made anew.
+        table: Returns the engine's table of arrays, renewed.
     """
 
     def __init__(self, n_experts: int) -> None:
@@ -128,12 +128,12 @@ class CompiledEngine(CommitteeEngine):
         for name, network in zip(_UNUSED, networks, strict=True):
             self._own[f"{name}_sizes"] = np.array(network.sizes, dtype=np.int64)
         del self._own["linear_sizes"]
+        self._block: Any = None
         self._table = self._addresses()
         if self.trees is not None:
             self.trees.experts.table = self._addresses
             if not self.trees.experts.planted and n_classes:
                 self.trees.experts.plant()
-                self._table = self._addresses()
 
     def _orders(self) -> dict[str, np.ndarray]:
         """Return where nominal values go among the inputs, and the order of values and classes."""
@@ -148,7 +148,7 @@ class CompiledEngine(CommitteeEngine):
         return {"code_place": place, "code_value": value, "value_order": order, "class_order": classes}
 
     def _addresses(self) -> np.ndarray:
-        """Return the table of all arrays, after some were replaced."""
+        """Return the table of all arrays, renewed after some were replaced."""
         forest, trees, inputs, pending = self._forest, self.trees, self.inputs, self.pending
         ring = _UNUSED_RING if self.neighbours is None else self.neighbours
         networks = {name: (self.networks.get(name) or _UNUSED[name]).values for name in _UNUSED}
@@ -176,9 +176,12 @@ class CompiledEngine(CommitteeEngine):
             "pending_weights": pending.weights,
             "pending_masks": pending.masks,
         }
-        from moe_adapt.drift.compiled.block import Block
+        if self._block is None:
+            from moe_adapt.drift.compiled.block import Block
 
-        self._block = Block({**self._own, **own})
+            self._block = Block({**self._own, **own})
+        else:
+            self._block.renew({**self._own, **own})
         return self._block.table
 
     def look(self, x: Mapping[Hashable, Any], row: Row) -> Any:
@@ -188,6 +191,11 @@ class CompiledEngine(CommitteeEngine):
         place = _row().look(row.numbers, codes, len(self.labels), self.inputs.count, seen, self._table)
         self._seen = _Looked(dict(x), row, self._own["proba"], place)
         return self._seen
+
+    def answer(self, x: Mapping[Hashable, Any]) -> Hashable | None:
+        """Return the most probable label, None before any was learned."""
+        labels = self.labels.labels
+        return labels[self.look(x, self.features.read(x)).place] if labels else None
 
     def step(self, seen: Any, x: Mapping[Hashable, Any], label: Hashable, w: float) -> list[int]:
         """Let all voices learn a row; return the trees that were replaced."""
@@ -217,9 +225,9 @@ class CompiledEngine(CommitteeEngine):
                 lacking = _row().split_again(tree, node, len(self.labels), self._table)
                 if lacking:
                     self._forest.spare(lacking + count)
-                    self._table = self._addresses()
+                    self._addresses()
         self._forest.spare(count)
-        self._table = self._addresses()
+        self._addresses()
 
     def _watch(self) -> list[int]:
         watch, trees = self.trees.watch, self.trees
@@ -233,7 +241,6 @@ class CompiledEngine(CommitteeEngine):
         for tree in alarmed:
             trees.experts.reset(tree)
             trees.renew(tree)
-        self._table = self._addresses()
         return alarmed
 
     def train(self) -> None:

@@ -47,7 +47,7 @@ def forget(f, slot):
     f.gauss[slot] = 0.0
     f.moments[slot, :, :2] = 0.0
     f.moments[slot, :, 2], f.moments[slot, :, 3] = np.inf, -np.inf
-    f.table[slot] = 0.0
+    f.table[slot, 0], f.table[slot, 1] = 0.0, np.inf
     f.whole[slot] = 0.0
     f.weights[slot, NORMALISER] = 0.0
     f.marks[slot, OBSERVED] = 0

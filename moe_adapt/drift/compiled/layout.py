@@ -45,7 +45,7 @@ class CompiledForest:
         classes: Classes in the order met, and observed [S, 2, C].
         weights: Class weight, constant part of the score, normaliser [S, 3, C].
         gauss: Mean and -1 / (2 variance) [S, 2, C, F]; moments as in the pool [S, C, 4, F].
-        table: Weights of nominal values and their logarithms [S, 2, G, V, C].
+        table: Weights of nominal values and their logarithms, infinity for weight 0 [S, 2, G, V, C].
         whole: Logarithm of the weight of a nominal column [S, G, C].
         gains: Gain of every column's splits per tree [E, F + G].
         settings: Grace, delta, tau, least branch, largest share, thresholds, leaves, patience [8].
@@ -127,6 +127,8 @@ class CompiledForest:
                 new[:, :, 2], new[:, :, 3] = np.inf, -np.inf
             elif name == "weights":
                 new[:, BASE] = -np.inf
+            elif name == "table":
+                new[:, 1] = np.inf
             new[tuple(slice(size) for size in old.shape)] = old
             setattr(self, name, new)
 
@@ -178,7 +180,7 @@ class CompiledForest:
         self.gauss[:], self.moments[:] = store.gauss[:slots], store.moments[:slots]
         self.table[:, 0] = store.table[:slots]
         with np.errstate(divide="ignore"):
-            self.table[:, 1] = np.where(self.table[:, 0] > 0, np.log(self.table[:, 0]), 0.0)
+            self.table[:, 1] = np.where(self.table[:, 0] > 0, np.log(self.table[:, 0]), np.inf)
             self.whole[:] = np.log(self.table[:, 0].sum(axis=2))
         for tree, own in enumerate(pool.gains):
             for test, gain in own.items():

@@ -87,15 +87,17 @@ def look(numbers, codes, n_classes, count, seen_rows, table):
         router = floats2(table, LINES.router)
         forward(router, n_in, sizes[1], sizes[2], len(weights), vector, hidden, inner, logits)
         softmax_into(logits, len(weights), weights)
-    return _answer(
-        voices, n_classes, routed, floats2(table, LINES.voice_sums), weights, floats1(table, LINES.proba)
-    )
+    order, sums = ints1(table, LINES.class_order), floats2(table, LINES.voice_sums)
+    return _answer(voices, n_classes, order, routed, sums, weights, floats1(table, LINES.proba))
 
 
 @kernel
-def _answer(voices, n_classes, routed, sums, weights, proba):
-    """Weigh the voices: `weights` holds the router's part, then the shares. Return the answer's place."""
-    total, mass, best = 0.0, 0.0, 0
+def _answer(voices, n_classes, order, routed, sums, weights, proba):
+    """Weigh the voices: `weights` holds the router's part, then the shares. Return the answer's place.
+
+    Of equals the first in the `order` of labels is the answer.
+    """
+    total, mass, best = 0.0, 0.0, order[0]
     for v in range(len(weights)):
         odds = _odds(sums, v)
         weights[v] = odds**2 * weights[v] if routed else odds**3
@@ -107,8 +109,9 @@ def _answer(voices, n_classes, routed, sums, weights, proba):
         mass += proba[c]
     for c in range(n_classes):
         proba[c] /= mass
-        if proba[c] > proba[best]:
-            best = c
+    for place in range(n_classes):
+        if proba[order[place]] > proba[best]:
+            best = order[place]
     for v in range(len(weights)):
         weights[v] /= total
     return best

@@ -246,4 +246,4 @@ class DriftMoEClassifier(Publishable, Insight, ManyRows, base.MiniBatchClassifie
 
     def predict_one(self, x: dict[Hashable, Any], **kwargs: Any) -> Any:
         """Return the most probable label, None before any was learned."""
-        return self._engine.labels.best(self._engine.predict(x))
+        return self._engine.answer(x)

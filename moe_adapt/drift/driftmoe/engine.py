@@ -129,6 +129,10 @@ class Engine:
         found /= np.add.reduce(found)
         return found
 
+    def answer(self, x: Mapping[Hashable, Any]) -> Hashable | None:
+        """Return the most probable label, None before any was learned."""
+        return self.labels.best(self.predict(x))
+
     # --- learning ----------------------------------------------------------------------------------------
 
     def learn(self, x: Mapping[Hashable, Any], label: Hashable, w: float = 1.0) -> None:

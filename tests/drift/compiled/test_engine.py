@@ -54,6 +54,7 @@ def test_both_paths_give_the_same_answers(name):
         expected, found = plain.predict_proba_one(x), compiled.predict_proba_one(x)
         assert found.keys() == expected.keys()
         assert max((abs(found[label] - expected[label]) for label in found), default=0) < 1e-9
+        assert compiled.predict_one(x) == max(found, key=found.get, default=None)
         plain.learn_one(x, y)
         compiled.learn_one(x, y)
     assert leaves(plain) == leaves(compiled) and max(leaves(plain)) > 1
@@ -62,6 +63,14 @@ def test_both_paths_give_the_same_answers(name):
     assert plain.feature_importances == pytest.approx(compiled.feature_importances)
     one, other = plain.explain_one(x)["voices"], compiled.explain_one(x)["voices"]
     assert {v: one[v]["weight"] for v in one} == pytest.approx({v: other[v]["weight"] for v in other})
+
+
+def test_of_equal_labels_the_first_by_name_is_the_answer():
+    for model in both({"experts": ("neighbours",)}):
+        model.learn_one({"a": 0.0}, "b")
+        model.learn_one({"a": 0.0}, "a")
+        assert model.predict_proba_one({"a": 0.0}) == {"a": 0.5, "b": 0.5}
+        assert model.predict_one({"a": 0.0}) == "a"
 
 
 def test_labels_that_come_late_give_the_same_answers():
