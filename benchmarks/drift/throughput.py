@@ -2,7 +2,9 @@ r"""Rows per second of DriftMoE, compiled and in numpy, of its modes, and of Riv
 
 Every variant predicts and learns the same rows, in turns of a few hundred, so that all of them meet the same
 load of the machine; CPU time of this one thread. Ratios are medians over the turns. With `--capymoa`, a tree
-and a forest of CapyMOA take the same turns in a process of their own.
+and a forest of CapyMOA take the same turns in a process of their own. CoverType, 54 columns, is among the
+streams if `MOE_ADAPT_DATA` is set. Two more processes tell how long it takes to the first row, with nothing
+compiled yet and later.
 
     OMP_NUM_THREADS=1 python benchmarks/drift/throughput.py --capymoa FOLDER/bin/python --out \
         benchmarks/results/drift_throughput.json
@@ -10,8 +12,10 @@ and a forest of CapyMOA take the same turns in a process of their own.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from itertools import islice
@@ -23,11 +27,38 @@ import torch
 from moe_adapt.drift.comparison.baselines import BASELINES
 from moe_adapt.drift.comparison.cells import write_json
 from moe_adapt.drift.driftmoe import DriftMoEClassifier
-from moe_adapt.drift.streams import DriftStream, synthetic_stream
+from moe_adapt.drift.streams import DriftStream, real_stream, synthetic_stream
 from moe_adapt.manifest import collect
 
 STREAMS = ("LED_a", "SEA_a", "AGR_a", "RBF_m", "HYPER")
+WIDE = "covertype"
 OURS = "default, compiled"
+
+START = """
+import json, time
+from moe_adapt.drift.driftmoe import DriftMoEClassifier
+model, seconds = DriftMoEClassifier(seed=1, backend="compiled"), {}
+for t in range(64):
+    x = {"a": t % 7 / 7, "b": t % 5 / 5, "word": "uvw"[t % 3]}
+    model.predict_one(x)
+    model.learn_one(x, t % 2)
+    if t in (0, 63):
+        seconds[f"row {t + 1}"] = round(time.process_time(), 2)
+print(json.dumps(seconds))
+"""
+
+
+def starts() -> dict[str, dict[str, float]]:
+    """Return CPU seconds of a process until it has learned its first row and its 64th, imports included."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        found = {}
+        for which in ("nothing compiled yet", "later process"):
+            done = subprocess.run(
+                [sys.executable, "-c", START], env=environment, check=True, capture_output=True, text=True
+            )
+            found[which] = json.loads(done.stdout)
+    return found
 
 
 def variants(stream: DriftStream) -> dict[str, Any]:
@@ -139,9 +170,12 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    count = (options.turns + options.warm) * options.rows
+    begun = starts()
+    print(begun, flush=True)
     streams: dict[str, Any] = {}
-    for name in STREAMS:
-        stream = synthetic_stream(name, 4 * (options.turns + options.warm) * options.rows)
+    for name in (*STREAMS, *((WIDE,) if os.environ.get("MOE_ADAPT_DATA") else ())):
+        stream = real_stream(name, count) if name == WIDE else synthetic_stream(name, 4 * count)
         times, version = measure(stream, options.turns, options.warm, options.rows, options.capymoa)
         ours = times[OURS]
         streams[name] = {
@@ -154,7 +188,8 @@ def main() -> None:
         }
         print(name, {v: round(r["ratio"], 2) for v, r in streams[name].items()}, flush=True)
     settings = {"turns": options.turns, "warm": options.warm, "rows": options.rows, "capymoa": version}
-    write_json(options.out, {"settings": settings, "streams": streams, "manifest": collect()})
+    content = {"settings": settings, "starts": begun, "streams": streams, "manifest": collect()}
+    write_json(options.out, content)
 
 
 if __name__ == "__main__":
