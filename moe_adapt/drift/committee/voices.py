@@ -8,6 +8,7 @@ import numpy as np
 from river import base
 
 from moe_adapt.drift.committee.layers import Layers
+from moe_adapt.drift.hoeffding.encoding import present
 from moe_adapt.drift.hoeffding.labels import LabelTable
 from moe_adapt.drift.parts.experts import known_proba, many_classes
 from moe_adapt.errors import UserError, did_you_mean
@@ -133,6 +134,7 @@ class RiverVoice:
 
     def learn(self, x: Mapping[Hashable, Any], label: Hashable, w: float) -> None:
         """Learn a row; where the classifier takes no weight, a whole one is learned that many times."""
+        x = present(x)
         if self.weighted:
             self.model.learn_one(x, label, w=w)  # type: ignore[call-arg, arg-type]
             return

@@ -15,7 +15,7 @@ import numpy as np
 from river import base
 
 from moe_adapt.drift.committee.regression import VOICES, RecentErrors, make_voice
-from moe_adapt.drift.hoeffding.encoding import LARGEST, FeatureTable, Row
+from moe_adapt.drift.hoeffding.encoding import LARGEST, FeatureTable, Row, shown
 from moe_adapt.drift.hoeffding.labels import check_weight
 from moe_adapt.drift.parts.inputs import NetworkInputs
 from moe_adapt.errors import UserError, did_you_mean
@@ -169,7 +169,9 @@ def _number(y: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         target = math.nan
     if isinstance(y, str) or not abs(target) <= LARGEST:
-        raise UserError(f"the target is a finite number, not {y!r}; leave rows without one out of learning.")
+        raise UserError(
+            f"the target is a finite number, not {shown(y)}; leave rows without one out of learning."
+        )
     return target
 
 

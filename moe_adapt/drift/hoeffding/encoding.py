@@ -23,7 +23,7 @@ import numpy as np
 
 from moe_adapt.errors import UserError
 
-__all__ = ["LARGEST", "MOST_VALUES", "FeatureTable", "Row", "ordered"]
+__all__ = ["LARGEST", "MOST_VALUES", "FeatureTable", "Row", "ordered", "present", "shown"]
 
 MOST_VALUES = 1000
 LARGEST = 1e100
@@ -68,6 +68,22 @@ def _missing(value: Any) -> bool:
 
 def _numeric(value: Any) -> bool:
     return isinstance(value, (Number, date, np.datetime64))
+
+
+def present(x: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+    """Return a row without what counts as missing; that is what River's learners take for missing."""
+    gone = {name for name, value in x.items() if _missing(value) or _too_large(value)}
+    return {name: value for name, value in x.items() if name not in gone} if gone else x
+
+
+def _too_large(value: Any) -> bool:
+    return isinstance(value, Number) and not abs(value) <= LARGEST  # type: ignore[operator]
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, a whole number of hundreds of digits in words."""
+    too_long = isinstance(value, int) and abs(value) > LARGEST
+    return "a whole number of more than a hundred digits" if too_long else repr(value)
 
 
 class FeatureTable:

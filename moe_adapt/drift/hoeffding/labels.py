@@ -4,12 +4,11 @@ Statistics are kept per class, so there is a limit: a stream with more labels th
 to predict, or identifiers.
 """
 
-import math
 from collections.abc import Hashable
 
 import numpy as np
 
-from moe_adapt.drift.hoeffding.encoding import ordered
+from moe_adapt.drift.hoeffding.encoding import LARGEST, ordered, shown
 from moe_adapt.errors import UserError
 
 __all__ = ["MOST_LABELS", "LabelTable", "check_weight"]
@@ -18,9 +17,9 @@ MOST_LABELS = 10_000
 
 
 def check_weight(w: float) -> None:
-    """Raise a `UserError` unless `w` is a number from 0 up."""
-    if not 0 <= w < math.inf:
-        raise UserError(f"the weight of a row is a number of 0 or more, got {w!r}.")
+    """Raise a `UserError` unless `w` is a number from 0 to `LARGEST`."""
+    if not 0 <= w <= LARGEST:
+        raise UserError(f"the weight of a row is a number from 0 to {LARGEST:.0e}, got {shown(w)}.")
 
 
 class LabelTable:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from river import base
 
-from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row
+from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row, present
 from moe_adapt.drift.hoeffding.forest import FastHoeffdingTreePool, Reading
 from moe_adapt.drift.hoeffding.growth import TreeOptions
 from moe_adapt.drift.hoeffding.labels import LabelTable
@@ -103,7 +103,7 @@ def many_classes(prototype: base.Classifier) -> base.Classifier:
 def known_proba(model: base.Classifier, x: Mapping[Hashable, Any], labels: LabelTable) -> np.ndarray:
     """Return what a River classifier says about the labels that were learned [C]; others are left out."""
     found = np.zeros(len(labels))
-    for label, value in model.predict_proba_one(x).items():  # type: ignore[arg-type]
+    for label, value in model.predict_proba_one(present(x)).items():  # type: ignore[arg-type]
         number = labels.number.get(label)
         if number is not None and value == value:
             found[number] = value
@@ -156,6 +156,7 @@ class RiverExperts:
         weights: list[float] | None,
     ) -> None:
         """Let experts learn a row; a whole weight is learned that many times, as River's ensembles do."""
+        x = present(x)
         for place, expert in enumerate(experts):
             for _ in range(1 if weights is None else round(weights[place])):
                 self.models[expert].learn_one(x, label)  # type: ignore[arg-type]

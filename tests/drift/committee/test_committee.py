@@ -16,6 +16,8 @@ from moe_adapt.drift.hoeffding import FastHoeffdingTree, labels
 from moe_adapt.drift.streams import synthetic_stream
 from moe_adapt.errors import UserError
 
+VOICES_OF_RIVER = ("trees", naive_bayes.GaussianNB(), tree.HoeffdingTreeClassifier())
+
 
 def accuracy(model, rows):
     right = 0
@@ -167,7 +169,7 @@ def test_weights(mode):
     X, y = pd.DataFrame([x for x, _ in rows]), pd.Series([y for _, y in rows])
     one.learn_many(X, y, w=2.0)
     one.learn_many(X, y, w=[0.5] * len(rows))
-    for weight in (-1.0, math.nan, math.inf):
+    for weight in (-1.0, math.nan, math.inf, 10**400, 10**5000):
         with pytest.raises(UserError, match="weight"):
             one.learn_one(*rows[0], w=weight)
 
@@ -184,12 +186,13 @@ def test_late_columns_are_learned_although_rows_are_predicted_first(mode):
     assert np.mean(right[-400:]) > 0.95
 
 
-@pytest.mark.parametrize("mode", ["committee", "data", "task", "paper", "tree"])
+@pytest.mark.parametrize("mode", ["committee", "data", "task", "paper", "tree", "river"])
 @pytest.mark.parametrize("wild", [1e300, -1.7976931348623157e308, 10**400, 1e99, pd.NA, pd.NaT])
 def test_wild_numbers_leave_later_rows_right(mode, wild):
     makers = {
         "tree": lambda: FastHoeffdingTree(grace_period=50),
         "paper": lambda: DriftMoEClassifier.paper(seed=1),
+        "river": lambda: DriftMoEClassifier(n_experts=2, experts=VOICES_OF_RIVER, backend="river", seed=1),
     }
     model = makers.get(mode, lambda: DriftMoEClassifier(mode=mode, seed=1))()
     draw, right = np.random.default_rng(0), []
@@ -202,9 +205,23 @@ def test_wild_numbers_leave_later_rows_right(mode, wild):
         assert not proba or (sum(proba.values()) == pytest.approx(1) and min(proba.values()) >= 0)
         right.append(max(proba, key=proba.get, default=None) == y)
         model.learn_one(x, y)
-    plain = mode in ("paper", "tree") and isinstance(wild, float) and wild == 1e99  # as River's tree
+    plain = mode in ("paper", "tree", "river") and isinstance(wild, float) and wild == 1e99  # as River's tree
     limit = 0.5 if plain else 0.9
     assert np.mean(right[-200:]) > limit
+
+
+@pytest.mark.parametrize("mode", ["committee", "tree"])
+def test_a_column_of_huge_numbers_leaves_probabilities(mode):
+    model = FastHoeffdingTree(grace_period=50) if mode == "tree" else DriftMoEClassifier(n_experts=4, seed=1)
+    right = []
+    for t in range(600):
+        a = t * 7919 % 100 / 100
+        x, y = {"a": a, "b": 1e300 * (-1) ** t}, int(a > 0.5)
+        proba = model.predict_proba_one(x)
+        assert not proba or (sum(proba.values()) == pytest.approx(1) and min(proba.values()) >= 0)
+        right.append(model.predict_one(x) == y)
+        model.learn_one(x, y)
+    assert np.mean(right[-200:]) > 0.95
 
 
 @pytest.mark.parametrize("mode", ["committee", "data", "task"])
