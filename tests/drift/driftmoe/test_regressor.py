@@ -112,7 +112,7 @@ def test_words_gaps_new_columns_and_wild_numbers():
     assert np.mean(found[350:]) < 2.5
 
 
-@pytest.mark.parametrize("y", [math.nan, math.inf, None, "3", 1e200, 10**400, 10**5000])
+@pytest.mark.parametrize("y", [math.nan, math.inf, None, "3", 10**400, pytest.param(10**5000, id="long")])
 def test_targets_that_are_none_leave_the_model_as_it_was(y):
     model = DriftMoERegressor(n_experts=2, seed=1)
     rows = list(line(20))
