@@ -77,7 +77,7 @@ def present(x: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
 
 
 def _too_large(value: Any) -> bool:
-    return isinstance(value, Number) and not abs(value) <= LARGEST  # type: ignore[operator]
+    return isinstance(value, Number) and not abs(value) <= LARGEST  # type: ignore[arg-type]
 
 
 def shown(value: Any) -> str:
