@@ -148,7 +148,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 
 def beside(final: dict[str, dict[int, float]], what: str, ours: list[str]) -> str:
-    """Return a sentence on the best of some methods beside the best published head, on their shared orders."""
+    """Return a sentence on the best of some methods beside the best published head, on shared orders."""
     best = max(ours, key=lambda method: statistics.mean(final[method].values()))
     orders = set(final[best])
     comparable = {m: [final[m][o] for o in orders] for m in PUBLISHED if orders <= set(final.get(m, {}))}

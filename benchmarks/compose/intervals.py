@@ -82,14 +82,17 @@ def of_tenants(cells: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any
     return found
 
 
-def against_plain(by_method: dict[str, dict[int, dict[str, Any]]], method: str) -> tuple[str, str]:
-    """Return a method's accuracy, and its difference from one LoRA over shared seeds and tenants."""
+def against_plain(by_method: dict[str, dict[int, dict[str, Any]]], method: str) -> tuple[str, str, str]:
+    """Return a method's accuracy, and its difference from one LoRA over seeds and tenants, and over seeds."""
     plain = by_method["plain LoRA"]
     seeds = sorted(set(by_method.get(method, {})) & set(plain))
     if not seeds:
-        return "", ""
-    own = [by_method[method][seed]["test"] for seed in seeds]
-    pairs = [value for part in own for value in part], [v for seed in seeds for v in plain[seed]["test"]]
+        return "", "", ""
+    own, base = ([found[seed]["test"] for seed in seeds] for found in (by_method[method], plain))
     note = "" if len(seeds) == len(plain) else f" ({len(seeds)} of {len(plain)} seeds)"
-    difference = "" if method == "plain LoRA" else paired(*pairs)
-    return f"{spread([statistics.mean(part) for part in own])}{note}", difference
+    means = [statistics.mean(part) for part in own]
+    accuracy = f"{spread(means)}{note}"
+    if method == "plain LoRA":
+        return accuracy, "", ""
+    over_tenants = paired([v for part in own for v in part], [v for part in base for v in part])
+    return accuracy, over_tenants, paired(means, [statistics.mean(part) for part in base])

@@ -100,8 +100,8 @@ def customers_in_short(cells: list[dict[str, Any]]) -> str:
         ("the same with a frozen random router", "frozen random router"),
     ):
         found = [against_plain(by_share[share], method) for share in shares]
-        if any(accuracy for accuracy, _ in found):
-            lines.append(f"| {label} |" + "".join(f" {a} | {d} |" for a, d in found))
+        if any(accuracy for accuracy, *_ in found):
+            lines.append(f"| {label} |" + "".join(f" {a} | {d} |" for a, d, _ in found))
     return "\n".join(lines)
 
 
@@ -120,7 +120,7 @@ def groups_in_short(cells: list[dict[str, Any]]) -> str:
             ("**an expert per found group**", "found groups"),
             ("an expert per random group", "random groups"),
         ):
-            accuracy, difference = against_plain(by_method, method)
+            accuracy, difference, _ = against_plain(by_method, method)
             if accuracy:
                 lines.append(f"| {label} | {accuracy} | {difference} |")
         parts.append("\n".join(lines))

@@ -123,11 +123,12 @@ def _setting(part: str, setting: dict[str, Any]) -> str:
 def _tenant_table(cells: list[dict[str, Any]]) -> str:
     by_method = of_tenants(cells)
     lines = [
-        "| | accuracy, % | minus plain LoRA, seeds x tenants | trainable values | learning rate, epochs |",
-        "|---|---|---|---|---|",
+        "| | accuracy, % | minus plain LoRA, seeds x tenants | over seeds | trainable values "
+        "| learning rate, epochs |",
+        "|---|---|---|---|---|---|",
     ]
     for method in TENANT_METHODS:
-        accuracy, difference = against_plain(by_method, method)
+        accuracy, difference, over_seeds = against_plain(by_method, method)
         if not accuracy:
             continue
         own = list(by_method[method].values())
@@ -137,7 +138,7 @@ def _tenant_table(cells: list[dict[str, Any]]) -> str:
             label += f" (adjusted Rand index {rand})"
         training = own[0]["training"]
         lines.append(
-            f"| {label} | {accuracy} | {difference} | {own[0]['parameters']:,} "
+            f"| {label} | {accuracy} | {difference} | {over_seeds} | {own[0]['parameters']:,} "
             f"| {training['lr']:g}, {training['epochs']} |"
         )
     return f"{len(by_method['plain LoRA'])} seeds.\n\n" + "\n".join(lines)
@@ -191,7 +192,10 @@ def gather(folder: Path, pattern: str, name: str) -> None:
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
     for cell in cells:
         cell["manifest"] = portable(cell["manifest"])
-    (RESULTS / name).write_text(json.dumps({"cells": cells}, indent=1) + "\n")
+    report: dict[str, Any] = {"cells": cells}
+    if (folder / "chosen.json").is_file():
+        report["validation of what was tried"] = json.loads((folder / "chosen.json").read_text())
+    (RESULTS / name).write_text(json.dumps(report, indent=1) + "\n")
 
 
 def main() -> None:
