@@ -220,8 +220,10 @@ def main() -> None:
     (RESULTS / "compose.md").write_text("\n".join(parts))
     fill("compose.md", "adapters", adapters_in_short(reports["compose"]["cells"]))
     if "compose_tenants" in reports:
-        fill("customers.md", "customers", customers_in_short(reports["compose_tenants"]["cells"]))
-        fill("customers.md", "groups", groups_in_short(reports["compose_tenants"]["cells"]))
+        cells = reports["compose_tenants"]["cells"]
+        fill("customers.md", "customers", customers_in_short(cells))
+        if groups := groups_in_short(cells):
+            fill("customers.md", "groups", groups)
     draw(reports["compose"]["cells"], PICTURES)
 
 
