@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from cells import PAIRED_STEPS, run_cells, train, write_report
-from methods import CONTROLS, METHODS
+from methods import CONTROLS, METHODS, PROCEDURES
 from tasks import TASKS, mixture
 
 from moe_adapt.training.datamodules import TextClassificationData
@@ -59,7 +59,14 @@ def adapted(name: str, classes: int, args: argparse.Namespace) -> tuple[Sequence
     """Return the encoder with the adapter of a method, and the adapter's configuration."""
     config = RoutedLoraConfig(target_modules=SITES, **(METHODS | CONTROLS)[name][1])
     module = SequenceClassifier(
-        str(args.backbone), classes, config, lr=args.lr, head_lr=1e-2, schedule="cosine", warmup=0.06
+        str(args.backbone),
+        classes,
+        config,
+        lr=args.lr,
+        head_lr=1e-2,
+        schedule="cosine",
+        warmup=0.06,
+        procedure=PROCEDURES[name]() if name in PROCEDURES else None,
     )
     return module, config
 

@@ -6,11 +6,15 @@ a transformer block that is a plain LoRA of rank 36. Methods without a trained r
 which is the same number; the others the numbers that come nearest. The table prints the exact counts.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["CONTROLS", "METHODS"]
+from moe_adapt.training.procedures import Procedure, TwoPass
+
+__all__ = ["CONTROLS", "METHODS", "PROCEDURES"]
 
 _EIGHT: dict[str, Any] = {"num_experts": 8, "r": 4, "alpha": 8.0}
+_THOR: dict[str, Any] = {"method": "thor", "num_experts": 2, "r": 18, "alpha": 36.0}
 _NINE: dict[str, Any] = {"num_experts": 9, "r": 4, "alpha": 8.0}
 
 
@@ -69,7 +73,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "SMoE-Dropout",
         {"method": "smoe_dropout", **_NINE, "selector": {"name": "growing_top_k", "k_min": 4, "k_max": 9}},
     ),
+    "thor": ("THOR, two passes", _THOR),
+    "thor_one_pass": ("THOR's experts, one pass", _THOR),
 }
+
+#: How a method is trained, where that is not one pass and the task loss.
+PROCEDURES: dict[str, Callable[[], Procedure]] = {"thor": TwoPass}
 
 #: The rows without which no gain can be credited to routing.
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {

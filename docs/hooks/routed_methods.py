@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
 from page import LANGUAGE_MODEL, MethodPage, configuration, evidence, linked_papers, part, shell
 
 from moe_adapt import routing
 from moe_adapt.runs.config_names import first_line, packaged_configs
+from moe_adapt.training import procedures
 from moe_adapt.tuner.methods import METHODS
 
 __all__ = ["HEADS", "LEAD", "routed_methods"]
@@ -51,6 +53,15 @@ def _parts(preset: dict[str, Any]) -> Iterator[str]:
             yield from part(f"{title}: {name}", registry.get(name), _options(spec), SUPPLIED)
 
 
+def _procedure(config: str) -> Iterator[str]:
+    """Yield how the method is trained, if not of one pass."""
+    content = yaml.safe_load(packaged_configs()[config].read_text(encoding="utf-8"))
+    spec = content["model"]["init_args"].get("procedure")
+    if spec is not None:
+        cls = getattr(procedures, spec["class_path"])
+        yield from part(f"Procedure: {cls.registered_name}", cls, spec.get("init_args") or {})
+
+
 def _facts(preset: dict[str, Any]) -> Iterator[str]:
     yield f"{preset['num_experts']} × {preset['r']}"
     yield preset["scorer"]["name"]
@@ -69,6 +80,13 @@ def routed_methods() -> Iterator[MethodPage]:
             f"--model.backbone {LANGUAGE_MODEL} --data.train data/train.jsonl",
         )
         use = ["## Use it", command, PYTHON.format(name=name), configuration(config)]
-        parts = [*use, "## How it works", PIPELINE, *_parts(preset), *evidence("routed", {name})]
+        parts = [
+            *use,
+            "## How it works",
+            PIPELINE,
+            *_parts(preset),
+            *_procedure(config),
+            *evidence("routed", {name}),
+        ]
         facts = (*_facts(preset), linked_papers(summary))
         yield MethodPage("routed", name, summary, facts, tuple(parts), f"configs/{config}.yaml")

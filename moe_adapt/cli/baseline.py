@@ -59,6 +59,7 @@ def train_baseline(
             "modifiers": [],
             "aux_losses": [],
         }
+        config["model"]["init_args"].pop("procedure", None)
         config["trainer"]["default_root_dir"] = None
         config["baseline"], config["start_from"] = None, None
         own.parent.mkdir(parents=True, exist_ok=True)

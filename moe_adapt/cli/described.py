@@ -30,6 +30,7 @@ REGISTRIES = {
     "selectors": "moe_adapt.routing:SELECTORS",
     "losses": "moe_adapt.routing:AUX_LOSSES",
     "rules": "moe_adapt.optim:ROUTER_UPDATES",
+    "procedures": "moe_adapt.training.procedures:PROCEDURES",
 }
 
 

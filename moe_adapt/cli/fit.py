@@ -28,7 +28,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import moe_adapt.training.datamodules
-import moe_adapt.training.modules  # noqa: F401  the classes, for their bare names
+import moe_adapt.training.modules
+import moe_adapt.training.procedures  # noqa: F401  the classes, for their bare names
 from moe_adapt.cli import defaults
 from moe_adapt.cli.baseline import Baseline, check_baseline, train_baseline
 from moe_adapt.cli.ending import end_fit, end_test, keep_test

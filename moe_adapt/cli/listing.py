@@ -17,7 +17,17 @@ from moe_adapt.runs.config_names import first_line, packaged_configs
 
 __all__ = ["SECTIONS", "show"]
 
-SECTIONS = ("configs", "methods", "learners", "scorers", "modifiers", "selectors", "losses", "rules")
+SECTIONS = (
+    "configs",
+    "methods",
+    "learners",
+    "scorers",
+    "modifiers",
+    "selectors",
+    "losses",
+    "rules",
+    "procedures",
+)
 
 
 def show(argv: Sequence[str]) -> None:

@@ -65,6 +65,7 @@ COMMANDS = {
     "stream": Command(
         "moe_adapt.cli.stream:stream", "run a learner over a stream of tasks (or resume a run)"
     ),
+    "unlearn": Command("moe_adapt.cli.unlearn:unlearn", "let a run's adapter forget some rows"),
     "export": Command("moe_adapt.cli.export:export", "write a run's adapter as a PEFT folder"),
     "edit": Command(
         "moe_adapt.cli.edit:edit", "merge, prune, re-home or copy the experts of an adapter by their use"

@@ -5,7 +5,7 @@ backward pass. Such a second run is recognised (it happens inside a backward pas
 count, no new random draw.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ class RouteContext:
         sample_scores: Score of every expert for each sample, [B, E]; None if there are none.
         stack: Inputs of the model; None makes them of `token_mask` and `input_ids`.
         adapter_ids: Expert of each sample by name, None where unknown; None if the model got none.
+        replay: Selections to be made again, bool [N, E] by site visit; None for none.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class RouteContext:
         sample_scores: Tensor | None = None,
         stack: Stack | None = None,
         adapter_ids: Sequence[str | int | None] | None = None,
+        replay: Mapping[SiteKey, Tensor] | None = None,
     ) -> None:
         #: Inputs of the stack that runs now, the model's own first.
         self.stacks = [Stack(token_mask, input_ids) if stack is None else stack]
@@ -83,6 +85,7 @@ class RouteContext:
         self.domain_ids = domain_ids
         self.sample_scores = sample_scores
         self.adapter_ids = adapter_ids
+        self._replay = replay
         #: Decisions about whole samples, by adapter (`moe_adapt.routing.sample`); None until they are made.
         self.routes: dict[str, Any] = {}
         self.sums = {} if sums is None else sums
@@ -158,8 +161,7 @@ class RouteContext:
             if visits > 1 or self.site in self._recomputed:
                 raise RuntimeError(
                     f"reentrant gradient checkpointing recomputed the site {site!r} more than once for "
-                    "one forward; with shared layers or several forwards before a backward use "
-                    "use_reentrant=False."
+                    "one forward; a layer that runs several times in a forward needs use_reentrant=False."
                 )
             self._recomputed.add(self.site)
         return self.site
@@ -179,7 +181,7 @@ class RouteContext:
             name: Tells several tensors of one site apart.
 
         Raises:
-            RuntimeError: If the run is the recomputation of an earlier forward.
+            RuntimeError: If the site is recomputed more often than it ran.
         """
         self._check_own_forward()
         key = (*self.site, name)
@@ -197,11 +199,29 @@ class RouteContext:
             name: Tells several draws of one site apart.
 
         Raises:
-            RuntimeError: If the run is the recomputation of an earlier forward.
+            RuntimeError: If the site is recomputed more often than it ran.
         """
         if in_backward():
             sample()
         return self.keep(sample, name)
+
+    def num_samples(self, tokens: int) -> int:
+        """Return how many sequences `tokens` tokens of the site that arrived last are, `B`.
+
+        Raises:
+            UserError: If that cannot be told.
+        """
+        samples = self._here.samples
+        if not samples or tokens % samples:
+            raise UserError(
+                f"the router of {self.site[1]!r} works per sequence, but {tokens} tokens are no whole number "
+                "of them; pass input_ids or pixel_values by name, or choose per batch or token."
+            )
+        return samples
+
+    def replayed(self) -> Tensor | None:
+        """Return what this site is to select again, bool [N, E], or None if it is free."""
+        return None if self._replay is None else self._replay.get(self.site)
 
     def accumulate(self, name: str, value: Tensor) -> None:
         """Add a tensor to a sum of this site that its router gets after the optimizer step.
@@ -246,8 +266,8 @@ class RouteContext:
         adapter, site, _ = self.site
         if self._recomputations.get((adapter, site), 0) > self._visits.get((adapter, site), 0):
             raise RuntimeError(
-                f"gradient checkpointing recomputed the site {site!r} of an earlier forward, whose draws "
-                "and token ids are gone; call backward() after each forward."
+                f"gradient checkpointing recomputed the site {site!r} more often than it ran, so that it is "
+                "not known for which forward; call backward() once after each forward."
             )
 
     def flat_mask(self, leading_shape: Sequence[int]) -> Tensor | None:
@@ -263,7 +283,7 @@ class RouteContext:
 
         Raises:
             UserError: If its stack got no `input_ids`, or the input is not one vector per token id.
-            RuntimeError: If the run is the recomputation of an earlier forward.
+            RuntimeError: If the site is recomputed more often than it ran.
         """
         self._check_own_forward()
         known = self._here.ids

@@ -1,20 +1,33 @@
 """The session of a model: what opens a `RouteContext` for each of its forwards and outlives them.
 
 A hook before the model's forward calls `RoutingSession.open`, so a plain ``model(**batch)`` works. What
-gradient checkpointing runs again in a backward pass gets the context of the last forward that can be
-differentiated: one without gradients in between, such as that of a reference policy, takes nothing away.
+gradient checkpointing runs again in a backward pass gets the context of the forward whose output is being
+differentiated: autograd finishes the later of two forwards before it comes to the output of the earlier. A
+forward without gradients in between, such as that of a reference policy, takes nothing away.
 """
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moe_adapt.routing.context import Delivery, RouteContext, in_backward
+from moe_adapt.routing.context import Delivery, RouteContext, SiteKey, in_backward
 from moe_adapt.routing.stacks import Stack
 
-__all__ = ["RoutingSession"]
+__all__ = ["RoutingSession", "with_gradient"]
+
+
+def with_gradient(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors with a gradient in the output of a model: a loss may be made of any of them."""
+    if isinstance(output, Tensor):
+        if output.requires_grad:
+            yield output
+    elif isinstance(output, dict | list | tuple):
+        for value in output.values() if isinstance(output, dict) else output:
+            yield from with_gradient(value)
 
 
 class RoutingSession:
@@ -40,6 +53,8 @@ class RoutingSession:
         self.named: list[str] | None = None
         self.told: dict[str, Any] = {}
         self.aux_scale = 1.0
+        #: Experts that the next forwards select again, bool [N, E] by site visit (`RouteContext.replayed`).
+        self.replay: Mapping[SiteKey, Tensor] | None = None
         self.sums: dict[tuple[str, str, str], Tensor] = {}
         self._differentiable: RouteContext | None = None
         self._delivery: Delivery | None = None
@@ -66,10 +81,15 @@ class RoutingSession:
             sample_scores=self.sample_scores,
             stack=Stack.of_call(inputs),
             adapter_ids=inputs.get("adapter_ids", self.told.get("adapter_ids")),
+            replay=self.replay,
         )
 
-    def close(self) -> None:
-        """End a forward: if it can be differentiated, a recomputation belongs to it from now on."""
+    def close(self, output: Any = None) -> None:
+        """End a forward: if it can be differentiated, a recomputation belongs to it from now on.
+
+        Args:
+            output: What the model returns. When its gradient arrives, a recomputation belongs to it again.
+        """
         if self.context is None or not self.context.records or not torch.is_grad_enabled():
             return
         before = self._differentiable
@@ -77,6 +97,12 @@ class RoutingSession:
             for unmark in before.unmark:
                 unmark()
         self._differentiable = self.context
+        if not torch.compiler.is_compiling():
+            for tensor in with_gradient(output):
+                tensor.register_hook(partial(self._come_to, self.context))
+
+    def _come_to(self, context: RouteContext, grad: Tensor) -> None:
+        self._differentiable = context
 
     def current(self, training: bool) -> RouteContext:
         """Return the open context, or an empty one for a layer that is called by itself."""
@@ -84,12 +110,37 @@ class RoutingSession:
             return self._differentiable
         return self.context if self.context is not None else RouteContext(training=training)
 
+    def recorded(self) -> RouteContext:
+        """Return the context of the last forward.
+
+        Raises:
+            RuntimeError: If it recorded nothing.
+        """
+        if self.context is None or not self.context.recording:
+            raise RuntimeError(
+                "no forward was recorded; run one in training mode or inside `with tuner.record():`."
+            )
+        return self.context
+
     def delivery(self) -> Delivery:
         """Return what the auxiliary loss of this forward shares with others before the same backward."""
         if self._delivery is None or self._delivery.spent:
             self._delivery = Delivery(self.aux_scale)
         self._delivery.forwards += 1
         return self._delivery
+
+    @contextmanager
+    def replaying(self, selected: Mapping[SiteKey, Tensor]):
+        """Let sampled selections be those of an earlier forward while the block runs.
+
+        Args:
+            selected: Selection of each site visit, bool [N, E].
+        """
+        self.replay = selected
+        try:
+            yield
+        finally:
+            self.replay = None
 
     @contextmanager
     def record(self):

@@ -35,6 +35,7 @@ class Stack:
         cached: Whether a key-value cache holds the first columns of the mask.
         memory: The encoder's output that a decoder attends to, [B, S', d], or None.
         memory_stack: The stack of those tokens.
+        samples: Number of sequences, `B`, where neither mask nor ids tell it.
 
     Attributes:
         number: Tells the stacks of one forward apart; tokens of one number have one mask.
@@ -47,7 +48,9 @@ class Stack:
         cached: bool = False,
         memory: Tensor | None = None,
         memory_stack: Optional["Stack"] = None,
+        samples: int | None = None,
     ) -> None:
+        self.samples = next((len(part) for part in (mask, ids) if isinstance(part, Tensor)), samples)
         self.mask = mask if mask is None else mask.bool()
         self.ids = ids
         self.cached = cached
@@ -88,7 +91,10 @@ class Stack:
             known = None if outer is None or not isinstance(outer.ids, Tensor) else outer.ids
             fits = known is not None and known.shape == memory.shape[:2]
             memory_stack = cls(seen, known if fits else None)
-        return cls(mask, ids, inputs.get("past_key_values") is not None, memory, memory_stack)
+        given = (inputs.get(name) for name in ("inputs_embeds", *sorted(INPUTS)))
+        samples = next((len(part) for part in given if isinstance(part, Tensor) and part.ndim > 1), None)
+        cached = inputs.get("past_key_values") is not None
+        return cls(mask, ids, cached, memory, memory_stack, samples)
 
     def holding(self, x: Tensor) -> "Stack":
         """Return the stack whose tokens are `x`: the encoder's for the input of a cross-attention."""

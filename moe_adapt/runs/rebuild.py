@@ -6,7 +6,8 @@ from typing import Any
 from lightning import LightningDataModule, LightningModule
 
 import moe_adapt.training.datamodules
-import moe_adapt.training.modules  # noqa: F401  the classes, for their bare names
+import moe_adapt.training.modules
+import moe_adapt.training.procedures  # noqa: F401  the classes, for their bare names
 from moe_adapt.errors import UserError
 from moe_adapt.reading import read_yaml
 from moe_adapt.runs.custom import import_custom_modules

@@ -1,5 +1,8 @@
 """The auxiliary losses of a model's adapters: on the decisions of its last forward, and on experts."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 
@@ -105,8 +108,19 @@ def _on_experts(
     return carry(value, context), terms
 
 
-def sum_aux_losses(model: nn.Module, session: RoutingSession) -> tuple[Tensor, dict[str, Tensor]]:
+def sum_aux_losses(
+    model: nn.Module,
+    session: RoutingSession,
+    more: Mapping[str, AuxLoss] = MappingProxyType({}),
+    configured: bool = True,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted sum of the auxiliary losses of the last forward, and its parts by name.
+
+    Args:
+        model: The model.
+        session: Its session.
+        more: Losses on decisions beside the configured ones, by name.
+        configured: Whether the configured ones count.
 
     Raises:
         RuntimeError: If there was no forward in training mode, or the loss was taken already.
@@ -119,15 +133,20 @@ def sum_aux_losses(model: nn.Module, session: RoutingSession) -> tuple[Tensor, d
     context.aux_computed = True
     if context.traced_aux is not None:
         return context.traced_aux
-    return _summed(model, context)
+    return _summed(model, context, more, configured)
 
 
-def _summed(model: nn.Module, context: RouteContext) -> tuple[Tensor, dict[str, Tensor]]:
+def _summed(
+    model: nn.Module,
+    context: RouteContext,
+    more: Mapping[str, AuxLoss] = MappingProxyType({}),
+    configured: bool = True,
+) -> tuple[Tensor, dict[str, Tensor]]:
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
     parts: dict[str, Tensor] = {}
     for adapter in sorted({key[0] for key in context.records}):
-        losses = active_losses(model, adapter)
+        losses = [*(active_losses(model, adapter) if configured else []), *more.items()]
         with torch.enable_grad(), torch.autocast(device_type=device.type, enabled=False):
             on_experts = [(name, loss) for name, loss in losses if isinstance(loss, ExpertLoss)]
             found = _on_decisions([pair for pair in losses if pair not in on_experts], context, adapter)
@@ -135,8 +154,8 @@ def _summed(model: nn.Module, context: RouteContext) -> tuple[Tensor, dict[str, 
             if found is not None:
                 total, terms = total + found[0], found[1]
             if on_experts:
-                value, more = _on_experts(on_experts, model, context, adapter)
-                total, terms = total + value, {**terms, **more}
+                value, extra = _on_experts(on_experts, model, context, adapter)
+                total, terms = total + value, {**terms, **extra}
         for name, term in terms.items():
             parts[name] = parts.get(name, 0) + term.detach()
     return total, parts

@@ -6,12 +6,13 @@ leaves the layer's experts without a gradient: nothing breaks, and nothing is le
 """
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from moe_adapt.routing.session import with_gradient
 
 __all__ = ["UncalledSites", "hold_statistics"]
 
@@ -21,16 +22,6 @@ def hold_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
             module.training = False
-
-
-def _differentiable(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors with a gradient in the output of a model: a loss may be made of any of them."""
-    if isinstance(output, Tensor):
-        if output.requires_grad:
-            yield output
-    elif isinstance(output, dict | list | tuple):
-        for value in output.values() if isinstance(output, dict) else output:
-            yield from _differentiable(value)
 
 
 class UncalledSites:
@@ -47,7 +38,7 @@ class UncalledSites:
         """Look at the layers of `model` as soon as its `output` is differentiated."""
         if self.told or not model.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return
-        for tensor in _differentiable(output):
+        for tensor in with_gradient(output):
             tensor.register_hook(lambda _: self._tell(model))
 
     def _tell(self, model: nn.Module) -> None:

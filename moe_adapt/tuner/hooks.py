@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
-from moe_adapt.routing import RouteContext
+from moe_adapt.routing import AuxLoss, RouteContext
 from moe_adapt.routing.context import in_backward
 from moe_adapt.routing.session import RoutingSession
 from moe_adapt.routing.stacks import INPUTS, Stack, is_stack
@@ -141,7 +141,7 @@ class ModelHooks:
         self._running = False
         if in_backward():
             return
-        self.session.close()
+        self.session.close(output)
         self.samples.leave_note(output)
         self.uncalled.watch(model, output)
         if torch.compiler.is_compiling():
@@ -171,13 +171,17 @@ class ModelHooks:
         counted = labels[..., 1:] if shifts and not encodes else labels
         return (counted != -100).sum() / torch.as_tensor(items, device=labels.device).clamp(min=1)
 
-    def aux_loss(self) -> Tensor:
+    def aux_loss(self, more: Mapping[str, AuxLoss] | None = None, configured: bool = True) -> Tensor:
         """Return the weighted sum of the auxiliary losses of the last training-mode forward, a scalar.
+
+        Args:
+            more: Losses on its decisions beside the configured ones, by name.
+            configured: Whether the configured ones count.
 
         Raises:
             RuntimeError: If there was no such forward, or it is called twice for one forward.
         """
-        total, self.parts = sum_aux_losses(self.model, self.session)
+        total, self.parts = sum_aux_losses(self.model, self.session, more or {}, configured)
         return total
 
     def after_step(self) -> None:

@@ -1,7 +1,7 @@
 """The PEFT tuner: puts `RoutedLoraLayer`s into a base model and answers for the adapter as a whole."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.routing import RoutingStats, routing_stats
 from moe_adapt.experts.conv import is_supported_convolution
-from moe_adapt.routing import RouteContext
+from moe_adapt.routing import AuxLoss, RecordGroup, group_records
 from moe_adapt.routing.sample import SampleRoutes
 from moe_adapt.tuner.config import RoutedLoraConfig, config_for_one_adapter
 from moe_adapt.tuner.conv_site import RoutedConvLayer
@@ -268,16 +268,20 @@ class RoutedLoraModel(BaseTuner):
         """Call `after_step` after every step of an optimizer; return the handle of the hook."""
         return optimizer.register_step_post_hook(lambda *_: self.after_step())
 
-    def aux_loss(self) -> Tensor:
+    def aux_loss(self, more: Mapping[str, AuxLoss] | None = None, configured: bool = True) -> Tensor:
         """Return the weighted sum of the auxiliary losses of the last training-mode forward, a scalar.
 
         Add it to the loss before `backward()`; the gradient reaches every router, under gradient
         checkpointing too.
 
+        Args:
+            more: Losses on its decisions beside the configured ones, by name.
+            configured: Whether the configured ones count.
+
         Raises:
             RuntimeError: If there was no such forward, or it is called twice for one forward.
         """
-        return self.hooks.aux_loss()
+        return self.hooks.aux_loss(more, configured)
 
     def aux_losses(self) -> dict[str, Tensor]:
         """Return the weighted parts of the last auxiliary loss by name, detached."""
@@ -318,17 +322,20 @@ class RoutedLoraModel(BaseTuner):
         Raises:
             RuntimeError: If no forward was recorded.
         """
-        context: RouteContext | None = self.hooks.session.context
-        if context is None or not context.recording:
-            raise RuntimeError(
-                "no forward was recorded; run one in training mode or inside `with tuner.record():`."
-            )
         return {
             record.site: routing_stats(
                 record.logits, record.gates, record.selected, record.mask, nulls=record.nulls
             )
-            for record in context.records.values()
+            for record in self.hooks.session.recorded().records.values()
         }
+
+    def recorded(self) -> list[RecordGroup]:
+        """Return the decisions of the last recorded forward, sites of equal shape together.
+
+        Raises:
+            RuntimeError: If no forward was recorded.
+        """
+        return [group for group, _ in group_records(self.hooks.session.recorded().records.values())]
 
     def broken_sites(self) -> list[str]:
         """Return the layers whose router gave logits that are NaN or +inf in the last forward, in order."""

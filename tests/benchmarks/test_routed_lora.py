@@ -21,7 +21,7 @@ def parameters(options, layers=6, width=384, hidden=1536):
     """Trainable parameters on query, value and the feed-forward layers of an encoder like MiniLM."""
     config = RoutedLoraConfig(**options)
     counts = config.num_experts if isinstance(config.num_experts, list) else [config.num_experts] * layers
-    frozen = ("uniform", "hash", "random_fixed", "frozen_linear", "k_means", "arrow")
+    frozen = ("uniform", "hash", "random", "random_fixed", "frozen_linear", "k_means", "arrow")
     routed = config.scorer["name"] not in frozen
     nulls = config.selector.get("nulls", 0)
     total = 0

@@ -17,6 +17,7 @@ from moe_adapt.routing import (
     Logits,
     PhatgooseScorer,
     RandomFixedScorer,
+    RandomScorer,
     RouteContext,
     TopKSelector,
 )
@@ -251,3 +252,37 @@ def test_a_projection_that_saves_parameters_is_no_warning():
 
 def test_no_packaged_modifier_reads_tokens_so_that_all_go_on_convolutions():
     assert [name for name in MODIFIERS if MODIFIERS.get(name).reads_input] == []
+
+
+@pytest.mark.parametrize(("level", "draws"), [("batch", 1), ("sequence", 40), ("token", 360)])
+def test_random_draws_one_expert_per_batch_sequence_or_token(level, draws):
+    ids = torch.zeros(40, 9, dtype=torch.long)
+    x, scorer = torch.zeros(360, WIDTH), RandomScorer(EXPERTS, level=level)
+    torch.manual_seed(0)
+    context = RouteContext(input_ids=ids, training=True)
+    logits = scorer(x, context, BANK)
+    assert torch.equal(logits.softmax(-1).sort(-1).values[:, -1], torch.ones(360))
+    chosen = logits.argmax(-1).view(draws, -1)
+    assert (chosen == chosen[:, :1]).all(), "what shares a draw has one expert"
+    assert torch.equal(scorer(x, context, BANK), logits), "a recomputation draws the same"
+    torch.manual_seed(0)
+    assert torch.equal(scorer(x, RouteContext(input_ids=ids, training=True), BANK), logits)
+    if draws > 1:
+        share = torch.bincount(chosen[:, 0], minlength=EXPERTS)
+        sigma = (draws / EXPERTS * (1 - 1 / EXPERTS)) ** 0.5
+        assert ((share - draws / EXPERTS).abs() < 4 * sigma).all()
+
+
+def test_random_answers_by_the_mean_or_by_token_id():
+    ids = torch.arange(12).view(2, 6)
+    mean = RandomScorer(EXPERTS)(torch.zeros(12, WIDTH), RouteContext(input_ids=ids), BANK)
+    assert torch.equal(mean, torch.zeros(12, EXPERTS))
+    scorer = RandomScorer(EXPERTS, evaluation="token")
+    one = scorer(torch.zeros(12, WIDTH), RouteContext(input_ids=ids), BANK)
+    assert len(one.argmax(-1).unique()) > 1
+    alone = scorer(torch.zeros(1, WIDTH), RouteContext(input_ids=ids[1:, 2:3]), BANK)
+    assert torch.equal(alone[0], one[8])
+    with pytest.raises(UserError, match="level is one of"):
+        RandomScorer(EXPERTS, level="site")
+    with pytest.raises(UserError, match="works per sequence"):
+        RandomScorer(EXPERTS, level="sequence")(torch.zeros(3, WIDTH), RouteContext(training=True), BANK)

@@ -15,6 +15,7 @@ WITHOUT_ROUTER = (
     "uniform_dense",
     "random_fixed",
     "hash",
+    "thor",
     "router_frozen",
     "k_means",
     "arrow",

@@ -42,9 +42,11 @@ REACHED = {
     "smoe_dropout": (0.25, {"selector": {"name": "growing_top_k", "k_min": 2, "k_max": 4}}),
     "random_fixed": (0.45, {}),
     "hash": (0.02, {}),
+    "thor": (0.85, {}),
+    "gate_policy": (0.3, {}),
 }
 #: One map for all groups, or experts drawn by token, cannot reach what routing reaches.
-NO_BETTER_THAN = {"lora": 0.6, "lora_sum": 0.6, "uniform_dense": 0.35, "random_fixed": 0.2}
+NO_BETTER_THAN = {"lora": 0.6, "lora_sum": 0.6, "uniform_dense": 0.35, "random_fixed": 0.2, "thor": 0.6}
 
 
 class Groups(nn.Module):

@@ -7,6 +7,7 @@ from moe_adapt.routing.selectors.growing_top_k import GrowingTopKSelector
 from moe_adapt.routing.selectors.hard_soft import HardSoftSelector
 from moe_adapt.routing.selectors.keyed import KeyedSelector
 from moe_adapt.routing.selectors.null_experts import NullExpertsSelector
+from moe_adapt.routing.selectors.sampled import SampledSelector
 from moe_adapt.routing.selectors.sigmoid import SigmoidSelector
 from moe_adapt.routing.selectors.sparsegen import SparsegenSelector
 from moe_adapt.routing.selectors.sum import SumSelector
@@ -21,6 +22,7 @@ __all__ = [
     "HardSoftSelector",
     "KeyedSelector",
     "NullExpertsSelector",
+    "SampledSelector",
     "SigmoidSelector",
     "SparsegenSelector",
     "SumSelector",

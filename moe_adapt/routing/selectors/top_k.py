@@ -67,7 +67,10 @@ class TopKSelector(Selector):
     def choose(self, logits: Logits, k: int) -> RoutingDecision:
         """Return the decision for the `k` best, or for all if there are fewer."""
         kept = min(k, logits.select.shape[-1])
-        selected = top_k_mask(logits.select, kept) & (logits.select > -torch.inf)
+        return self.gated(logits, top_k_mask(logits.select, kept) & (logits.select > -torch.inf))
+
+    def gated(self, logits: Logits, selected: Tensor) -> RoutingDecision:
+        """Return the decision for a selection, bool [N, E]."""
         if self.renormalize:
             gates = softmax(logits.weight.masked_fill(~selected, float("-inf")))
         else:

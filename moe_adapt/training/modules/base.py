@@ -29,6 +29,7 @@ from moe_adapt.hub.fingerprint import fingerprint
 from moe_adapt.optim.groups import Schedule, check_coverage, parameter_groups, with_schedule
 from moe_adapt.training import checkpoint as checkpoints
 from moe_adapt.training.modules.lightning_tools import LightningTools
+from moe_adapt.training.procedures import Procedure
 from moe_adapt.training.randomness import run_seed, seed_batch, set_rng_state
 from moe_adapt.tuner import RoutedLoraConfig, RoutedLoraModel
 
@@ -57,6 +58,7 @@ class AdaptedModule(LightningTools):
         schedule: How the learning rate goes on after the warm-up, step by step.
         warmup: Fraction of all steps over which the learning rate grows linearly.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        procedure: How a training step is made, if not of one pass and `task_loss`.
 
     Attributes:
         model: The PEFT model; the bare backbone if there is no tuner.
@@ -81,6 +83,7 @@ class AdaptedModule(LightningTools):
         schedule: Schedule = "constant",
         warmup: float = 0.0,
         gradient_checkpointing: bool = False,
+        procedure: Procedure | None = None,
     ) -> None:
         super().__init__()
         if lr_scheduler is not None and (schedule != "constant" or warmup):
@@ -101,6 +104,13 @@ class AdaptedModule(LightningTools):
         self.lr_scheduler = lr_scheduler
         self.schedule: Schedule = schedule
         self.warmup = warmup
+        self.procedure = procedure
+        self.automatic_optimization = procedure is None or procedure.steps_per_batch is None
+        if lr_scheduler is not None and not self.automatic_optimization:
+            raise UserError(
+                f"{type(procedure).__name__} steps the optimizer itself and cannot step lr_scheduler once "
+                "per epoch; use schedule and warmup."
+            )
         self.tuner_config = copy.deepcopy(tuner)
         self._seed: int | None = None
         self._total_steps: int | None = None
@@ -138,6 +148,16 @@ class AdaptedModule(LightningTools):
     def task_loss(self, batch: Batch) -> Tensor:
         """Return the loss of a training batch without auxiliary losses, a scalar."""
 
+    def scored(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss of `task_loss` and the logits [N, C] it judges, of one forward, for procedures.
+
+        Raises:
+            UserError: If the class does not say them.
+        """
+        raise UserError(
+            f"{type(self).__name__} gives procedures no logits; it can train without model.procedure only."
+        )
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return the subclass's settings that shape the model, as JSON types."""
@@ -154,12 +174,14 @@ class AdaptedModule(LightningTools):
         set_train_mode(self.model, mode, probing=self.tuner_config is None)
         return self
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return task loss plus auxiliary losses.
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Return task loss plus auxiliary losses, or what the procedure returns.
 
         Raises:
             UserError: If the loss is not finite; nothing has been updated then.
         """
+        if self.procedure is not None:
+            return self._procedure_step(self.procedure, batch, batch_idx)
         task = self.task_loss(batch)
         loss, parts = task, {}
         if self.tuner is not None:
@@ -171,6 +193,21 @@ class AdaptedModule(LightningTools):
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         self.log_dict({"train/task_loss": task.detach(), **parts}, batch_size=size)
         return loss
+
+    def _procedure_step(self, procedure: Procedure, batch: Batch, batch_idx: int) -> Tensor | None:
+        loss = procedure.step(self, batch)
+        if loss is not None:
+            if not torch.isfinite(loss):
+                self._stop_not_finite(batch_idx, {"train/loss": loss.detach()})
+            self.log("train/loss", loss, prog_bar=True, batch_size=next(iter(batch.values())).shape[0])
+        return loss
+
+    def _steps_in_all(self) -> float:
+        """Return how many optimizer steps the fit takes, or infinity."""
+        batches = self.trainer.estimated_stepping_batches
+        own = 1 if self.procedure is None else self.procedure.steps_per_batch or 1
+        limit = self.trainer.max_steps
+        return batches if limit != -1 and batches == limit else batches * own
 
     def _stop_not_finite(self, batch_idx: int, parts: dict[str, Tensor]) -> None:
         values = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
@@ -188,7 +225,9 @@ class AdaptedModule(LightningTools):
     def on_fit_start(self) -> None:
         """Enter training mode; restore a resumed run's generators."""
         self.train()
-        total = self.trainer.estimated_stepping_batches
+        if self.procedure is not None:
+            self.procedure.check(self)
+        total = self._steps_in_all()
         self._total_steps = None if total == float("inf") else max(1, int(total))
         if self._restored_rng is not None:
             set_rng_state(self._restored_rng)
@@ -235,15 +274,15 @@ class AdaptedModule(LightningTools):
         check_coverage(optimizer, self)
         if self.tuner is not None:
             self.tuner.follow(optimizer)
+        if self.procedure is not None:
+            self.procedure.attach(self, optimizer)
         if self.lr_scheduler is not None:
             scheduler = self.lr_scheduler(optimizer)
             return {
                 "optimizer": optimizer,
                 "lr_scheduler": {"scheduler": scheduler, "monitor": self.monitor[0]},
             }
-        return with_schedule(
-            optimizer, self.schedule, self.warmup, lambda: self.trainer.estimated_stepping_batches
-        )
+        return with_schedule(optimizer, self.schedule, self.warmup, self._steps_in_all)
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         """Return the trainable parameters by role: ``router``, ``experts``, ``head``."""
@@ -269,11 +308,13 @@ class AdaptedModule(LightningTools):
 
     def training_settings(self) -> dict[str, Any]:
         """Return what a resumed run must agree with beside `identity`, as JSON types."""
+        procedure = {} if self.procedure is None else {"procedure": self.procedure.settings()}
         return {
             "lr": self.learning_rates,
             "weight_decay": self.weight_decay,
             "schedule": self.schedule,
             "warmup": self.warmup,
+            **procedure,
         }
 
     def _origin(self) -> checkpoints.Origin:

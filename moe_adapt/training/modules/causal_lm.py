@@ -137,6 +137,13 @@ class CausalLM(AdaptedModule):
         likelihood, count = token_log_likelihood(self(batch), batch["labels"])
         return -likelihood.sum() / count.sum().clamp(min=1)
 
+    def scored(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss and the logits of the labelled tokens, [N, V], of one forward."""
+        logits = self(batch)
+        likelihood, count = token_log_likelihood(logits, batch["labels"])
+        loss = -likelihood.sum() / count.sum().clamp(min=1)
+        return loss, logits[:, :-1][batch["labels"][:, 1:] != IGNORED]
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update and log the validation metrics."""
         self._evaluate(batch, "val")

@@ -65,8 +65,13 @@ class Classifier(AdaptedModule):
 
     def task_loss(self, batch: Batch) -> Tensor:
         """Return the mean cross-entropy."""
+        return self.scored(batch)[0]
+
+    def scored(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the mean cross-entropy and the class logits, [B, C], of one forward."""
         labels = self.checked_labels(batch)
-        return F.cross_entropy(self.logits(batch).float(), labels)
+        logits = self.logits(batch).float()
+        return F.cross_entropy(logits, labels), logits
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update and log the validation metrics."""

@@ -16,6 +16,7 @@ from torch import nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.training import checkpoint as checkpoints
+from moe_adapt.training.procedures import PROCEDURES
 from moe_adapt.tuner import RoutedLoraConfig
 
 __all__ = ["LightningTools"]
@@ -118,12 +119,14 @@ def _arguments(record: Mapping[str, Any]) -> dict[str, Any]:
     training = dict(record["training"])
     rates = training.pop("lr")
     tuner = record["identity"]["tuner"]
+    procedure = training.pop("procedure", None)
     return {
         "backbone": record["backbone"],
         "tuner": RoutedLoraConfig(**tuner) if tuner else None,
         "lr": rates["experts"],
         "router_lr": rates["router"],
         "head_lr": rates["head"],
+        "procedure": None if procedure is None else PROCEDURES.build(procedure),
         **training,
         **settings,
     }

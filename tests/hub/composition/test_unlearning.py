@@ -1,7 +1,6 @@
 """Removing an adapter unlearns its texts: an attack on membership learns what it learns of the base alone.
 
-The attack is a threshold on the loss (Yeom et al. 2018, arXiv 1709.01604): texts of a smaller loss count as
-members of the training set. Its area under the curve is 1/2 where nothing is known, 1 where all is.
+The attack is a threshold on the loss (`moe_adapt.evaluation.membership`).
 """
 
 import random
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from moe_adapt.evaluation.membership import membership_auc
 from moe_adapt.hub.composition import compose, remove_adapter
 from tests.hub.composition.kitchen import WORDS, batch, llama, save_lora, tokenizer
 
@@ -34,12 +34,6 @@ def losses(model, texts, **ids):
     targets = inputs["input_ids"][:, 1:]
     found = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
     return (found * inputs["attention_mask"][:, 1:]).sum(dim=1)
-
-
-def attack(members, others):
-    """Return the area under the curve of the attack."""
-    less = (members[:, None] < others).double() + 0.5 * (members[:, None] == others).double()
-    return float(less.mean())
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +60,16 @@ def test_membership_is_forgotten_with_the_adapter(memorised, router, tmp_path):
     compose(memorised, texts, to, base=llama(), tokenizer=tokenizer(), router=router, layer=2)
     whole = peft.PeftModel.from_pretrained(llama(), str(to)).eval()
     known = {"adapter_ids": ["own"] * 12}
-    assert attack(losses(whole, MEMBERS, **known), losses(whole, OTHERS, **known)) > 0.95
+    assert membership_auc(losses(whole, MEMBERS, **known), losses(whole, OTHERS, **known)) > 0.95
 
     shutil.copytree(to, tmp_path / "less")
     remove_adapter(tmp_path / "less", "own")
     less = peft.PeftModel.from_pretrained(llama(), str(tmp_path / "less")).eval()
-    base = attack(losses(llama(), MEMBERS), losses(llama(), OTHERS))
+    base = membership_auc(losses(llama(), MEMBERS), losses(llama(), OTHERS))
     assert abs(base - 0.5) < 0.3
     found = [losses(less, part) for part in (MEMBERS, OTHERS)]
     if router is None:  # whose id is gone, the base answers: the same losses, to the last bit
-        assert torch.equal(found[0], losses(llama(), MEMBERS)) and attack(*found) == base
+        assert torch.equal(found[0], losses(llama(), MEMBERS)) and membership_auc(*found) == base
         return
     never = tmp_path / "never"  # as if the adapter had never been there
     texts = None if texts is None else {"other": WORDS["food"]}
@@ -83,7 +77,7 @@ def test_membership_is_forgotten_with_the_adapter(memorised, router, tmp_path):
     compose(one, texts, never, base=llama(), tokenizer=tokenizer(), router=router, layer=2)
     control = peft.PeftModel.from_pretrained(llama(), str(never)).eval()
     expected = [losses(control, part) for part in (MEMBERS, OTHERS)]
-    assert attack(*found) == attack(*expected)
+    assert membership_auc(*found) == membership_auc(*expected)
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
     if router == "lda":
         left = [name is None for name in less.base_model.sample_routes().names()]
