@@ -1,7 +1,7 @@
 """Checks that every procedure passes, ours and yours, on a tiny classifier of random tokens."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -47,15 +47,21 @@ class ToyClassifier(Classifier):
             num_attention_heads=2,
             intermediate_size=24,
             max_position_embeddings=16,
-            num_labels=CLASSES,
         )
+        config.num_labels = CLASSES
         model = BertForSequenceClassification(config)
         if checkpointing != "none":
             reentrant = {"use_reentrant": checkpointing == "reentrant"}
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=reentrant)
             model.enable_input_require_grads()
-        own = {"target_modules": ["query", "dense"], "exclude_modules": ".*pooler.*"}
-        adapter = tuner or RoutedLoraConfig(method="top_k", num_experts=3, r=2, dropout=0.1, **own)
+        adapter = tuner or RoutedLoraConfig(
+            method="top_k",
+            num_experts=3,
+            r=2,
+            dropout=0.1,
+            target_modules=["query", "dense"],
+            exclude_modules=".*pooler.*",
+        )
         super().__init__(
             Backbone(model, ["classifier"]),
             "toy",
@@ -111,7 +117,7 @@ def check_procedure(make: Callable[[], Procedure], tuner: RoutedLoraConfig | Non
     if settings["name"] in PROCEDURES:
         again = PROCEDURES.build(settings).settings()
         assert again == settings, "settings() gives the constructor's arguments, as JSON types"
-    module, before = ToyClassifier(procedure, tuner), {}
+    module = ToyClassifier(procedure, tuner)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     needs = {name: p.requires_grad for name, p in module.named_parameters()}
     steps = _fit(module)
@@ -124,7 +130,7 @@ def check_procedure(make: Callable[[], Procedure], tuner: RoutedLoraConfig | Non
     assert needs == {name: p.requires_grad for name, p in after.items()}, "it thaws and freezes nothing"
     assert module.training, "it leaves the module in training mode"
     for kind in ("none", "non-reentrant", "reentrant"):
-        other = ToyClassifier(make(), tuner, kind)  # type: ignore[arg-type]
+        other = ToyClassifier(make(), tuner, cast(Checkpointing, kind))
         _fit(other)
         for name, parameter in other.named_parameters():
             close = torch.allclose(parameter, after[name], rtol=1e-6, atol=1e-9)
@@ -143,5 +149,6 @@ def _fit(module: ToyClassifier) -> int:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, DataLoader(toy_batches(), batch_size=None))  # type: ignore[arg-type]
+    batches: Any = toy_batches()
+    trainer.fit(module, DataLoader(batches, batch_size=None))
     return trainer.global_step

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -104,7 +104,7 @@ def unlearn_run(
     about = about_run(Path(run), module, read_run_config(Path(run)))
     changed = replace(about, manifest={**about.manifest, "unlearning": report})
     with new_folder(Path(to)) as work:
-        export_model(module.model, work / "adapter", about=changed)
+        export_model(cast(Any, module.model), work / "adapter", about=changed)
         text = json.dumps(report, indent=1, allow_nan=False)
         (work / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
         page = unlearning_page(report, Path(run).name)

@@ -24,7 +24,7 @@ Reference:
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -68,7 +68,7 @@ def guarded_sites(module: "AdaptedModule") -> dict[str, tuple[RoutedLoraLayer, n
             kept = router.skeleton.selector.slots(experts)
             plain = isinstance(rows, nn.Parameter) and len(router.skeleton.modifiers) == 0
             if plain and kept is not None and kept < experts:
-                found[layer.site] = (layer, rows, kept)
+                found[layer.site] = (layer, cast(nn.Parameter, rows), kept)
     return found
 
 
@@ -170,7 +170,7 @@ class Unlearn(Procedure):
             raise UserError(
                 "what the guard holds is in no checkpoint, so unlearning cannot be resumed: start it again."
             )
-        sites, batches = guarded_sites(module), module.trainer.train_dataloader
+        sites, batches = guarded_sites(module), cast(Any, module.trainer.train_dataloader)
         with torch.random.fork_rng():
             inputs = site_inputs(module, self._retained(module, batches), self.max_inputs) if sites else {}
         self._held = {site: (inputs[site], rows.detach().clone()) for site, (_, rows, _) in sites.items()}
@@ -183,9 +183,11 @@ class Unlearn(Procedure):
         Args:
             module: The module, after the fit. None comes back if nothing was noted.
         """
+        held = self._held or {}
         shares = [
-            selection_stability(self._held[site][0], self._held[site][1].float(), rows.detach().float(), k)
-            for site, (_, rows, k) in (guarded_sites(module).items() if self._held else ())
+            selection_stability(held[site][0], held[site][1].float(), rows.detach().float(), k)
+            for site, (_, rows, k) in guarded_sites(module).items()
+            if site in held
         ]
         return sum(shares) / len(shares) if shares else None
 
@@ -210,8 +212,8 @@ class Unlearn(Procedure):
     def _ceiling(self, module: "AdaptedModule") -> float:
         if self.ceiling is not None:
             return self.ceiling
-        classes = getattr(module, "num_classes", None) or module.model.config.vocab_size  # type: ignore[union-attr]
-        return math.log(classes)
+        config: Any = module.model.config
+        return math.log(getattr(module, "num_classes", None) or config.vocab_size)
 
     def step(self, module: "AdaptedModule", batch: "Batch") -> Tensor:
         """Return the loss of the rows to retain, less that of the rows to forget."""
