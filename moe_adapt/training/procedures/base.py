@@ -100,6 +100,7 @@ def update(
     if clip is not None:
         torch.nn.utils.clip_grad_norm_(moving, clip)
     optimizer.step()
+    torch.clear_autocast_cache()  # the step runs inside one autocast region, which keeps casts of weights
     optimizer.zero_grad()
     schedule: Any = module.lr_schedulers()
     if schedule is not None:

@@ -7,7 +7,7 @@ from moe_adapt.checks import ToyClassifier, check_procedure
 from moe_adapt.checks.procedures import toy_batches
 from moe_adapt.checks.routing import check_selector
 from moe_adapt.errors import UserError
-from moe_adapt.routing import Logits, RouteContext, SampledSelector
+from moe_adapt.routing import Logits, RecordGroup, RouteContext, RoutingRecord, SampledSelector
 from moe_adapt.training.procedures import GatePolicy
 from moe_adapt.training.procedures.gate_policy import GateRatio, advantages, clipped
 from moe_adapt.tuner import RoutedLoraConfig
@@ -25,6 +25,11 @@ def toy():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
     return module.train(), toy_batches(1)[0]
+
+
+def group(logits, selected):
+    """The decisions of one site."""
+    return RecordGroup([RoutingRecord("site", logits, selected.float(), selected, None)])
 
 
 def test_advantages_sum_to_zero_in_every_group_and_are_zero_where_all_are_equal():
@@ -86,23 +91,20 @@ def test_passes_the_public_check():
 
 
 def test_a_toy_reward_rises_through_the_gates_alone():
-    module, batch = toy()
-    policy = GatePolicy(rollouts=16, updates=2, answer_weight=0.0)
-    routers = module.trainable_parameters()["router"]
-    optimizer = torch.optim.Adam(routers, lr=0.2)
-    module.optimizers, module.lr_schedulers = lambda: optimizer, lambda: None
-    module.manual_backward = lambda loss: loss.backward()
-
-    def reward():
-        torch.manual_seed(100)
-        with torch.no_grad():
-            return float(torch.stack([policy.rollout(module, batch)[3] for _ in range(4)]).mean())
-
-    before = reward()
-    for step in range(15):
-        torch.manual_seed(step)
-        policy.step(module, batch)
-    assert reward() > before + 0.03
+    """A bandit: of four experts one is right, and only the router's probabilities can learn that."""
+    weight = torch.zeros(4, requires_grad=True)
+    optimizer, selector = torch.optim.Adam([weight], lr=0.1), SampledSelector(k=1)
+    torch.manual_seed(0)
+    for _ in range(40):
+        logits = weight.detach().expand(64, 4)
+        selected = selector(Logits(logits, logits), RouteContext(training=True)).selected
+        worth = advantages(selected[:, 2].float().view(8, 8)).flatten()
+        loss = GateRatio([group(logits, selected)], worth, clip=0.2, weight=1.0)
+        for _ in range(2):
+            loss([group(weight.expand(64, 4), selected)]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert weight.softmax(0)[2] > 0.9
 
 
 def test_who_does_not_draw_experts_is_refused():
