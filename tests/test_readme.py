@@ -24,5 +24,14 @@ def test_figures_stand_in_the_results(page, cells):
     ] == []
 
 
+def test_the_first_table_stands_in_the_results_below_it():
+    first, _, rest = README.partition("| eight adapters")[2].partition("\n\n")
+    figures = re.findall(r"\d+\.\d+ ± \d+\.\d+", first)
+    page = re.search(r"\((benchmarks/[^)]+)\)", rest)
+    assert len(figures) == 4 and page is not None
+    results = (REPOSITORY / page[1]).read_text(encoding="utf-8")
+    assert [figure for figure in figures if figure not in results] == []
+
+
 def test_the_table_is_there():
     assert len(ROWS) >= 3
