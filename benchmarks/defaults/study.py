@@ -141,7 +141,6 @@ def cell(name: str, start: str, method: str, seed: int) -> dict[str, Any]:
         row |= {split: score(module, loader) for split, loader in loaders.items()}
         if name != "shakespeare":
             row["probe_dev"] = round(head.found["val/acc"]["linear_probe"], 5)
-        if name != "shakespeare" and method == next(iter(METHODS)):
             row["probe_test"] = ruled(module, head, loaders["test"])
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return row | {"trainable": trainable, "processor_seconds": round(time.process_time() - began, 1)}

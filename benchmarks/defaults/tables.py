@@ -9,7 +9,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from methods import METHODS
 from sets import TEXT_SETS
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -32,20 +31,50 @@ def table(rows: list[dict[str, Any]], split: str, by: str) -> str:
         split: ``dev`` or ``test``.
         by: What a line is: ``start`` or ``method``.
     """
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    found: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for row in rows:
-        found[row[by], row["set"]].append(row[split])
-        for baseline in ("probe", "untrained"):
-            key = f"{baseline}_{split}"
-            if key in row and row["method"] == next(iter(METHODS)):
-                name = "linear probe" if baseline == "probe" else "untrained"
-                found[name, row["set"]].append(row[key])
+        found[row[by], row["set"]][row["seed"]] = row[split]
+    for baseline, name in (("probe", "linear probe"), ("untrained", "untrained")):
+        for row in rows:
+            if f"{baseline}_{split}" in row:
+                found[name, row["set"]][row["seed"]] = row[f"{baseline}_{split}"]
     sets = [name for name in SETS if any(key[1] == name for key in found)]
     lines = [f"| {by} | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
     for label in dict.fromkeys(key[0] for key in found):
-        cells = [spread(found[label, name], name) if (label, name) in found else "" for name in sets]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        cells = [list(found[label, name].values()) if (label, name) in found else [] for name in sets]
+        shown = (spread(values, name) if values else "" for values, name in zip(cells, sets, strict=True))
+        lines.append(f"| {label} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+def lead(rows: list[dict[str, Any]]) -> list[str]:
+    """Return how far each start is from the first of them, dev and test, over the cells that all have."""
+    cells: dict[str, dict[tuple[str, int], dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        cells[row["start"]][row["set"], row["seed"]] = row
+    shared = set.intersection(*(set(own) for own in cells.values()))
+    mean = {
+        split: {start: statistics.mean(own[key][split] for key in shared) for start, own in cells.items()}
+        for split in ("dev", "test")
+    }
+    first = max(mean["dev"], key=lambda start: mean["dev"][start])
+    lines = [f"| {first} minus | dev, points | test, points |", "|---|---|---|"]
+    for start in (name for name in cells if name != first):
+        said = [paired([cells[first][k][s] - cells[start][k][s] for k in shared]) for s in ("dev", "test")]
+        lines.append(f"| {start} | " + " | ".join(said) + " |")
+    probe = paired([cells[first][key]["dev"] - cells[first][key]["probe_dev"] for key in shared])
+    return [
+        *lines,
+        f"| linear probe | {probe} | |",
+        "",
+        f"Over {len(shared)} pairs of set and seed; ± is one standard error.",
+    ]
+
+
+def paired(differences: list[float]) -> str:
+    """Return mean and standard error in points."""
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{100 * statistics.mean(differences):+.1f} ± {100 * error:.1f}"
 
 
 def main() -> None:
@@ -55,8 +84,9 @@ def main() -> None:
     chosen = max({row["start"] for row in content["rows"]}, key=lambda s: _cells(content["rows"], s))
     methods = [row for row in content["rows"] if row["start"] == chosen]
     parts = ["# Defaults: starts of the head, methods, ranks, layers", ""]
+    parts += ["## Starts of the head, paired", "", *lead(starts), ""]
     for title, rows, by in (("Starts of the head", starts, "start"), ("Methods", methods, "method")):
-        for split in ("dev", "test"):
+        for split in ("dev", "test") if len({row[by] for row in rows}) > 1 else ():
             parts += [f"## {title}, {split} rows", "", table(rows, split, by), ""]
     seeds = sorted({row["seed"] for row in content["rows"]})
     parts.append(f"{len(content['rows'])} cells, seeds {seeds}: accuracy in %, of shakespeare perplexity.")

@@ -48,9 +48,9 @@ class HeadStart(L.Callback):
 
     Args:
         kind: ``probe``: the head is the linear probe of the frozen backbone; ``random``: as it was made.
-        weight_decay: Weight decay of the probe that the head starts from. A strong one points the head in the
-            right direction and leaves the adapter something to learn; None takes the one with the lowest loss
-            on a fifth of the rows, whose training loss may leave it nothing.
+        weight_decay: Weight decay of the probe that the head starts from; None takes the one with the lowest
+            loss on a fifth of the rows. Higher: the head points in the right direction and leaves more to the
+            adapter.
         max_rows: The most training rows for the probe; images and texts beyond them are not looked at.
         measure: Whether to measure the baselines on the held-out rows.
 
@@ -63,7 +63,7 @@ class HeadStart(L.Callback):
     def __init__(
         self,
         kind: Literal["probe", "random"] = "probe",
-        weight_decay: float | None = 1.0,
+        weight_decay: float | None = None,
         max_rows: int = 20_000,
         measure: bool = True,
     ) -> None:

@@ -90,7 +90,7 @@ def test_the_head_is_the_probe_before_the_first_step(tuner, bert, data, tmp_path
     torch.manual_seed(0)
     data.setup("fit")
     module = SequenceClassifier(bert, data.num_classes, None if tuner is None else routed(tuner))
-    start, best = HeadStart(weight_decay=None), BestCheckpoint()
+    start, best = HeadStart(), BestCheckpoint()
     seen = {}
 
     class Look(L.Callback):
@@ -109,7 +109,7 @@ def test_the_head_is_the_probe_before_the_first_step(tuner, bert, data, tmp_path
 def test_a_soft_start_keeps_the_probe_as_first_candidate(bert, data, tmp_path):
     data.setup("fit")
     module = SequenceClassifier(bert, data.num_classes, routed(), lr=0.0, head_lr=0.0)
-    start = HeadStart()
+    start = HeadStart(weight_decay=1.0)
     callbacks = [start, BestCheckpoint()]
     trainer(tmp_path, callbacks=callbacks, max_epochs=1, limit_val_batches=0).fit(module, datamodule=data)
     kept = read_checkpoint(tmp_path / "checkpoints/best.ckpt")["state_dict"]
