@@ -11,7 +11,7 @@ from moe_adapt.errors import UserError
 __all__ = ["export"]
 
 #: Options that concern adapters alone; None where they were not given.
-OF_ADAPTERS = ("checkpoint", "calibration", "gap", "batches", "max_rank")
+OF_ADAPTERS = ("checkpoint", "calibration", "gap", "batches", "max_rank", "drop_sites")
 SPLITS = ("train", "validation", "test")
 
 
@@ -109,13 +109,20 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--gap",
         choices=SPLITS,
-        help="merged, full: rows on which the loss to the routed model is measured (default: validation)",
+        help="rows on which merged and full measure what is lost, and --drop_sites what is needed "
+        "(default: validation)",
     )
     parser.add_argument(
         "--batches", type=int, metavar="N", help="merged, full: most batches of each (default: 32)"
     )
     parser.add_argument(
         "--max_rank", type=int, metavar="R", help="merged: cut layers of a larger rank to R (default: exact)"
+    )
+    parser.add_argument(
+        "--drop_sites",
+        type=float,
+        metavar="SHARE",
+        help="leave out this share of the adapted layers, least needed first, measured on the rows of --gap",
     )
     parser.add_argument("--license", metavar="ID", help="licence to name in the card, such as apache-2.0")
     parser.add_argument("--private", action="store_true", help="make a new repository on the Hub private")

@@ -3,6 +3,8 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from moe_adapt.cli.arguments import CommandParser
@@ -35,15 +37,39 @@ def generate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="rows at a time (default: 8)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    parser.add_argument(
+        "--rewire",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="fit an offset of the routing to each prompt first, in so many steps; rows then go one by one",
+    )
+    parser.add_argument(
+        "--rewire_lr", type=float, default=0.1, metavar="X", help="size of such a step (default: 0.1)"
+    )
+    parser.add_argument(
+        "--steer",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="prefer the experts that the trace in A uses more than that in B",
+    )
+    parser.add_argument(
+        "--strength", type=float, default=1.0, metavar="X", help="of --steer; below 0 is away (default: 1)"
+    )
     options = parser.parse(argv, intermixed=True)
     if (options.rows is None) == (options.prompt is None):
         raise UserError("give a file of rows, or one --prompt TEXT.")
     if options.batch_size < 1:
         raise UserError("--batch_size must be at least 1.")
+    if options.rewire < 0 or (options.rewire and options.steer):
+        raise UserError("give --rewire STEPS (0 or more) or --steer A B.")
     sampling = _sampling(options)
     if options.prompt is not None:
         model = _open(options)
-        _stream(model, [{"role": "user", "content": options.prompt}], sampling)
+        messages = [{"role": "user", "content": options.prompt}]
+        with _routing(model, options, model.chat_tokens(messages)):
+            _stream(model, messages, sampling)
         return
 
     from moe_adapt.cli.predict import strangers
@@ -55,7 +81,8 @@ def generate(argv: Sequence[str]) -> None:
     strange: list[str] = []
     with open_output(options.to, options.overwrite) as write:
         model = _open(options)
-        for batch in batched(read_rows(options.rows, "prompt"), options.batch_size):
+        size = 1 if options.rewire else options.batch_size
+        for batch in batched(read_rows(options.rows, "prompt"), size):
             requests = [
                 Request(
                     model.row_tokens(row, number + place),
@@ -65,7 +92,8 @@ def generate(argv: Sequence[str]) -> None:
                 )
                 for place, row in enumerate(batch)
             ]
-            model.generate(requests)
+            with _routing(model, options, requests[0].tokens):
+                model.generate(requests)
             if model.domain_column is not None:
                 own = model.adapters[model.first]
                 strange += unknown_values(own, [request.domain for request in requests])
@@ -106,6 +134,19 @@ def chat(argv: Sequence[str]) -> None:
             return
         messages.append({"role": "user", "content": said})
         messages.append({"role": "assistant", "content": _stream(model, messages, sampling)})
+
+
+def _routing(model: Any, options: argparse.Namespace, tokens: Sequence[int]) -> AbstractContextManager[None]:
+    """Return what changes the routing while an answer is written, as the options say."""
+    if options.rewire:
+        from moe_adapt.serving.rewiring import rewired
+
+        return rewired(model, tokens, options.rewire, options.rewire_lr)
+    if options.steer:
+        from moe_adapt.serving.rewiring import steered
+
+        return steered(model, *options.steer, options.strength)
+    return nullcontext()
 
 
 def _stream(model: Any, messages: list[dict[str, str]], sampling: Any) -> str:

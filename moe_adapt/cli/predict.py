@@ -15,6 +15,9 @@ from moe_adapt.extras import require
 
 __all__ = ["predict"]
 
+#: Most known rows that `--abstain` learns from.
+MOST_KNOWN = 2000
+
 #: Options of the trainer's command, which is older than this one.
 TRAINERS = ("-c", "--config", "--model", "--data", "--print_config")
 
@@ -37,6 +40,10 @@ def predict(argv: Sequence[str]) -> None:
     for name in ("batch_size", "top", "workers", "shard_rows"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name} must be at least 1.")
+    if options.abstain is not None and options.workers is not None:
+        raise UserError("--abstain does not go with --workers; leave one of them out.")
+    if options.known is not None and options.abstain is None:
+        raise UserError("--known is for --abstain SHARE.")
     if options.workers is not None:
         _by_shards(options)
         return
@@ -49,17 +56,52 @@ def predict(argv: Sequence[str]) -> None:
         model = open_model(options.source, options.base, options.checkpoint)
         if not isinstance(model, Classifying):
             raise UserError(f"{options.source} is a language model: use `moe-adapt generate` or `chat`.")
+        told: Any = model if options.abstain is None else _abstaining(model, options)
         scores, number = Scores(), 0
         strange: list[tuple[str, str]] = []
         for batch in batched(read_rows(options.rows, model.columns[0]), options.batch_size):
-            for row, label, prediction, stranger in answered(model, batch, number, options.top):
+            for row, label, prediction, stranger in answered(told, batch, number, options.top):
                 write(row)
-                scores.add(label, prediction)
+                if not row.get("abstained"):
+                    scores.add(label, prediction)
                 strange += [stranger] if stranger else []
                 number += 1
         if not number:
             raise UserError(f"{options.rows} has no rows.")
     _told(number, scores, options.to, strange)
+    if options.abstain is not None:
+        share = told.abstained / number
+        print(f"{told.abstained:,} rows without an answer ({100 * share:.1f} %)", file=sys.stderr)
+
+
+def _abstaining(model: Any, options: Namespace) -> Any:
+    """Return the classifier with what it knows of known rows."""
+    from moe_adapt.runs.folder import CONFIG_FILE
+    from moe_adapt.serving.abstain import Abstaining
+    from moe_adapt.serving.rows import batched, read_rows
+
+    known = options.known
+    if known is None and (Path(options.source) / CONFIG_FILE).is_file():
+        known = _training_rows(Path(options.source))
+    if known is None:
+        raise UserError("--abstain needs rows that the model knows, such as its training rows: --known FILE.")
+    told = Abstaining(model)
+    rows = (row for row, _ in zip(read_rows(known, model.columns[0]), range(MOST_KNOWN), strict=False))
+    numbered = enumerate(rows)
+    count = told.learn(
+        ([model.inputs_of(row, n) for n, row in batch] for batch in batched(numbered, options.batch_size)),
+        options.abstain,
+    )
+    print(f"learned what is known from {count:,} rows of {known}", file=sys.stderr)
+    return told
+
+
+def _training_rows(run: Path) -> str | None:
+    """Return the file that a run was trained on, if it is one and still there."""
+    from moe_adapt.runs.rebuild import read_run_config
+
+    given = ((read_run_config(run).get("data") or {}).get("init_args") or {}).get("train")
+    return given if isinstance(given, str) and Path(given).is_file() else None
 
 
 def _by_shards(options: Namespace) -> None:
@@ -136,6 +178,15 @@ def _parser() -> CommandParser:
         "--base", metavar="DIR", help="the base model, where the adapter does not say where it is"
     )
     parser.add_argument("--checkpoint", default="best", help="best (the default), last, or a path, of a run")
+    parser.add_argument(
+        "--abstain",
+        type=float,
+        metavar="SHARE",
+        help="give no answer to rows that are too new; SHARE of the known rows may lose theirs, such as 0.05",
+    )
+    parser.add_argument(
+        "--known", metavar="FILE", help="rows that the model knows, for --abstain (default: a run's own)"
+    )
     parser.add_argument(
         "--workers",
         type=int,

@@ -1,12 +1,13 @@
-"""``moe-adapt trace RUN --to DIR``: how a run routes its data; ``--compare A B``: how two traces differ."""
+"""``moe-adapt trace RUN --to DIR``: how a run routes its data; others compare (`trace_views`)."""
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_adapt.cli.arguments import CommandParser
+from moe_adapt.cli.trace_views import compare, contrast, precisions, shift
 from moe_adapt.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,22 +26,32 @@ def trace(argv: Sequence[str]) -> None:
         UserError: For a mistake in the arguments, a folder that is no run, or a target that is in use.
     """
     options = _parser().parse(argv)
-    if options.compare:
-        if options.run or options.to:
-            raise UserError("give either a RUN with --to DIR, or --compare A B.")
-        _compare(*options.compare)
-        return
-    if options.run is None or options.to is None:
-        raise UserError("moe-adapt trace needs a RUN and --to DIR, or --compare A B.")
+    what = _purpose(options)
     if options.batches < 1:
         raise UserError(f"--batches must be at least 1, got {options.batches}.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="lightning|transformers")
-        _record(options)
+        what(options)
+
+
+def _purpose(options: "Namespace") -> Callable[["Namespace"], None]:
+    """Return what is to be done, once the options say exactly one thing."""
+    of_traces = {
+        "compare": lambda options: compare(*options.compare),
+        "contrast": lambda options: contrast(*options.contrast),
+    }
+    of_a_run = {"to": _record, "shift": shift, "dtype": precisions}
+    given = [name for name in (*of_traces, *of_a_run) if getattr(options, name)]
+    if len(given) != 1 or (given[0] in of_a_run) != (options.run is not None):
+        raise UserError(
+            "moe-adapt trace needs a RUN with one of --to DIR, --shift FILE and --dtype, or without a RUN "
+            "--compare A B or --contrast A B."
+        )
+    return (of_traces | of_a_run)[given[0]]
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("trace", "Record how a run routes its data, or compare two such records.")
+    parser = CommandParser("trace", "Record how a run routes its data, or compare such records.")
     parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="folder of the run")
     parser.add_argument("--to", type=Path, metavar="DIR", help="folder to write")
     parser.add_argument(
@@ -61,6 +72,18 @@ def _parser() -> CommandParser:
     parser.add_argument("--overwrite", action="store_true", help="replace the trace that is in the folder")
     parser.add_argument(
         "--compare", type=Path, nargs=2, metavar=("A", "B"), help="compare two traces of the same rows"
+    )
+    parser.add_argument(
+        "--contrast", type=Path, nargs=2, metavar=("A", "B"), help="which experts A uses more than B"
+    )
+    parser.add_argument(
+        "--shift", type=Path, metavar="FILE", help="what typos, capitals and more text do to these rows"
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=("fp32", "bf16", "int8", "nf4"),
+        help="compare the routing over the base rounded to these precisions",
     )
     return parser
 
@@ -112,39 +135,3 @@ def _device(name: str | None) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: there is no CUDA device here; use cpu.")
     return name
-
-
-def _compare(before: Path, after: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from moe_adapt.evaluation.plots.trace import short_site
-    from moe_adapt.evaluation.trace.compare import compare_traces
-    from moe_adapt.evaluation.trace.file import load_trace
-    from moe_adapt.evaluation.trace.metrics import mean_of
-
-    found = compare_traces(load_trace(before), load_trace(after))
-    columns = {
-        "top1": "first",
-        "overlap": "overlap",
-        "chance": "chance",
-        "stability": "same set",
-        "js": "JS",
-        "load_js": "load JS",
-    }
-    if any(comparison.leak for comparison in found.values()):
-        columns["leak"] = "leak"
-    rows = {site: vars(comparison) for site, comparison in found.items()}
-    table = Table(title=f"{before} and {after}", title_justify="left")
-    table.add_column("layer", overflow="fold")
-    for title in columns.values():
-        table.add_column(title, justify="right")
-    for site, row in rows.items():
-        table.add_row(short_site(site), *(_figure(row[key]) for key in columns))
-    table.add_section()
-    table.add_row("mean", *(_figure(mean_of(rows.values(), key)) for key in columns))
-    Console().print(table)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

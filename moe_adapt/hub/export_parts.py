@@ -47,6 +47,7 @@ class ExportReport:
         size: Bytes of the whole folder.
         record: What ``export.json`` holds.
         gap: What merging lost, if it was measured.
+        note: What else is to be told.
     """
 
     folder: Path
@@ -55,12 +56,15 @@ class ExportReport:
     size: int
     record: Mapping[str, Any] = field(default_factory=dict)
     gap: Gap | None = None
+    note: str = ""
 
     def __str__(self) -> str:
         text = (
             f"{self.folder}: {self.tensors} tensors, {self.parameters:,} values, {self.size / 1e6:.2f} MB, "
             "read back and equal"
         )
+        if self.note:
+            text += f"\n{self.note}"
         if self.record["form"] == "experts":
             return text + self._engines()
         if self.record["form"] == "full":

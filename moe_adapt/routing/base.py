@@ -51,6 +51,12 @@ class Logits(NamedTuple):
     weight: Tensor
     forced: Tensor | None = None
 
+    def shifted(self, offset: Tensor) -> "Logits":
+        """Return the logits with a constant added to each column, [E]."""
+        weight = self.weight + offset
+        select = weight if self.select is self.weight else self.select + offset
+        return self._replace(select=select, weight=weight)
+
 
 class RoutingDecision(NamedTuple):
     """Which experts each token uses, and how much.

@@ -102,6 +102,8 @@ class RouteContext:
         self.backward_seen = False
         #: What takes the marks of this forward off parameters.
         self.unmark: list[Callable[[], None]] = []
+        #: What to add to the logits of a site, [E], by adapter and site.
+        self.offsets: dict[tuple[str, str], Tensor] = {}
         self._here = self.stacks[0]
         self._stacks_seen = 0
         self._stack_of: dict[str, Stack] = {}

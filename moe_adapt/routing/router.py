@@ -152,6 +152,9 @@ class Router(nn.Module):
                 logits = modifier(logits, x, ctx)
             if self.owners is not None:
                 logits = pool_columns(logits, self.owners)
+            offset = ctx.offsets.get((adapter, site))
+            if offset is not None:
+                logits = logits.shifted(F.pad(offset.to(logits.weight), (0, nulls)))
             if ctx.recording:
                 marked = inject(logits.weight, ctx, key)
                 logits = logits._replace(

@@ -41,6 +41,7 @@ class RoutingSession:
         named: Adapters that the batch names (`adapter_names`); None if it names none.
         told: Ids of experts or domains that `generate` got, for all its forwards.
         aux_scale: Factor of auxiliary losses that no loss carries, such as one over accumulation steps.
+        offsets: What to add to the logits of a site, [E], by adapter and site (`moe_adapt.tuner.offsets`).
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,7 @@ class RoutingSession:
         self.aux_scale = 1.0
         #: Experts that the next forwards select again, bool [N, E] by site visit (`RouteContext.replayed`).
         self.replay: Mapping[SiteKey, Tensor] | None = None
+        self.offsets: dict[tuple[str, str], Tensor] = {}
         self.sums: dict[tuple[str, str, str], Tensor] = {}
         self._differentiable: RouteContext | None = None
         self._delivery: Delivery | None = None
@@ -83,6 +85,7 @@ class RoutingSession:
             adapter_ids=inputs.get("adapter_ids", self.told.get("adapter_ids")),
             replay=self.replay,
         )
+        self.context.offsets = self.offsets
 
     def close(self, output: Any = None) -> None:
         """End a forward: if it can be differentiated, a recomputation belongs to it from now on.

@@ -26,6 +26,7 @@ from moe_adapt.reading import read_json
 from moe_adapt.runs.rebuild import load_data, load_module, read_run_config
 from moe_adapt.training.checkpoint import checkpoint_path, read_checkpoint
 from moe_adapt.training.tracing import Split, split_batches
+from moe_adapt.tuner import site_dropping
 
 __all__ = ["TEST_FILE", "Form", "about_run", "dataset_name", "export_run"]
 
@@ -52,6 +53,7 @@ def export_run(
     gap: Split = "validation",
     batches: int = 32,
     max_rank: int | None = None,
+    drop_sites: float = 0.0,
     license: str | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
@@ -64,9 +66,10 @@ def export_run(
             ``full`` model with the merged mixture in its weights.
         checkpoint: ``best``, ``last`` or the path of a checkpoint.
         calibration: Rows over which the merged and the full form average the gates.
-        gap: Rows on which they measure what is lost.
+        gap: Rows on which they measure what is lost, and `drop_sites` what is needed.
         batches: The most batches of each.
         max_rank: Cut the merged form to this rank.
+        drop_sites: Share of the adapted layers to leave out, those that are needed least first.
         license: Identifier of the adapter's licence, for the card.
         overwrite: Replace an earlier export in `to`.
 
@@ -94,14 +97,17 @@ def export_run(
         },
         license=license,
     )
+    if drop_sites and alone:
+        raise UserError(f"the run {run} trained a head only, so there are no layers to drop.")
+    note = _drop(module, run, gap, batches, drop_sites) if drop_sites else ""
     if alone:
         return export_head(module.model, to, about=about, overwrite=overwrite)
     if form in ("adapter", "experts"):
         write = export_model if form == "adapter" else export_experts
-        return write(module.model, to, about=about, overwrite=overwrite)
+        return replace(write(module.model, to, about=about, overwrite=overwrite), note=note)
     data = load_data(run)
     write_merged = export_full if form == "full" else partial(export_merged, max_rank=max_rank)
-    return write_merged(
+    report = write_merged(
         module.model,
         to,
         calibration=_batches(module, data, calibration, batches),
@@ -110,6 +116,24 @@ def export_run(
         data_names=(calibration, gap),
         about=about,
         overwrite=overwrite,
+    )
+    return replace(report, note=note)
+
+
+def _drop(module: Any, run: Path, split: Split, limit: int, share: float) -> str:
+    """Take the adapter off the layers that need it least, and say which share of the loss that is."""
+    rows = list(_batches(module, load_data(run), split, limit))
+
+    def loss() -> float:
+        with torch.inference_mode():
+            return sum(float(module.task_loss(batch)) for batch in rows) / max(len(rows), 1)
+
+    necessity = site_dropping.site_necessity(module.tuner, loss)
+    chosen, before = site_dropping.least_needed(necessity, share), loss()
+    site_dropping.drop_sites(module.model, chosen)
+    return (
+        f"{len(chosen)} of {len(necessity)} layers dropped: loss on {split} rows {before:.4f} with all, "
+        f"{loss():.4f} now"
     )
 
 

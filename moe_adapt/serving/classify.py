@@ -151,7 +151,7 @@ class Classifying:
         device = next(self.model.parameters()).device
         extra |= known_ids(self.model, self.adapters, domains, device)
         with torch.inference_mode():
-            probabilities = self._logits(rows, extra).float().softmax(dim=-1).cpu()
+            probabilities = self.logits(rows, extra).float().softmax(dim=-1).cpu()
         found = []
         for name, row in zip(names, probabilities, strict=True):
             classes = self.adapters[name]["class_names"]
@@ -162,7 +162,8 @@ class Classifying:
             found.append(Answer(pairs[0][0], pairs[0][1], pairs))
         return found
 
-    def _logits(self, rows: Sequence[tuple[str, ...]], extra: Mapping[str, Any]) -> Tensor:
+    def logits(self, rows: Sequence[tuple[str, ...]], extra: Mapping[str, Any]) -> Tensor:
+        """Return the logits of prepared rows, [B, C], from one forward with further arguments."""
         device = next(self.model.parameters()).device
         if self.images:
             from moe_adapt.data.image_sources import decode

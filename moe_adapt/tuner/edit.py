@@ -48,6 +48,7 @@ def add_experts(
     uids: Sequence[str] | None = None,
     adapter_name: str | None = None,
     optimizer: Optimizer | None = None,
+    freeze_others: bool = False,
 ) -> list[str]:
     """Append untrained experts at every site: `A` random, `B` zero, router rows as freshly initialised.
 
@@ -57,6 +58,7 @@ def add_experts(
         uids: Their names; None takes the next free numbers.
         adapter_name: Name of the adapter; None takes the active one.
         optimizer: Optimizer that holds the adapter's parameters, if there is one.
+        freeze_others: Freeze the experts that are there.
 
     Returns:
         The names.
@@ -66,7 +68,12 @@ def add_experts(
     """
     pool = PoolOperation(tuner, adapter_name, optimizer)
     names = pool.new_names(count, uids)
-    pool.edit(lambda _, spec: SitePlan(PoolEdit.add(spec.num_experts, count), [*spec.names, *names]))
+
+    def plan(layer: RoutedLoraLayer, spec: SiteSpec) -> SitePlan:
+        held = list(range(spec.num_experts)) if freeze_others else []
+        return SitePlan(PoolEdit.add(spec.num_experts, count), [*spec.names, *names], held)
+
+    pool.edit(plan)
     return names
 
 

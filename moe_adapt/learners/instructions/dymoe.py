@@ -34,8 +34,8 @@ from torch.nn import functional as F
 from moe_adapt.backbones.instructions import InstructionModel
 from moe_adapt.errors import UserError
 from moe_adapt.learners.base import LEARNERS
-from moe_adapt.learners.instructions.growing import ADAPTER, GrowingPool
-from moe_adapt.learners.instructions.observing import LayerInput, watch_layers
+from moe_adapt.learners.instructions.growing import ADAPTER, GrowingPool, run_samples
+from moe_adapt.learners.instructions.observing import LayerInput
 from moe_adapt.routing.token_types import group_scores, token_types
 from moe_adapt.streams import Batch, Task
 from moe_adapt.tuner import RoutedLoraConfig
@@ -115,6 +115,8 @@ class DyMoE(GrowingPool):
             raise UserError("to centre tokens, give the cosine scorer center: true.")
         if row_init not in ("kaiming", "tokens"):
             raise UserError(f"row_init is 'kaiming' or 'tokens', got {row_init!r}.")
+        if row_init == "tokens" and settings.get("start") == "most_useful":
+            raise UserError("new rows start as copies (start: most_useful) or from tokens; choose one.")
         _check_balance(tuner)
         super().__init__(backbone, tuner, **settings)
         self.row_init, self.center, self.init_samples = row_init, center, init_samples
@@ -139,18 +141,7 @@ class DyMoE(GrowingPool):
         def watch(layer_input: LayerInput) -> None:
             seen.setdefault(layer_input.layer.site, []).append(layer_input.rows.float())
 
-        handles = watch_layers(self.layers(), watch)
-        count = min(self.init_samples, len(task.train))
-        chosen = np.linspace(0, len(task.train) - 1, count).astype(int)
-        was_training = self.training
-        self.eval()
-        try:
-            for some in np.array_split(chosen, -(-len(chosen) // 16)):
-                self.answerer.run(task.collate([task.train.plain()[int(row)] for row in some]))
-        finally:
-            for handle in handles:
-                handle.remove()
-            self.train(was_training)
+        run_samples(self, task, self.init_samples, watch)
         generator = torch.Generator().manual_seed(task.index)
         for layer in self.layers():
             tokens = torch.cat(seen[layer.site])

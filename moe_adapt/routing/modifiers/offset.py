@@ -38,5 +38,4 @@ class Offset(LogitModifier):
 
     def forward(self, logits: Logits, x: Tensor, ctx: RouteContext) -> Logits:
         """Return the shifted logits."""
-        offset = self.offset.to(logits.weight.dtype)
-        return logits._replace(select=logits.select + offset, weight=logits.weight + offset)
+        return logits.shifted(self.offset.to(logits.weight.dtype))

@@ -1,5 +1,6 @@
 """Selectors: from logits to gates."""
 
+from moe_adapt.routing.selectors.complement import ComplementSelector
 from moe_adapt.routing.selectors.condenser import CondenserSelector
 from moe_adapt.routing.selectors.dense import DenseSelector
 from moe_adapt.routing.selectors.dynmole import DynMoleSelector
@@ -15,6 +16,7 @@ from moe_adapt.routing.selectors.top_k import TopKSelector
 from moe_adapt.routing.selectors.top_p import TopPSelector
 
 __all__ = [
+    "ComplementSelector",
     "CondenserSelector",
     "DenseSelector",
     "DynMoleSelector",
