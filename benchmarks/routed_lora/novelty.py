@@ -2,7 +2,7 @@
 
     python benchmarks/routed_lora/novelty.py --data $MOE_ADAPT_DATA --backbone PREPARED/minilm --runs RUNS
 
-*scope*: a top-k adapter of four experts is trained on ten rows of each of CLINC150's 150 intents. Prototypes
+*scope*: a top-k adapter of four experts is trained on five rows of each of CLINC150's 150 intents. Prototypes
 and calibration come from its training rows; test rows of the intents are told from out-of-scope test rows
 by the coverage gap, by the disagreement of the experts, by both (`Abstention`), and by the largest
 probability, the usual baseline. *stream*: features of the frozen encoder over rows of SST-2, then AG News,
@@ -151,9 +151,9 @@ def main() -> None:
     parser.add_argument("--backbone", type=Path, required=True, help="folder of the encoder")
     parser.add_argument("--runs", type=Path, required=True, help="folder for one file per cell")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--train", type=int, default=10, help="training rows per intent")
-    parser.add_argument("--known", type=int, default=600, help="training rows that say what is known")
-    parser.add_argument("--test", type=int, default=400, help="test rows of each kind")
+    parser.add_argument("--train", type=int, default=5, help="training rows per intent")
+    parser.add_argument("--known", type=int, default=400, help="training rows that say what is known")
+    parser.add_argument("--test", type=int, default=300, help="test rows of each kind")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--max_length", type=int, default=32, help="tokens")

@@ -112,9 +112,9 @@ def test_mistakes_are_one_line(run, trace, tmp_path):
     (tmp_path / "full" / "thesis.tex").write_text("")
     to = ["--to", tmp_path / "x"]
     for words, expected in [
-        ([], "needs a RUN and --to DIR, or --compare A B"),
-        ([run], "needs a RUN and --to DIR"),
-        ([run, "--compare", run, run], "give either"),
+        ([], "needs a RUN with one of --to DIR"),
+        ([run], "needs a RUN with one of --to DIR"),
+        ([run, "--compare", run, run], "without a RUN --compare A B"),
         ([run, *to, "--batches", 0], "at least 1"),
         ([run, *to, "--batchs", 1], "Did you mean '--batches'"),
         ([run, *to, "--device", "gpu"], "--device is cpu"),

@@ -8,7 +8,7 @@ adds one to an adapter.
 FusionRoute adds logits of the router itself to those of a chosen model; here the complement is an expert at
 every layer.
 
-Reference: "FusionRoute" (notes).
+Reference: Xiong et al., "Token-Level LLM Collaboration via FusionRoute", arXiv 2601.05106.
 """
 
 import torch
@@ -31,7 +31,7 @@ class ComplementSelector(Selector):
         share: Gate of the complement. Higher: more weight on it from the start.
     """
 
-    reference = "FusionRoute (notes), there on the logits of models"
+    reference = "FusionRoute, Xiong et al. 2026, arXiv 2601.05106, there on the logits of models"
     unit_gate_for_one_expert = False
 
     def __init__(self, inner: Spec = "top_k", share: float = 1.0) -> None:
@@ -58,6 +58,10 @@ class ComplementSelector(Selector):
         def others(part: Tensor) -> Tensor:
             return torch.cat([part[..., :place], part[..., place + 1 :]], dim=-1)
 
+        if place == 0:
+            alone = torch.zeros_like(logits.select, dtype=torch.bool)
+            alone[:, 0] = True
+            return RoutingDecision(gates=self.share * alone.to(logits.weight), selected=alone)
         forced = None if logits.forced is None else others(logits.forced)
         inner = self.inner(Logits(others(logits.select), others(logits.weight), forced), ctx)
 
