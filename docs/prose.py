@@ -31,7 +31,7 @@ PHRASES = {
 }
 _PATTERNS = {re.compile(rf"\b(?:{words})(?!\w)", re.IGNORECASE): advice for words, advice in PHRASES.items()}
 #: Pages made by programs, and the history.
-_MADE = {"docs/methods.md", "docs/coverage.md"}
+_MADE = {"docs/methods.md"}
 
 _HIDDEN = re.compile(
     r"^ *```.*?^ *```|^---\n.*?^---\n|<!--.*?-->|<[a-z/][^>]*>|\$\$.*?\$\$", re.DOTALL | re.MULTILINE

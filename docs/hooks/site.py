@@ -10,6 +10,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from page import MethodPage
 from repository_pages import MIRRORED, OWN, mirrored_page, site_page, unreplaced
+from source_systems import PAGE as COVERAGE
+from source_systems import coverage_page
 
 PAGES: list[MethodPage] = []
 
@@ -31,6 +33,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are no files in the folder of the documentation."""
     made = {page.path: page.text for page in PAGES}
     made[INDEX] = index_page(PAGES, on_site=True)
+    made[COVERAGE] = site_page(coverage_page(), f"docs/{COVERAGE}", COVERAGE)
     made |= {page: mirrored_page(source) for source, page in MIRRORED.items() if source not in OWN}
     for path, text in made.items():
         committed = files.get_file_from_path(path)

@@ -1,7 +1,7 @@
 """The page of all source systems: paper, parts, command, tests, verdict, and what is outside.
 
-Its one table is ``docs/systems.yaml``; `python docs/hooks/coverage.py` writes ``docs/coverage.md`` anew.
-`tests/test_coverage.py` checks that parts, commands and tests exist.
+Its one table is ``docs/systems.yaml``. The site makes the page; `python docs/hooks/source_systems.py` prints
+it. `tests/test_coverage.py` checks that parts, commands and tests exist.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,9 @@ from docstrings import link_papers
 __all__ = ["PAGE", "TABLE", "System", "coverage_page", "systems"]
 
 DOCS = Path(__file__).resolve().parents[1]
-TABLE, PAGE = DOCS / "systems.yaml", DOCS / "coverage.md"
+TABLE = DOCS / "systems.yaml"
+#: The page, relative to the folder of the documentation.
+PAGE = "coverage.md"
 
 HEAD = """# Source systems
 
@@ -26,8 +28,8 @@ contains zero and is wider than one point ([tables](../benchmarks/results/README
 [checks](../REPRODUCIBILITY.md)). A verdict says nothing about the paper's own setting, which is most often
 pretraining.
 
-This page is made from [one table](systems.yaml): `python docs/hooks/coverage.py` writes it, and a test
-checks that every part, command and test file in it exists."""
+This page is made from one table, `docs/systems.yaml`, and a test checks that every part, command and test
+file in it exists."""
 
 COLUMNS = ("no.", "system", "parts", "command", "tests", "measured here", "outside, and why")
 
@@ -86,4 +88,4 @@ def coverage_page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(coverage_page(), encoding="utf-8")
+    print(coverage_page(), end="")
