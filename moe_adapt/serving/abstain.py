@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 
 from moe_adapt.errors import UserError
@@ -18,6 +17,7 @@ from moe_adapt.evaluation.novelty import expert_disagreement
 from moe_adapt.serving.classify import Answer, Classifying
 from moe_adapt.tuner import RoutedLoraModel
 from moe_adapt.tuner.layer import adapted_layers
+from moe_adapt.tuner.peft_plugin import AuxiliaryTrainingWrapper
 
 __all__ = ["Abstaining", "Doubtful"]
 
@@ -120,7 +120,7 @@ class Abstaining:
 
 def _head(model: Any) -> torch.nn.Module:
     """Return the module whose input are the features: the head that was trained whole."""
-    heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    heads = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
     if not heads:
         raise UserError("the classifier has no head of its own beside its adapter, so there are no features.")
     return heads[-1]
