@@ -145,7 +145,8 @@ def _routing(model: Any, options: argparse.Namespace, tokens: Sequence[int]) -> 
     if options.steer:
         from moe_adapt.serving.rewiring import steered
 
-        return steered(model, *options.steer, options.strength)
+        towards, away = options.steer
+        return steered(model, towards, away, options.strength)
     return nullcontext()
 
 

@@ -20,13 +20,13 @@ from moe_adapt.tuner.tracing import TraceRecorder
 __all__ = ["base_layers", "compare_precisions"]
 
 
-def base_layers(module: AdaptedModule) -> dict[str, nn.Module]:
+def base_layers(module: AdaptedModule) -> dict[str, Any]:
     """Return the frozen layers with a weight matrix: what a quantiser would round.
 
     Args:
         module: The module.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name, layer in module.model.named_modules():
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.ndim < 2 or PREFIX in name:
@@ -55,7 +55,7 @@ def compare_precisions(
         raise UserError("there were no batches to compare on.")
     module.eval()
     layers = base_layers(module)
-    kept = {name: layer.weight.detach().clone() for name, layer in layers.items()}  # type: ignore[union-attr,operator]
+    kept = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     reference = _observed(module, batches)
     found = {}
     for precision in precisions:
@@ -64,7 +64,7 @@ def compare_precisions(
             found[precision] = agreement(reference, _observed(module, batches))
         finally:
             for name, layer in layers.items():
-                layer.weight.data.copy_(kept[name])  # type: ignore[union-attr,operator]
+                layer.weight.data.copy_(kept[name])
     return found
 
 

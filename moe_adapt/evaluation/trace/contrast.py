@@ -68,8 +68,8 @@ def routing_shift(clean: RoutingTrace, changed: RoutingTrace) -> dict[str, float
     for site in _common(*({name: own.gates for name, own in t.sites.items()} for t in (clean, changed))):
         one, other = (_by_sample(trace, site, samples) for trace in (clean, changed))
         routed = (one.sum(dim=1) > 0) & (other.sum(dim=1) > 0)
-        pairs = (values[routed] / values[routed].sum(dim=1, keepdim=True) for values in (one, other))
-        found[site] = float(jensen_shannon(*pairs).mean()) if bool(routed.any()) else 0.0
+        before, after = (values[routed] / values[routed].sum(dim=1, keepdim=True) for values in (one, other))
+        found[site] = float(jensen_shannon(before, after).mean()) if bool(routed.any()) else 0.0
     return found
 
 

@@ -4,11 +4,12 @@ The base is rounded in place: to bf16, to 8-bit integers per row, or to 4-bit No
 arithmetic stays fp32, so what is seen is the effect of the rounded weights, not of a kernel.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from moe_adapt.errors import UserError, did_you_mean
@@ -72,7 +73,7 @@ def round_weight(weight: Tensor, precision: str) -> Tensor:
 
 
 @torch.no_grad()
-def round_base(layers: dict[str, nn.Module], precision: str) -> None:
+def round_base(layers: Mapping[str, Any], precision: str) -> None:
     """Round the weights of frozen layers in place.
 
     Args:
@@ -80,8 +81,7 @@ def round_base(layers: dict[str, nn.Module], precision: str) -> None:
         precision: See `round_weight`.
     """
     for layer in layers.values():
-        weight: Any = layer.weight
-        weight.copy_(round_weight(weight.data, precision))
+        layer.weight.copy_(round_weight(layer.weight.data, precision))
 
 
 @dataclass(frozen=True)
