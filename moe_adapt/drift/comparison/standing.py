@@ -93,7 +93,7 @@ def verdict_sentence(found: Sequence[Standing]) -> str:
         for side in ("ahead", "level", "behind")
     }
     parts = [f"{side} on {_listed(names)}" for side, names in sides.items() if names]
-    text = f"{found[0].ours} and the best other method of each stream: {'; '.join(parts)}."
+    text = f"Beside the best other method of each stream {found[0].ours} is {'; '.join(parts)}."
     if sides["level"] and any(one.ends for one in found):
         text += " Level: the 95 % interval of the difference holds 0."
     return f"{text} Numbers are points of accuracy."
@@ -102,7 +102,7 @@ def verdict_sentence(found: Sequence[Standing]) -> str:
 def _on_one(one: Standing) -> str:
     word = "more" if one.lead >= 0 else "fewer"
     text = (
-        f"{one.ours} is right in {one.own:.1f} % of the rows, {abs(one.lead):.1f} points {word} than "
+        f"In {one.own:.1f} % of the rows {one.ours} is right, {abs(one.lead):.1f} points {word} than "
         f"{one.rival}, the best of the others"
     )
     if one.ends is None:

@@ -50,7 +50,7 @@ def test_runs_resumes_and_reports(recipe, tmp_path, capsys, monkeypatch):
     assert all(path.read_bytes() == content for path, content in first.items())
     report = (out / "report.html").read_text()
     assert report.count("<polyline") == 6, "a curve per method and stream"
-    assert "driftmoe and the best other method of each stream:" in report
+    assert "Beside the best other method of each stream driftmoe is" in report
     assert '<svg viewBox="0 0 ' in report and "data:image" not in report
     assert "9 of 9 runs" in report
     assert json.loads((out / "manifest.json").read_text())["versions"]["river"]

@@ -63,7 +63,7 @@ def test_from_a_csv_to_a_report(table, tmp_path, capsys, plain):
     assert f"report: {out / 'report.html'}" in capsys.readouterr().out
     report = (out / "report.html").read_text()
     verdict = report[report.index('<p class="verdict">') :].partition("</p>")[0]
-    assert "driftmoe is right in" in verdict and "95 % interval" in verdict
+    assert "of the rows driftmoe is right" in verdict and "95 % interval" in verdict
     found = cells(out)
     assert len(found) == 6 and {one["rows"] for one in found.values()} == {ROWS}
     by_name = {path.parts[2]: one["accuracy"] for path, one in found.items()}

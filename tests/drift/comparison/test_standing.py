@@ -56,12 +56,12 @@ def test_the_best_other_method_and_the_side():
 
 def test_the_sentence_says_who_wins_where():
     assert verdict_sentence(standings(FOUND)) == (
-        "driftmoe and the best other method of each stream: ahead on clear (+10.0); level on close (-0.2); "
-        "behind on lost (-10.0). Level: the 95 % interval of the difference holds 0. Numbers are points of "
-        "accuracy."
+        "Beside the best other method of each stream driftmoe is ahead on clear (+10.0); level on close "
+        "(-0.2); behind on lost (-10.0). Level: the 95 % interval of the difference holds 0. Numbers are "
+        "points of accuracy."
     )
     assert verdict_sentence(standings(FOUND)[:1]) == (
-        "driftmoe is right in 90.0 % of the rows, 10.0 points more than arf10, the best of the others (95 % "
+        "In 90.0 % of the rows driftmoe is right, 10.0 points more than arf10, the best of the others (95 % "
         "interval of the difference +10.0 to +10.0)."
     )
     assert "fewer than arf10" in (level := verdict_sentence(standings(FOUND)[1:2]))
