@@ -9,6 +9,7 @@ import lightning  # noqa: F401  so that its loggers exist
 import pytest
 from hypothesis import HealthCheck, settings
 
+from moe_adapt.experts import BANKS
 from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS
 from tests.training.tiny import tiny_tokenizer
 
@@ -37,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):  # they keep the first test's stream
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])
-    for registry in (AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS):
+    for registry in (AUX_LOSSES, BANKS, MODIFIERS, SCORERS, SELECTORS):
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
     yield tmp_path
     for name, module in list(sys.modules.items()):

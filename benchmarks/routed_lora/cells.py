@@ -7,7 +7,7 @@ import resource
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,13 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def train(module: AdaptedModule, data: lightning.LightningDataModule, epochs: int, steps: int = -1) -> Cell:
+def train(
+    module: AdaptedModule,
+    data: lightning.LightningDataModule,
+    epochs: int,
+    steps: int = -1,
+    callbacks: Sequence[lightning.Callback] = (),
+) -> Cell:
     """Train in bf16 on the CPU and return parameters, steps, idle tensors, time and memory.
 
     Args:
@@ -51,6 +57,7 @@ def train(module: AdaptedModule, data: lightning.LightningDataModule, epochs: in
         data: Its data.
         epochs: How often it sees them.
         steps: Where to stop before that; -1 goes on to the end.
+        callbacks: What else runs beside the clock.
     """
     before, clock = _peak_mb(), Clock()
     trainer = lightning.Trainer(
@@ -64,7 +71,7 @@ def train(module: AdaptedModule, data: lightning.LightningDataModule, epochs: in
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[clock],
+        callbacks=[clock, *callbacks],
     )
     start = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     trainer.fit(module, datamodule=data)

@@ -9,16 +9,19 @@ in RUNS; cells that are there are not run again. The result is ``benchmarks/resu
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from cells import PAIRED_STEPS, run_cells, train, write_report
+from lightning import Callback
 from methods import CONTROLS, METHODS, PROCEDURES
 from tasks import TASKS, mixture
 
 from moe_adapt.training.datamodules import TextClassificationData
 from moe_adapt.training.modules import SequenceClassifier
+from moe_adapt.training.procedures import Procedure
 from moe_adapt.tuner import RoutedLoraConfig
 from moe_adapt.tuner.layer import adapted_layers
 
@@ -55,24 +58,35 @@ def routing(module: SequenceClassifier, data: TextClassificationData) -> dict[st
     return {name: statistics.mean(values) for name, values in found.items()}
 
 
-def adapted(name: str, classes: int, args: argparse.Namespace) -> tuple[SequenceClassifier, RoutedLoraConfig]:
-    """Return the encoder with the adapter of a method, and the adapter's configuration."""
-    config = RoutedLoraConfig(target_modules=SITES, **(METHODS | CONTROLS)[name][1])
-    module = SequenceClassifier(
+def adapted(
+    options: dict[str, Any],
+    classes: int,
+    args: argparse.Namespace,
+    sites: str = SITES,
+    procedure: Procedure | None = None,
+) -> SequenceClassifier:
+    """Return the encoder with an adapter."""
+    return SequenceClassifier(
         str(args.backbone),
         classes,
-        config,
+        RoutedLoraConfig(target_modules=sites, **options),
         lr=args.lr,
         head_lr=1e-2,
         schedule="cosine",
         warmup=0.06,
-        procedure=PROCEDURES[name]() if name in PROCEDURES else None,
+        procedure=procedure,
     )
-    return module, config
 
 
-def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Train and test one method with one seed."""
+def trained(
+    options: dict[str, Any],
+    seed: int,
+    args: argparse.Namespace,
+    sites: str = SITES,
+    callbacks: Sequence[Callback] = (),
+    procedure: Procedure | None = None,
+) -> tuple[SequenceClassifier, TextClassificationData, dict[str, Any]]:
+    """Return a module trained with one seed, its data, ready to test, and the facts of its training."""
     rows = mixture(args.data, args.train, args.test)
     data = TextClassificationData(
         str(args.backbone),
@@ -87,18 +101,26 @@ def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     )
     data.prepare_data()
     data.setup("fit")
-    module, config = adapted(name, data.num_classes, args)
-    facts = train(module, data, args.epochs)
+    module = adapted(options, data.num_classes, args, sites, procedure)
+    facts = train(module, data, args.epochs, callbacks=callbacks)
     data.setup("test")
+    return module, data, facts
+
+
+def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train and test one method with one seed."""
+    options = (METHODS | CONTROLS)[name][1]
+    procedure = PROCEDURES[name]() if name in PROCEDURES else None
+    module, data, facts = trained(options, seed, args, procedure=procedure)
     result = {"accuracy": predict(module, data)} | facts
-    if config.num_experts != 1:
+    if options["method"] != "lora":
         result["routing"] = routing(module, data)
     if name.startswith("lora_mixer"):
         for layer in adapted_layers(module.model):
             for adapter, router in layer.routers.items():
                 router.skeleton.selector.k = layer.specs[adapter].num_experts
         result["accuracy_dense"] = predict(module, data)
-    plain, _ = adapted("lora_equal", data.num_classes, args)
+    plain = adapted(METHODS["lora_equal"][1], data.num_classes, args)
     data.setup("fit")
     lora = train(plain, data, args.epochs, steps=PAIRED_STEPS)["first_steps"]
     paired = zip(result.pop("first_steps"), lora, strict=True)

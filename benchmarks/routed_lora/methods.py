@@ -4,6 +4,7 @@ At a layer of `d` inputs and `o` outputs, `E` experts of rank `r` with a linear 
 `E r (d + o) + E d` parameters. The yardstick is `E = 8`, `r = 4` with a linear router; over the layers of
 a transformer block that is a plain LoRA of rank 36. Methods without a trained router get a ninth expert,
 which is the same number; the others the numbers that come nearest. The table prints the exact counts.
+Experts that share one LoRA get more rank instead: its scale stays 2 as that of the others.
 """
 
 from collections.abc import Callable
@@ -75,6 +76,23 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "thor": ("THOR, two passes", _THOR),
     "thor_one_pass": ("THOR's experts, one pass", _THOR),
+    "bip": ("BIP balancing", {"method": "bip", **_EIGHT}),
+    "film": ("FiLM experts (MoFME)", {"method": "film", "num_experts": 8, "r": 32, "alpha": 64.0}),
+    "chain": ("Chain of Experts", {"method": "chain", "num_experts": 8, "r": 27, "alpha": 54.0}),
+    "slices": (
+        "slices of one LoRA (Union of Experts)",
+        {
+            "method": "slices",
+            "num_experts": 8,
+            "r": 32,
+            "alpha": 64.0,
+            "selector": {"name": "on_off", "k": 4},
+        },
+    ),
+    "atoms": (
+        "rank-one experts by product keys (OmniMoE)",
+        {"method": "atoms", "num_experts": [36, 25, 36, 25, 36, 25], "r": 1, "alpha": 8.0},
+    ),
 }
 
 #: How a method is trained, where that is not one pass and the task loss.

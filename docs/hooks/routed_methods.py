@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from page import LANGUAGE_MODEL, MethodPage, configuration, evidence, linked_papers, part, shell
 
-from moe_adapt import routing
+from moe_adapt import experts, routing
 from moe_adapt.runs.config_names import first_line, packaged_configs
 from moe_adapt.training import procedures
 from moe_adapt.tuner.methods import METHODS
@@ -28,13 +28,15 @@ config = RoutedLoraConfig(method="{name}")
 
 The whole preset; every key is an option, such as `--model.tuner.num_experts 4`:"""
 PIPELINE = """Per token and adapted layer the scorer gives logits, modifiers change them, the selector makes
-gates $g$, and $y = W x + s \\sum_e g_e B_e A_e x$ ([picture](../../concepts/routing.md))."""
+gates $g$, and $y = W x + s \\sum_e g_e B_e A_e x$, unless experts are of another kind
+([picture](../../concepts/routing.md))."""
 
 #: Key of a preset -> what one of its components is called, and the registry of these components.
 COMPONENTS = {
     "scorer": ("Scorer", routing.SCORERS),
     "modifiers": ("Modifier", routing.MODIFIERS),
     "selector": ("Selector", routing.SELECTORS),
+    "bank": ("Experts", experts.BANKS),
     "aux_losses": ("Loss", routing.AUX_LOSSES),
 }
 #: Arguments that the router supplies.
@@ -49,7 +51,10 @@ def _parts(preset: dict[str, Any]) -> Iterator[str]:
     for key, (title, registry) in COMPONENTS.items():
         value = preset[key]
         for spec in value if isinstance(value, list) else [value]:
+            spec = {"name": spec} if isinstance(spec, str) else spec
             name = spec["name"]
+            if name == "lora":
+                continue
             yield from part(f"{title}: {name}", registry.get(name), _options(spec), SUPPLIED)
 
 

@@ -12,7 +12,7 @@ from moe_adapt.routing import SCORERS, Logits, RouteContext, Scorer, Selector
 
 __all__ = ["check_scorer", "check_selector"]
 
-_TOKENS, _WIDTH, _EXPERTS = 11, 6, 5
+_TOKENS, _WIDTH, _EXPERTS = 11, 6, 4
 
 
 def check_selector(selector: Selector) -> None:

@@ -19,7 +19,13 @@ __all__ = ["REGISTRIES", "described", "registry_of"]
 #: Arguments that the router or the runner supplies.
 SUPPLIED = ("in_features", "num_experts", "backbone")
 #: Keys of a method that name parts, and the parts' section.
-PARTS = {"scorer": "scorers", "modifiers": "modifiers", "selector": "selectors", "aux_losses": "losses"}
+PARTS = {
+    "scorer": "scorers",
+    "modifiers": "modifiers",
+    "selector": "selectors",
+    "bank": "banks",
+    "aux_losses": "losses",
+}
 
 
 #: Section of ``moe-adapt list`` -> where its registry is, as ``module:name``; imported when it is needed.
@@ -28,6 +34,7 @@ REGISTRIES = {
     "scorers": "moe_adapt.routing:SCORERS",
     "modifiers": "moe_adapt.routing:MODIFIERS",
     "selectors": "moe_adapt.routing:SELECTORS",
+    "banks": "moe_adapt.experts:BANKS",
     "losses": "moe_adapt.routing:AUX_LOSSES",
     "rules": "moe_adapt.optim:ROUTER_UPDATES",
     "procedures": "moe_adapt.training.procedures:PROCEDURES",

@@ -24,6 +24,7 @@ SECTIONS = (
     "scorers",
     "modifiers",
     "selectors",
+    "banks",
     "losses",
     "rules",
     "procedures",
@@ -40,7 +41,7 @@ def show(argv: Sequence[str]) -> None:
         UserError: For a mistake in the arguments.
     """
     parser = CommandParser(
-        "list", "List packaged configurations, method presets, learners and routing components."
+        "list", "List packaged configurations, method presets, learners and parts of routed methods."
     )
     parser.add_argument(
         "what",

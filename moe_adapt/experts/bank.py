@@ -97,6 +97,20 @@ class ExpertBank:
         """Whether several experts have one down-projection (HydraLoRA)."""
         return len(self.a) < self.num_experts
 
+    @property
+    def has_own_factors(self) -> bool:
+        """Whether each expert has a `B` of its own, so that the operator takes the factors as they are."""
+        return True
+
+    @property
+    def no_matrix(self) -> str:
+        """Why an expert is no change of weight; nothing if it is one, as a LoRA is."""
+        return ""
+
+    def own_factors(self) -> "ExpertBank":
+        """Return a bank with factors of its own for each expert that computes the same: this one."""
+        return self
+
     def stacks(self, x: Tensor, slots: int | None) -> bool:
         """Return whether the mixture of `x` [N, d] is computed in the stacked form: `shrink` and `expand`.
 

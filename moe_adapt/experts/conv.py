@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_adapt.experts.bank import ExpertBank
+from moe_adapt.experts.rank_space import RankSpaceBank
 
 __all__ = ["ConvGeometry", "add_conv_experts", "is_supported_convolution"]
 
@@ -118,6 +119,9 @@ def add_conv_experts(base: Tensor, hidden: Tensor, gates: Tensor, bank: ExpertBa
     """
     up = bank.b.flatten(1)[:, :, None, None]
     gates = gates.to(hidden.dtype)
+    if isinstance(bank, RankSpaceBank):
+        places = gates.expand(-1, -1, *hidden.shape[-2:]).movedim(1, -1)
+        return base + F.conv2d(bank.mix(hidden.movedim(1, -1), places).movedim(-1, 1), up) * bank.scale
     if bank.num_experts == 1:  # PEFT's order of operations, so that one expert is PEFT's LoRA bit for bit
         return base + F.conv2d(hidden, up) * bank.scale * gates
     if bank.order is not None:

@@ -88,10 +88,11 @@ def export_experts(
         UserError: See `export_model`.
     """
     adapter = active_adapter(peft_model)
-    banks = {layer.site: layer.bank(adapter) for layer in routed_layers(peft_model, adapter)}
+    layers = routed_layers(peft_model, adapter)
+    banks = {layer.site: layer.bank(adapter).own_factors() for layer in layers}
     count = max(bank.num_experts for bank in banks.values())
     head, settings = _head(peft_model, adapter), _settings(peft_model, adapter)
-    geometries = {layer.site: geometry_of(layer) for layer in routed_layers(peft_model, adapter)}
+    geometries = {layer.site: geometry_of(layer) for layer in layers}
     with new_folder(Path(to), overwrite) as work:
         written: list[Tensor] = []
         rank = 0

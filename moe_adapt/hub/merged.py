@@ -60,7 +60,7 @@ def merge_mixture(
     record["mean_gates"] = {site: value.tolist() for site, value in gates.items()}
     merged, errors = {}, {}
     for layer in layers:
-        lora = concatenate(layer.bank(adapter), gates[layer.site])
+        lora = concatenate(layer.bank(adapter).own_factors(), gates[layer.site])
         lora = replace(lora, geometry=geometry_of(layer) if for_peft else None)
         merged[layer.site], errors[layer.site] = truncate(lora, lora.rank if max_rank is None else max_rank)
     record |= {"errors": errors, "largest_error": max(errors.values())}

@@ -85,6 +85,9 @@ class Scorer(nn.Module, ABC):
     #: True if the logits are computed from the experts of the bank instead of from rows of its own.
     from_bank: bool = False
 
+    #: True if experts are cells of a grid instead of rows: then none can be added or taken out by itself.
+    on_grid: bool = False
+
     #: Name of the tensor `R` [E, d] of a scorer that is `x R^T` and nothing else. The layer may then compute
     #: logits together with the experts' hidden vectors instead of calling the scorer.
     rows: str | None = None
@@ -130,6 +133,9 @@ class Selector(nn.Module, ABC):
 
     #: Number of null experts: logits beyond the `E` experts, placed last, that mean "no expert".
     nulls: int = 0
+
+    #: Name of the only scorer whose logits it is exact for, and that without modifiers; None for any.
+    only_scorer: str | None = None
 
     #: True if a single expert always has the gate 1 (any softmax over its logits): then E = 1 can be merged.
     unit_gate_for_one_expert: bool = True

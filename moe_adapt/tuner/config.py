@@ -8,6 +8,7 @@ from typing import Any, Literal
 from peft import PeftConfig, PeftType
 
 from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.experts import BANKS, BankKind, LoraKind
 from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS, ExpertLoss
 from moe_adapt.tuner.lora_words import understands_lora
 from moe_adapt.tuner.methods import METHODS
@@ -17,9 +18,11 @@ from moe_adapt.tuner.targets import TARGET_GROUPS, option_list
 
 __all__ = ["FORMAT_VERSION", "RoutedLoraConfig", "config_for_one_adapter"]
 
-#: Newest version of the adapter's file format that is read; newer ones are refused. Adapters that route whole
-#: samples have version 2, all others 1, which older releases read.
-FORMAT_VERSION = 2
+#: Newest version of the adapter's file format that is read; newer ones are refused. Adapters whose experts
+#: are no plain LoRAs have version 3, those that route whole samples 2, all others 1, as in older releases.
+FORMAT_VERSION = 3
+#: Arguments of parts that a layer supplies.
+_SUPPLIED = ("in_features", "num_experts")
 
 
 @understands_lora
@@ -53,6 +56,8 @@ class RoutedLoraConfig(PeftConfig):
         selector: Short name of the selector, or mapping of name and options.
         aux_losses: Auxiliary losses: mappings of name, weight and options.
         shared_a: Whether the experts of a layer share their down-projection `A` (HydraLoRA).
+        bank: What an expert is: lora, film (a scale and a shift of one LoRA's hidden vector), chain (a matrix
+            in its rank space, passed several times) or slices (a slice of it); a short name or a mapping.
         experts_from: Stock LoRA adapters to use as frozen experts, so that only the router is trained:
             folders or names on the Hub (OWNER/NAME, OWNER/NAME/SUBFOLDER, with @REVISION), or a mapping of
             names of experts to them. Layers, ranks and scales are theirs. An empty list is none, which takes
@@ -89,6 +94,7 @@ class RoutedLoraConfig(PeftConfig):
     selector: str | dict[str, Any] | None = None
     aux_losses: list[str | dict[str, Any]] | None = None
     shared_a: bool | None = None
+    bank: str | dict[str, Any] | None = None
     experts_from: list[str] | dict[str, str] | None = None
     compute_dtype: Literal["adapter", "base"] = "adapter"
     granularity: Literal["position", "image"] = "position"
@@ -124,11 +130,38 @@ class RoutedLoraConfig(PeftConfig):
             )
         if self.sample_router is not None:
             SampleConfig.of(self.sample_router)
-            self.format_version = FORMAT_VERSION
+            self.format_version = max(self.format_version, 2)
         self._check_expressions()
         self._check_layers()
         self._check_numbers()
         self._check_components()
+        self._check_bank()
+
+    def bank_kind(self) -> BankKind:
+        """Return what the experts are."""
+        return BANKS.build(self.bank)  # type: ignore[arg-type]
+
+    def _check_bank(self) -> None:
+        kind = self.bank_kind()
+        if type(kind) is LoraKind:
+            return
+        self.format_version = FORMAT_VERSION
+        label = f"bank={self.bank!r}"
+        for name in ("shared_a", "experts_from", "sample_router"):
+            if getattr(self, name):
+                raise UserError(f"{label} and {name} exclude each other; leave one of them out.")
+        if not kind.shares_factors:
+            return
+        scorer, _ = SCORERS.resolve(self.scorer, _SUPPLIED)  # type: ignore[arg-type]
+        readers = [f"the scorer {self.scorer!r}"] if scorer.from_bank else []
+        for loss in self.aux_losses or []:
+            if issubclass(AUX_LOSSES.resolve(loss)[0], ExpertLoss):
+                readers.append(f"the loss {loss!r}")
+        if readers:
+            raise UserError(
+                f"{readers[0]} reads factors of each expert, but with {label} all have the same; take "
+                "another, or bank='lora'."
+            )
 
     def _check_experts_from(self) -> None:
         self.experts_from = self.experts_from or None
@@ -199,13 +232,18 @@ class RoutedLoraConfig(PeftConfig):
         return any(AUX_LOSSES.resolve(loss)[0].needs_anchor for loss in self.aux_losses or [])
 
     def _check_components(self) -> None:
-        shape = ("in_features", "num_experts")
-        scorer, _ = SCORERS.resolve(self.scorer, shape)  # type: ignore[arg-type]
-        SELECTORS.resolve(self.selector, shape)  # type: ignore[arg-type]
+        scorer, _ = SCORERS.resolve(self.scorer, _SUPPLIED)  # type: ignore[arg-type]
+        selector, _ = SELECTORS.resolve(self.selector, _SUPPLIED)  # type: ignore[arg-type]
         for modifier in self.modifiers or []:
-            MODIFIERS.resolve(modifier, shape)
+            MODIFIERS.resolve(modifier, _SUPPLIED)
         for loss in self.aux_losses or []:
             AUX_LOSSES.resolve(loss)
+        only = selector.only_scorer
+        if only is not None and (scorer is not SCORERS.get(only) or self.modifiers):
+            raise UserError(
+                f"the selector {self.selector!r} is exact for the scorer {only!r} without modifiers only; "
+                "take these, or another selector such as top_k."
+            )
         if self.needs_anchor() and scorer.rows is None:
             raise UserError(
                 f"the loss routing_anchor holds the rows of a linear scorer, which {self.scorer!r} has not; "

@@ -75,6 +75,13 @@ class PoolOperation:
         self.adapter = adapter_name or tuner.active_adapters[0]
         self.config = tuner._config(self.adapter)
         self.layers = [layer for layer in adapted_layers(tuner.model) if self.adapter in layer.specs]
+        for layer in self.layers:
+            layer.refuse_kind(self.adapter, "edited")
+            if layer.routers[self.adapter].skeleton.scorer.on_grid:
+                raise UserError(
+                    f"the scorer of {layer.site} has a grid of experts, which cannot be edited one by one; "
+                    "take a scorer with a row per expert, such as linear."
+                )
         self.optimizer = optimizer
         self.state: OptimizerState = state
         self.method: MergeMethod = "svd"

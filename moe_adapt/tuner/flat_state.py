@@ -13,12 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from moe_adapt.experts import BankKind, ExpertBank
 from moe_adapt.routing import Router, RoutingDecision
 from moe_adapt.tuner.peft_plugin import PREFIX, BaseTunerLayer, BufferDict
 
-__all__ = ["ROUTER_PREFIX", "FlatRouter"]
+__all__ = ["BANK_PREFIX", "ROUTER_PREFIX", "FlatBank", "FlatRouter"]
 
+#: Containers of what a kind of bank has beside `A` and `B`, with a slice per expert.
+BANK_PREFIX = f"{PREFIX}bank__"
 ROUTER_PREFIX = f"{PREFIX}router__"
+
+
+def _store(layer: BaseTunerLayer, container: str, adapter: str, value: Tensor) -> None:
+    """Keep a tensor under an adapter's name in a container of the layer, made and listed if it is new."""
+    trained = isinstance(value, nn.Parameter)
+    if not hasattr(layer, container):
+        setattr(layer, container, nn.ParameterDict() if trained else BufferDict({}, persistent=True))
+        listing = "adapter_layer_names" if trained else "other_param_names"
+        setattr(layer, listing, (*getattr(layer, listing), container))
+    getattr(layer, container)[adapter] = value
 
 
 class _AfterStep(nn.Module):
@@ -50,21 +63,16 @@ class FlatRouter:
         self.adapter = adapter
         self.containers: dict[str, str] = {}
         for name, parameter in router.named_parameters():
-            value = nn.Parameter(parameter.detach().clone(), requires_grad=trainable)
-            self._store(layer, name, value, nn.ParameterDict(), "adapter_layer_names")
+            self._store(layer, name, nn.Parameter(parameter.detach().clone(), requires_grad=trainable))
         for name, buffer in router.named_buffers():
-            self._store(layer, name, buffer.clone(), BufferDict({}, persistent=True), "other_param_names")
+            self._store(layer, name, buffer.clone())
         self.skeleton = router.to("meta")
 
-    def _store(self, layer: BaseTunerLayer, name: str, value: Tensor, empty: nn.Module, listing: str) -> None:
+    def _store(self, layer: BaseTunerLayer, name: str, value: Tensor) -> None:
         if "__" in name:
             raise ValueError(f"the router's tensor {name!r} must not have '__' in its name.")
-        container = ROUTER_PREFIX + name.replace(".", "__")
-        if not hasattr(layer, container):
-            setattr(layer, container, empty)
-            setattr(layer, listing, (*getattr(layer, listing), container))
-        getattr(layer, container)[self.adapter] = value
-        self.containers[name] = container
+        self.containers[name] = ROUTER_PREFIX + name.replace(".", "__")
+        _store(layer, self.containers[name], self.adapter, value)
 
     def tensors(self, layer: nn.Module) -> dict[str, Tensor]:
         """Return the router's tensors by their own names, looked up afresh: loading may replace them."""
@@ -86,3 +94,40 @@ class FlatRouter:
         if scores is not None and all(name.startswith("scorer.") for name in self.containers):
             return self.skeleton(*args, scores)
         return functional_call(self.skeleton, self.tensors(layer), (*args, scores))
+
+
+class FlatBank:
+    """What a kind of bank has beside `A` and `B`, owned by an adapter layer.
+
+    Args:
+        layer: The layer that owns the containers.
+        adapter: Name of the adapter.
+        kind: The kind of bank.
+        size: Number of experts and rank.
+        dtype: Of the tensors.
+        trainable: Whether they get gradients.
+    """
+
+    def __init__(
+        self,
+        layer: BaseTunerLayer,
+        adapter: str,
+        kind: BankKind,
+        size: tuple[int, int],
+        dtype: torch.dtype,
+        trainable: bool,
+    ) -> None:
+        self.adapter, self.kind = adapter, kind
+        self.containers: dict[str, str] = {}
+        for prefix, tensors in (
+            (BANK_PREFIX, kind.expert_tensors(*size)),
+            (f"{ROUTER_PREFIX}bank__", kind.router_tensors(*size)),
+        ):
+            for name, value in tensors.items():
+                self.containers[name] = prefix + name
+                _store(layer, prefix + name, adapter, nn.Parameter(value.to(dtype), requires_grad=trainable))
+
+    def __call__(self, layer: nn.Module, factors: ExpertBank) -> ExpertBank:
+        """Return the bank of stored factors and of the tensors as they are now."""
+        tensors = {name: getattr(layer, own)[self.adapter] for name, own in self.containers.items()}
+        return self.kind.bank(factors, tensors)

@@ -12,7 +12,7 @@ from moe_adapt.experts import ExpertBank
 from moe_adapt.routing import RouteContext, Router, RoutingDecision, SiteExperts
 from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner.config import RoutedLoraConfig
-from moe_adapt.tuner.flat_state import FlatRouter
+from moe_adapt.tuner.flat_state import FlatBank, FlatRouter
 from moe_adapt.tuner.merging import MergesConstantGates
 from moe_adapt.tuner.mixed_batch import add_mixed_experts
 from moe_adapt.tuner.peft_plugin import (
@@ -50,6 +50,7 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         "scales",
         "base_compute",
         "by_sample",
+        "kinds",
     )
 
     def __init__(self, base_layer: nn.Module, site: str, session: RoutingSession) -> None:
@@ -70,6 +71,7 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         self.scales: dict[str, float] = {}
         self.base_compute: dict[str, bool] = {}
         self.by_sample: dict[str, bool] = {}
+        self.kinds: dict[str, FlatBank] = {}
         self.was_called = False
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -87,7 +89,7 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
             config: The adapter's configuration.
             trainable: Whether the parameters get gradients.
         """
-        dtype = self._adapter_dtype()
+        dtype, kind = self._adapter_dtype(), config.bank_kind()
         live = spec.num_experts - spec.frozen
         bound = 1 / math.sqrt(self.in_features)
         blocks: tuple[tuple[Any, Any, int], ...] = (
@@ -97,9 +99,9 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         for downs, ups, count in blocks:
             if count == 0:
                 continue
-            downs_count = 1 if spec.shared_a else count
+            downs_count, ups_count = 1 if spec.shared_a else count, 1 if kind.shares_factors else count
             down = torch.empty(downs_count, spec.r, self.in_features, dtype=dtype).uniform_(-bound, bound)
-            up = torch.zeros(self.out_features, count, spec.r, dtype=dtype)
+            up = torch.zeros(self.out_features, ups_count, spec.r, dtype=dtype)
             if not config.init_weights:
                 up.uniform_(-(spec.r**-0.5), spec.r**-0.5)
             is_frozen = downs is self.moe_adapt_A_frozen
@@ -118,6 +120,9 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
             owners=spec.rows,
         )
         self.routers[adapter_name] = FlatRouter(self, adapter_name, router.to(dtype), trainable)
+        if kind.shares_factors:
+            size = (spec.num_experts, spec.r)
+            self.kinds[adapter_name] = FlatBank(self, adapter_name, kind, size, dtype, trainable)
         self.specs[adapter_name] = spec
         self.scales[adapter_name] = spec.scale(config.use_rslora)
         self.base_compute[adapter_name] = config.compute_dtype == "base"
@@ -169,13 +174,14 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         if adapter_name in self.moe_adapt_A:
             blocks.append((self.moe_adapt_A[adapter_name], self.moe_adapt_B[adapter_name]))
         spec = self.specs[adapter_name]
-        return ExpertBank.from_blocks(
+        bank = ExpertBank.from_blocks(
             blocks,
             self.scales[adapter_name],
             order=None if spec.order is None else tuple(spec.order),
             dtype=dtype,
             frozen=spec.frozen,
         )
+        return self.kinds[adapter_name](self, bank) if adapter_name in self.kinds else bank
 
     def freeze_experts(self, adapter_name: str, experts: Sequence[int]) -> None:
         """Move experts to the frozen block; do this before an optimizer is built.
@@ -202,10 +208,25 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
 
     def refuse_shared(self, adapter_name: str) -> None:
         """Raise `UserError` if the experts share `A`, so that none can be held while others learn."""
+        self.refuse_kind(adapter_name, "frozen by themselves")
         if self.specs[adapter_name].shared_a:
             raise UserError(
                 f"the experts of {self.site} share a down-projection (shared_a) that all of them train, so "
                 "none can be frozen by itself; use a method without shared_a."
+            )
+
+    def refuse_kind(self, adapter_name: str, done: str) -> None:
+        """Raise `UserError` if the experts are tensors beside factors that all share.
+
+        Args:
+            adapter_name: Name of the adapter.
+            done: What was to be done to them.
+        """
+        if adapter_name in self.kinds:
+            name = self.kinds[adapter_name].kind.registered_name
+            raise UserError(
+                f"the experts of {self.site} share one LoRA (bank={name!r}), so they cannot be {done}; take "
+                "bank='lora' for that."
             )
 
     def frozen_experts(self, adapter_name: str) -> set[int]:
@@ -214,8 +235,13 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         return set((spec.order or range(spec.num_experts))[: spec.frozen])
 
     def factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """Return detached factors [E, r, d] and [o, E, r] of an adapter's experts in the router's order."""
+        """Return detached factors [E, r, d] and [o, E, r] of an adapter's experts in the router's order.
+
+        Those that all experts share are there once.
+        """
         experts = self.bank(adapter_name)
+        if not experts.has_own_factors:
+            return experts.a.detach(), experts.b.detach()
         stored = [experts.position(expert) for expert in range(experts.num_experts)]
         a, b = experts.a.detach(), experts.b.detach()
         return a if self.specs[adapter_name].shared_a else a[stored], b[:, stored]

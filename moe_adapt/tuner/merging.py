@@ -45,21 +45,30 @@ class MergesConstantGates(AdapterLayer):
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return whether the adapter is one fixed low-rank matrix here (see `get_delta_weight`)."""
-        return adapter_name in self.specs and self.constant_gates(adapter_name) is not None
+        if adapter_name not in self.specs or self.bank(adapter_name).no_matrix:
+            return False
+        return self.constant_gates(adapter_name) is not None
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Return the change of weight that an adapter with constant gates makes, in the base weight's layout.
 
         Raises:
-            NotImplementedError: If the gates depend on the token, so that no matrix is equal to the adapter.
+            NotImplementedError: If the gates depend on the token, or an expert is no change of weight: then
+                no matrix is equal to the adapter.
         """
+        reason = self.bank(adapter_name).no_matrix
+        if reason:
+            raise NotImplementedError(
+                f"the adapter {adapter_name!r} cannot be merged: {reason}; keep it as an adapter "
+                "(`moe-adapt export`)."
+            )
         gates = self.constant_gates(adapter_name)
         if gates is None:
             raise NotImplementedError(
                 f"the adapter {adapter_name!r} cannot be merged: its gates depend on the token, so no "
                 "single weight matrix is equal to it; keep it as an adapter (`moe-adapt export`)."
             )
-        bank = self.bank(adapter_name)
+        bank = self.bank(adapter_name).own_factors()
         delta = sum(gate * bank.delta_weight(expert) for expert, gate in enumerate(gates))
         assert isinstance(delta, Tensor)
         return delta.t() if isinstance(self.get_base_layer(), Conv1D) else delta

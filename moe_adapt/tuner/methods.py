@@ -33,7 +33,9 @@ def _files() -> dict[str, Traversable]:
 def _preset(name: str) -> dict[str, Any]:
     content = yaml.safe_load(_files()[name].read_text(encoding="utf-8"))
     preset: dict[str, Any] = content["model"]["init_args"]["tuner"]
-    return {"shared_a": False} | {key: value for key, value in preset.items() if key != "method"}
+    return {"shared_a": False, "bank": "lora"} | {
+        key: value for key, value in preset.items() if key != "method"
+    }
 
 
 class _Methods(Mapping[str, dict[str, Any]]):

@@ -102,7 +102,8 @@ def add_mixed_experts(layer: Any, x: Tensor, result: Tensor, names: Sequence[str
     """Return the base output plus the mixture of each sample's own routed adapter.
 
     Every adapter's router sees all tokens, so that shapes do not depend on the names; its gates count only on
-    its own rows, and so do its records. One call computes the experts of all adapters.
+    its own rows, and so do its records. One call computes all experts that are LoRAs; each other bank has its
+    own.
 
     Args:
         layer: The `RoutedLoraLayer`.
@@ -118,7 +119,7 @@ def add_mixed_experts(layer: Any, x: Tensor, result: Tensor, names: Sequence[str
     context = layer.session.current(layer.training)
     mask = context.arrive(layer.site, x)
     dtype = tokens.dtype if all(layer.base_compute[name] for name in known) else None
-    blocks, gates = [], []
+    blocks, gates, others = [], [], []
     for place, name in enumerate(known):
         bank, mine = layer.bank(name, dtype), ids == place
         own = mine if mask is None else mine & mask
@@ -127,10 +128,16 @@ def add_mixed_experts(layer: Any, x: Tensor, result: Tensor, names: Sequence[str
             chosen = routed.repeat_interleave(len(tokens) // len(routed), dim=0)
         else:
             chosen = layer.routers[name](layer, tokens, context, bank, name, layer.site, own).gates
+        if not bank.has_own_factors:
+            others.append((bank, chosen, mine.unsqueeze(1)))
+            continue
         stored = chosen if bank.order is None else chosen[:, list(bank.order)]
         gates.append(stored.masked_fill(~mine.unsqueeze(1), 0) * bank.scale)
         blocks.append((bank.a.expand(bank.num_experts, -1, -1), bank.b))
-    a, b = stack_factors(blocks, dtype)
-    base = result.reshape(-1, layer.out_features)
-    y = routed_lora(tokens.to(a.dtype), base, a, b, 1.0, gates=torch.cat(gates, dim=1))
+    base = y = result.reshape(-1, layer.out_features)
+    if blocks:
+        a, b = stack_factors(blocks, dtype)
+        y = routed_lora(tokens.to(a.dtype), base, a, b, 1.0, gates=torch.cat(gates, dim=1))
+    for bank, chosen, mine in others:
+        y = torch.where(mine, bank(tokens.to(bank.a.dtype), chosen, base), y)
     return y.to(result.dtype).view(result.shape)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.routing import RoutingStats, routing_stats
+from moe_adapt.experts import LoraKind
 from moe_adapt.experts.conv import is_supported_convolution
 from moe_adapt.routing import AuxLoss, RecordGroup, group_records
 from moe_adapt.routing.sample import SampleRoutes
@@ -130,6 +131,11 @@ class RoutedLoraModel(BaseTuner):
         layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         kind = RoutedMoeGate if is_moe_gate(layer) else RoutedMoeExperts if is_moe_experts(layer) else None
         if kind is not None:
+            if not isinstance(peft_config.bank_kind(), LoraKind):
+                raise UserError(
+                    f"{current_key!r} belongs to a base that is a mixture itself, whose experts get LoRAs of "
+                    f"their own; bank={peft_config.bank!r} cannot be used there."
+                )
             moe = kind(target, current_key, self.hooks.session).train(target.training)
             spec = replace(spec, num_experts=num_moe_experts(layer))
             peft_config.sites[current_key] = spec.to_dict()  # type: ignore[index]
@@ -155,7 +161,10 @@ class RoutedLoraModel(BaseTuner):
                 name: site_value(getattr(config, name), site, self._num_depths, name)
                 for name in ("num_experts", "r", "alpha")
             }
-            config.sites[site] = SiteSpec(**values, shared_a=bool(config.shared_a)).to_dict()
+            kind, experts = config.bank_kind(), values["num_experts"]
+            size = kind.stored(experts, values["r"], values["alpha"], config.use_rslora)
+            shared = bool(config.shared_a) or kind.shares_factors
+            config.sites[site] = SiteSpec(experts, size.rank, size.alpha, shared_a=shared).to_dict()
         return SiteSpec(**config.sites[site])
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:

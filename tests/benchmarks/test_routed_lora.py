@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_adapt.routing import SCORERS
 from moe_adapt.tuner import RoutedLoraConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -20,15 +21,18 @@ def on_path(monkeypatch):
 def parameters(options, layers=6, width=384, hidden=1536):
     """Trainable parameters on query, value and the feed-forward layers of an encoder like MiniLM."""
     config = RoutedLoraConfig(**options)
+    kind, nulls = config.bank_kind(), config.selector.get("nulls", 0)
     counts = config.num_experts if isinstance(config.num_experts, list) else [config.num_experts] * layers
-    frozen = ("uniform", "hash", "random", "random_fixed", "frozen_linear", "k_means", "arrow")
-    routed = config.scorer["name"] not in frozen
-    nulls = config.selector.get("nulls", 0)
     total = 0
     for experts in counts:
+        rank = kind.stored(experts, config.r, config.alpha, config.use_rslora).rank
+        own = kind.expert_tensors(experts, rank) | kind.router_tensors(experts, rank)
+        downs = 1 if config.shared_a or kind.shares_factors else experts
+        ups = 1 if kind.shares_factors else experts
         for d, o in ((width, width), (width, width), (width, hidden), (hidden, width)):
-            downs = 1 if config.shared_a else experts
-            total += config.r * (downs * d + experts * o) + routed * (experts + nulls) * d
+            scorer = SCORERS.build(config.scorer, in_features=d, num_experts=experts + nulls)
+            total += rank * (downs * d + ups * o)
+            total += sum(tensor.numel() for tensor in (*own.values(), *scorer.parameters()))
     return total
 
 

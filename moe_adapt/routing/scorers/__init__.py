@@ -7,6 +7,7 @@ from moe_adapt.routing.scorers.hash import HashScorer
 from moe_adapt.routing.scorers.k_means import KMeansScorer
 from moe_adapt.routing.scorers.linear import LinearScorer
 from moe_adapt.routing.scorers.phatgoose import PhatgooseScorer
+from moe_adapt.routing.scorers.product_key import ProductKeyScorer
 from moe_adapt.routing.scorers.random import RandomScorer
 from moe_adapt.routing.scorers.random_fixed import RandomFixedScorer
 from moe_adapt.routing.scorers.uniform import UniformScorer
@@ -19,6 +20,7 @@ __all__ = [
     "KMeansScorer",
     "LinearScorer",
     "PhatgooseScorer",
+    "ProductKeyScorer",
     "RandomFixedScorer",
     "RandomScorer",
     "UniformScorer",

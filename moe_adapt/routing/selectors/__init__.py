@@ -8,6 +8,8 @@ from moe_adapt.routing.selectors.growing_top_k import GrowingTopKSelector
 from moe_adapt.routing.selectors.hard_soft import HardSoftSelector
 from moe_adapt.routing.selectors.keyed import KeyedSelector
 from moe_adapt.routing.selectors.null_experts import NullExpertsSelector
+from moe_adapt.routing.selectors.on_off import OnOffSelector
+from moe_adapt.routing.selectors.product_top_k import ProductTopKSelector
 from moe_adapt.routing.selectors.sampled import SampledSelector
 from moe_adapt.routing.selectors.sigmoid import SigmoidSelector
 from moe_adapt.routing.selectors.sparsegen import SparsegenSelector
@@ -24,6 +26,8 @@ __all__ = [
     "HardSoftSelector",
     "KeyedSelector",
     "NullExpertsSelector",
+    "OnOffSelector",
+    "ProductTopKSelector",
     "SampledSelector",
     "SigmoidSelector",
     "SparsegenSelector",

@@ -7,22 +7,29 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from moe_adapt.tuner.flat_state import BANK_PREFIX
+
 __all__ = ["AdapterReport", "expert_sums"]
 
 
 def expert_sums(module: torch.nn.Module) -> dict[str, Tensor]:
     """Return sums of each trainable expert's factors by site, [2, E], to see whether it moved.
 
-    Experts that share `A` have the sums of `B` alone, [1, E].
+    Experts that share `A` have the sums of `B` alone, [1, E]; those that share both, of their own tensors.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    sums = {}
+    sums: dict[str, Tensor] = {}
+    for name, own in parameters.items():
+        if f".{BANK_PREFIX}" in name:
+            site = name.split(f".{BANK_PREFIX}")[0]
+            moved = own.detach().double().flatten(1).sum(dim=1, keepdim=True).t().cpu()
+            sums[site] = torch.cat([sums[site], moved]) if site in sums else moved
     for name, down in parameters.items():
-        if ".moe_adapt_A." in name:
+        site = name.split(".moe_adapt_A.")[0]
+        if site != name and site not in sums:
             up = parameters[name.replace(".moe_adapt_A.", ".moe_adapt_B.")]
             found = [down.detach().double().sum(dim=(1, 2)), up.detach().double().sum(dim=(0, 2))]
-            own = found if len(down) == up.shape[1] else found[1:]
-            sums[name.split(".moe_adapt_A.")[0]] = torch.stack(own).cpu()
+            sums[site] = torch.stack(found if len(down) == up.shape[1] else found[1:]).cpu()
     return sums
 
 
