@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.evaluation.routing import RoutingStats, routing_stats
-from moe_adapt.experts import LoraKind
 from moe_adapt.experts.conv import is_supported_convolution
 from moe_adapt.routing import AuxLoss, RecordGroup, group_records
 from moe_adapt.routing.sample import SampleRoutes
@@ -30,6 +29,7 @@ from moe_adapt.tuner.moe_base import (
     is_moe_experts,
     is_moe_gate,
     num_moe_experts,
+    refuse_other_banks,
 )
 from moe_adapt.tuner.peft_plugin import PREFIX, BaseTuner, BaseTunerLayer, is_supported_layer
 from moe_adapt.tuner.sample_config import SampleConfig
@@ -131,11 +131,7 @@ class RoutedLoraModel(BaseTuner):
         layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         kind = RoutedMoeGate if is_moe_gate(layer) else RoutedMoeExperts if is_moe_experts(layer) else None
         if kind is not None:
-            if not isinstance(peft_config.bank_kind(), LoraKind):
-                raise UserError(
-                    f"{current_key!r} belongs to a base that is a mixture itself, whose experts get LoRAs of "
-                    f"their own; bank={peft_config.bank!r} cannot be used there."
-                )
+            refuse_other_banks(peft_config, current_key)
             moe = kind(target, current_key, self.hooks.session).train(target.training)
             spec = replace(spec, num_experts=num_moe_experts(layer))
             peft_config.sites[current_key] = spec.to_dict()  # type: ignore[index]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
-from moe_adapt.experts import ExpertBank
+from moe_adapt.experts import ExpertBank, LoraKind
 from moe_adapt.routing import Router
 from moe_adapt.routing.session import RoutingSession
 from moe_adapt.tuner.config import RoutedLoraConfig
@@ -29,7 +29,14 @@ from moe_adapt.tuner.flat_state import FlatRouter
 from moe_adapt.tuner.peft_plugin import AdapterLayer
 from moe_adapt.tuner.site import SiteSpec
 
-__all__ = ["RoutedMoeExperts", "RoutedMoeGate", "is_moe_experts", "is_moe_gate", "num_moe_experts"]
+__all__ = [
+    "RoutedMoeExperts",
+    "RoutedMoeGate",
+    "is_moe_experts",
+    "is_moe_gate",
+    "num_moe_experts",
+    "refuse_other_banks",
+]
 
 
 def is_moe_gate(module: nn.Module) -> bool:
@@ -66,6 +73,15 @@ def _gated(experts: Any, gate_up: Tensor) -> Tensor:
         return experts._apply_gate(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return experts.act_fn(gate) * up
+
+
+def refuse_other_banks(config: RoutedLoraConfig, site: str) -> None:
+    """Raise `UserError` if experts are to be anything but LoRAs, which is all that fused experts can take."""
+    if not isinstance(config.bank_kind(), LoraKind):
+        raise UserError(
+            f"{site!r} belongs to a base that is a mixture itself, whose experts get LoRAs of their own; "
+            f"bank={config.bank!r} cannot be used there."
+        )
 
 
 class _MoePart(nn.Module, AdapterLayer):
