@@ -31,6 +31,7 @@ def clients(session: nox.Session) -> None:
         "tests/tuner/test_quantized.py",
         "tests/tuner/test_bitsandbytes.py",
         "tests/tuner/test_sharded.py",
+        "tests/tuner/test_offload.py",
         "tests/backbones/test_timm_families.py",
         "tests/streams/test_avalanche.py",
         "tests/training/test_lightning_tools.py",
