@@ -54,6 +54,7 @@ FROZEN = (
     "fecam",
     "fecam_shared",
     "joint",
+    "compose_heads",
 )
 #: After how many tasks the learners that run the encoder are tested; the last task always counts.
 EVERY = {

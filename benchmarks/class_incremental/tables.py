@@ -24,6 +24,7 @@ LABELS = {
     "aligned_heads": "aligned cosine heads, no experts",
     "lora": "LoRA, sequential fine-tuning",
     "compose": "compose, a LoRA per task, routed by classes",
+    "compose_heads": "compose by classes, a head per task, no LoRA",
     "compose_tasks": "compose, routed by means of tasks, heads from zero",
     "ncm": "nearest mean",
     "slda": "SLDA",
