@@ -52,7 +52,8 @@ class Compose(Learner):
         tuner: The adapter of one task; None trains a head per task over the frozen encoder.
         block: After how many blocks of the encoder a sample is routed; None takes the encoder's own features
             between classes, and the middle block between tasks, if there are blocks.
-        shrinkage: Of the router's covariance, in [0, 1]; None takes the oracle-approximating one.
+        shrinkage: Weight of the identity in the router's covariance, in [0, 1]; None takes the
+            oracle-approximating weight of the mean variance.
         route_by: Means of ``classes``, or of ``tasks``, if every task has a subject of its own.
         candidates: How many tasks answer a sample, each with its probability. Higher: a sample that the
             router is not sure of may still be answered right; costs as many forwards.
