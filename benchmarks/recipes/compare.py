@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expert_tables import edit_table, novelty_table
 from export_table import export_table
 from rendering import made_by, mean_and_spread
 from routed_table import language_table, routed_table
@@ -211,8 +210,6 @@ def render() -> None:
         "routed_layer": step_table,
         "routed_lora": routed_table,
         "routed_language": language_table,
-        "edit_experts": edit_table,
-        "novelty": novelty_table,
         "export_gap": export_table,
         "kernels_cpu": kernel_table,
     }
