@@ -37,7 +37,8 @@ def write_groups_report(folder: Path, grouping: Grouping, rows: Mapping[str, int
         "<h2>How well each one's expert serves the others</h2>",
         heat_map((1 - (losses - losses.min()) / span).tolist(), names, names),
         '<p class="note">Loss of the expert trained for the column on the training rows of the row, from '
-        f"{losses.min():.3f} (strongest colour) to {losses.max():.3f}. Members of a group stand side by side.</p>",
+        f"{losses.min():.3f} (strongest colour) to {losses.max():.3f}. Members of a group stand "
+        "side by side.</p>",
         *_silhouettes(grouping),
     ]
     path = folder / "groups.html"
