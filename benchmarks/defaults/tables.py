@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from methods import IMAGE_METHODS, METHODS
 from sets import TEXT_SETS
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -71,6 +72,15 @@ def lead(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the cells of sets and seeds for which every planned method is there."""
+    found: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for row in rows:
+        found[row["set"], row["seed"]].add(row["method"])
+    planned = {"tiny-imagenet": set(IMAGE_METHODS)}
+    return [r for r in rows if found[r["set"], r["seed"]] >= planned.get(r["set"], set(METHODS))]
+
+
 def paired(differences: list[float]) -> str:
     """Return mean and standard error in points."""
     error = statistics.stdev(differences) / len(differences) ** 0.5
@@ -81,8 +91,8 @@ def main() -> None:
     """Write the page."""
     content = json.loads((RESULTS / "defaults.json").read_text(encoding="utf-8"))
     starts = [row for row in content["rows"] if row["method"] == "DynMoLE 6 x 4, ffn"]
-    chosen = max({row["start"] for row in content["rows"]}, key=lambda s: _cells(content["rows"], s))
-    methods = [row for row in content["rows"] if row["start"] == chosen]
+    chosen = max(sorted({row["start"] for row in content["rows"]}), key=lambda s: _cells(content["rows"], s))
+    methods = complete([row for row in content["rows"] if row["start"] == chosen])
     parts = ["# Defaults: starts of the head, methods, ranks, layers", ""]
     parts += ["## Starts of the head, paired", "", *lead(starts), ""]
     for title, rows, by in (("Starts of the head", starts, "start"), ("Methods", methods, "method")):
