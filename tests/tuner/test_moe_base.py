@@ -148,3 +148,10 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("method", ["film", "slices"])
+def test_fused_experts_take_loras_only(method):
+    config = RoutedLoraConfig(method=method, target_modules="moe", task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match="whose experts get LoRAs of their own"):
+        peft.get_peft_model(mixtral(), config)
