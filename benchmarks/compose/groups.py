@@ -42,7 +42,7 @@ def found_groups(pilot: Any, data: Cached, tenants: int) -> tuple[list[int], dic
     facts = {
         "losses": losses.round(4).tolist(),
         "silhouettes": found.silhouettes,
-        "by_chance": found.by_chance,
+        "p_value": found.p_value,
     }
     return [int(label) for label in found.labels], facts
 

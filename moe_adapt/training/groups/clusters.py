@@ -8,10 +8,12 @@ $$D_{ij} = \tfrac12 \max(L_{ij} - L_{ii}, 0) + \tfrac12 \max(L_{ji} - L_{jj}, 0)
 The subtraction takes out that some members' rows are harder. Average linkage joins the two nearest groups
 again and again. Of the numbers of groups from 2 to `T - 1`, that of the largest mean silhouette is taken,
 $s_i = (b_i - a_i) / \max(a_i, b_i)$: the mean distance to the nearest other group against that to one's own.
-A silhouette says nothing about one group or `T` of them. So with `ENOUGH` members or more it has to exceed
+A silhouette says nothing about one group or `T` of them. So with `ENOUGH` members or more it is compared with
 what members without groups give: distances $m + a_i + a_j + e_{ij}$, where some members are far from all,
-are fitted, and their rests `e` are shuffled among pairs. If any of 19 shuffles reaches the silhouette (the
-level of 5 %), there is one group. `T` groups are never found; both can be asked for.
+are fitted, and their rests `e` are shuffled among pairs. Small groups get large silhouettes by chance, so
+each number of groups is judged against shuffles cut into as many, in standard deviations; the largest excess
+counts, as it does in each shuffle. If 5 % of the shuffles reach it, there is one group. `T` groups are never
+found; both can be asked for.
 
 Reference: Rousseeuw, "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis",
 Journal of Computational and Applied Mathematics 20 (1987).
@@ -29,7 +31,7 @@ __all__ = ["ENOUGH", "Clusters", "agreement", "by_chance", "cluster_losses", "di
 
 #: Members from which on groups are compared with chance; fewer have too few pairs to shuffle.
 ENOUGH = 8
-_SHUFFLES = 19
+_SHUFFLES, _LEVEL = 99, 0.05
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class Clusters:
         labels: Group of each member, [T]; numbered by their first members.
         silhouettes: Mean silhouette of every number of groups that was judged.
         distances: Between members, [T, T].
-        by_chance: The largest mean silhouette of shuffled distances; None if they were not compared.
+        p_value: How often shuffled distances stand out as much; None if they were not compared.
     """
 
     labels: np.ndarray
     silhouettes: dict[int, float]
     distances: np.ndarray
-    by_chance: float | None = None
+    p_value: float | None = None
 
     @property
     def count(self) -> int:
@@ -104,7 +106,7 @@ def cluster_losses(losses: np.ndarray, count: int | None = None) -> Clusters:
     Args:
         losses: Loss of each expert (column) on each member's rows (row), [T, T].
         count: Number of groups; None takes that of the largest mean silhouette, or one if shuffled distances
-            reach it.
+            stand out as much.
 
     Raises:
         UserError: If there are too few members to choose, or no such number of groups.
@@ -121,10 +123,10 @@ def cluster_losses(losses: np.ndarray, count: int | None = None) -> Clusters:
     if count is not None:
         return Clusters(cuts[count], scores, distances)
     best = max(scores, key=lambda k: scores[k])
-    chance = by_chance(distances) if size >= ENOUGH else None
-    if chance is not None and scores[best] <= chance:
+    p_value = by_chance(distances, scores) if size >= ENOUGH else None
+    if p_value is not None and p_value > _LEVEL:
         best = 1
-    return Clusters(cuts[best], scores, distances, chance)
+    return Clusters(cuts[best], scores, distances, p_value)
 
 
 def _cuts(distances: np.ndarray) -> tuple[dict[int, np.ndarray], dict[int, float]]:
@@ -135,16 +137,17 @@ def _cuts(distances: np.ndarray) -> tuple[dict[int, np.ndarray], dict[int, float
     return cuts, {k: float(silhouettes(distances, cuts[k]).mean()) for k in range(2, size)}
 
 
-def by_chance(distances: np.ndarray, shuffles: int = _SHUFFLES) -> float:
-    """Return the largest mean silhouette of members as unlike each other as these, but without groups.
+def by_chance(distances: np.ndarray, scores: dict[int, float], shuffles: int = _SHUFFLES) -> float:
+    """Return how often members as unlike each other as these, but without groups, stand out as much.
 
     Args:
         distances: Between members, [T, T], `T >= 3`.
+        scores: Their mean silhouette for every number of groups.
         shuffles: How often rests are dealt out anew.
 
-    >>> blocks = np.kron(np.eye(3), np.ones((4, 4)))
-    >>> bool(by_chance(1 - blocks) < 0.9)  # of the blocks themselves it is 1
-    True
+    >>> blocks = 1 - np.kron(np.eye(3), np.ones((4, 4)))
+    >>> by_chance(blocks, {2: 0.5, 3: 1.0}, shuffles=19)
+    0.05
     """
     size = len(distances)
     sums = distances.sum(axis=1)
@@ -153,11 +156,16 @@ def by_chance(distances: np.ndarray, shuffles: int = _SHUFFLES) -> float:
     upper = np.triu_indices(size, 1)
     fitted = level + own[upper[0]] + own[upper[1]]
     rests = distances[upper] - fitted
-    rng, best = np.random.default_rng(0), -1.0
+    rng, dealt = np.random.default_rng(0), []
     for _ in range(shuffles):
         shuffled = squareform(np.clip(fitted + rng.permutation(rests), 0.0, None))
-        best = max(best, *_cuts(shuffled)[1].values())
-    return best
+        found = _cuts(shuffled)[1]
+        dealt.append([found[count] for count in scores])
+    chance = np.array(dealt)  # [shuffles, numbers of groups]
+    middle, spread = chance.mean(axis=0), np.maximum(chance.std(axis=0), 1e-12)
+    excess = ((chance - middle) / spread).max(axis=1)
+    observed = ((np.array(list(scores.values())) - middle) / spread).max()
+    return float((1 + (excess >= observed).sum()) / (shuffles + 1))
 
 
 def _in_order(labels: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ class Grouping:
         silhouettes: Mean silhouette of every number of groups.
         chosen: Whether the number of groups was found, not given.
         adjusted_rand: Agreement with groups that were known, if any were.
-        by_chance: The silhouette that shuffled distances reach, if they were compared.
+        p_value: How often shuffled distances stand out as much, if they were compared.
     """
 
     key: str
@@ -40,7 +40,7 @@ class Grouping:
     silhouettes: dict[int, float]
     chosen: bool = True
     adjusted_rand: float | None = None
-    by_chance: float | None = None
+    p_value: float | None = None
 
     @classmethod
     def find(
@@ -76,7 +76,7 @@ class Grouping:
             found.silhouettes,
             chosen=count is None,
             adjusted_rand=score,
-            by_chance=found.by_chance,
+            p_value=found.p_value,
         )
 
     @property
@@ -103,7 +103,7 @@ class Grouping:
         text = f"{len(self.names)} values of {self.key!r} make {kept}"
         score = self.silhouettes.get(self.count)
         if score is not None:
-            chance = "" if self.by_chance is None else f", by chance at most {self.by_chance:.2f}"
+            chance = "" if self.p_value is None else f", p = {self.p_value:.2g}"
             text += f" (mean silhouette {score:.2f}{chance})"
         if self.adjusted_rand is not None:
             text += f"; adjusted Rand index against the known groups {self.adjusted_rand:.2f}"
@@ -129,7 +129,7 @@ class Grouping:
             "silhouettes": {str(k): round(value, 4) for k, value in self.silhouettes.items()},
             "chosen": self.chosen,
             "adjusted_rand": self.adjusted_rand,
-            "by_chance": None if self.by_chance is None else round(self.by_chance, 4),
+            "p_value": self.p_value,
         }
         path = folder / GROUPS_FILE
         write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
