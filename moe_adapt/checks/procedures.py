@@ -108,9 +108,6 @@ def check_procedure(make: Callable[[], Procedure], tuner: RoutedLoraConfig | Non
 
     Raises:
         AssertionError: If a property does not hold.
-
-    >>> from moe_adapt.training.procedures import TwoPass
-    >>> check_procedure(TwoPass)
     """
     procedure = make()
     settings = procedure.settings()

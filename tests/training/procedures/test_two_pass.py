@@ -64,9 +64,8 @@ def test_two_draws_disagree_and_alpha_weighs_that():
     assert losses[3.0] - losses[0.0] == pytest.approx(3 * (losses[1.0] - losses[0.0]))
 
 
-@pytest.mark.parametrize("level", ["batch", "sequence", "token"])
-def test_passes_the_public_check_so_that_draws_are_the_same_under_recomputation(level):
-    check_procedure(TwoPass, thor(level=level))
+def test_passes_the_public_check_so_that_draws_are_the_same_under_recomputation():
+    check_procedure(TwoPass, thor(level="sequence"))
 
 
 def test_alpha_makes_random_experts_agree():
