@@ -145,6 +145,7 @@ def _fit(module: ToyClassifier) -> int:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        gradient_clip_val=1.0,
     )
     batches: Any = toy_batches()
     trainer.fit(module, DataLoader(batches, batch_size=None))

@@ -105,6 +105,7 @@ class AdaptedModule(LightningTools):
         self.schedule: Schedule = schedule
         self.warmup = warmup
         self.procedure = procedure
+        self.clipping: tuple[Any, Any] | None = None
         self.automatic_optimization = procedure is None or procedure.steps_per_batch is None
         if lr_scheduler is not None and not self.automatic_optimization:
             raise UserError(
@@ -193,6 +194,13 @@ class AdaptedModule(LightningTools):
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         self.log_dict({"train/task_loss": task.detach(), **parts}, batch_size=size)
         return loss
+
+    def configure_callbacks(self) -> Any:
+        """Take gradient clipping over from the trainer if the procedure steps the optimizer itself."""
+        if not self.automatic_optimization and self.trainer.gradient_clip_val is not None:
+            self.clipping = (self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
+            self.trainer.gradient_clip_val = None
+        return super().configure_callbacks()
 
     def _procedure_step(self, procedure: Procedure, batch: Batch, batch_idx: int) -> Tensor | None:
         loss = procedure.step(self, batch)

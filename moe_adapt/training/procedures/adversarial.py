@@ -171,7 +171,6 @@ class AdvMoE(Procedure):
         steps: Gradient steps of an attack. Higher: stronger attacks, slower training.
         rate: Size of such a step as a share of `eps`.
         weight: Weight of both divergences. Higher: robustness counts more.
-        clip: Largest norm of a gradient; None for no limit.
 
     Raises:
         UserError: If a number is out of range.
@@ -187,11 +186,10 @@ class AdvMoE(Procedure):
         steps: int = 2,
         rate: float = 0.625,
         weight: float = 6.0,
-        clip: float | None = 1.0,
     ) -> None:
         if eps < 0 or steps < 1 or rate <= 0 or weight < 0:
             raise UserError("an attack needs eps >= 0, at least one step, rate > 0 and weight >= 0.")
-        self.eps, self.steps, self.rate, self.weight, self.clip = eps, steps, rate, weight, clip
+        self.eps, self.steps, self.rate, self.weight = eps, steps, rate, weight
 
     def check(self, module: "AdaptedModule") -> None:
         """Raise `UserError` if there is no router to train in turns with the experts."""
@@ -228,4 +226,4 @@ class AdvMoE(Procedure):
             loss = self.losses(module, batch, name == "router")
             size = len(next(iter(batch.values())))
             module.log(f"train/{name}_loss", loss.detach(), batch_size=size, prog_bar=True)
-            update(module, loss, roles, self.clip)
+            update(module, loss, roles)

@@ -68,16 +68,15 @@ def aux_loss(
     return 0.0 if module.tuner is None else module.tuner.aux_loss(more, configured)
 
 
-def update(
-    module: "AdaptedModule", loss: Tensor, roles: Collection[str] = ROLES, clip: float | None = 1.0
-) -> None:
+def update(module: "AdaptedModule", loss: Tensor, roles: Collection[str] = ROLES) -> None:
     """Differentiate a loss and step the optimizer and its schedule, for some parameters only.
+
+    The gradient is clipped as ``trainer.gradient_clip_val`` says.
 
     Args:
         module: The module.
         loss: The loss, a scalar.
         roles: Which parameters move, of `ROLES`; the others keep their values and optimizer state.
-        clip: Largest norm of the gradient; None for no limit.
 
     Raises:
         UserError: If the loss is not finite; nothing has been updated then.
@@ -90,15 +89,11 @@ def update(
     optimizer: Any = module.optimizers()
     optimizer.zero_grad()
     module.manual_backward(loss)
-    moving = []
     for role, parameters in module.trainable_parameters().items():
-        for parameter in parameters:
-            if role in roles:
-                moving.append(parameter)
-            else:
-                parameter.grad = None
-    if clip is not None:
-        torch.nn.utils.clip_grad_norm_(moving, clip)
+        for parameter in [] if role in roles else parameters:
+            parameter.grad = None
+    if module.clipping is not None:
+        module.clip_gradients(optimizer, *module.clipping)
     optimizer.step()
     torch.clear_autocast_cache()  # the step runs inside one autocast region, which keeps casts of weights
     optimizer.zero_grad()

@@ -100,7 +100,6 @@ class GatePolicy(Procedure):
         clip: How far a ratio counts. Higher: larger steps away from what was drawn.
         answer_weight: Weight of the answer's ratio; 0 trains through the gates alone.
         gate_weight: Weight of the gates' ratio.
-        max_norm: Largest norm of a gradient; None for no limit.
 
     Raises:
         UserError: If a number is out of range.
@@ -115,7 +114,6 @@ class GatePolicy(Procedure):
         clip: float = 0.2,
         answer_weight: float = 1.0,
         gate_weight: float = 1.0,
-        max_norm: float | None = 1.0,
     ) -> None:
         if rollouts < 2 or updates < 1 or not 0 < clip < 1 or min(answer_weight, gate_weight) < 0:
             raise UserError(
@@ -123,7 +121,7 @@ class GatePolicy(Procedure):
                 "negative."
             )
         self.rollouts, self.updates, self.clip = rollouts, updates, clip
-        self.answer_weight, self.gate_weight, self.max_norm = answer_weight, gate_weight, max_norm
+        self.answer_weight, self.gate_weight = answer_weight, gate_weight
         self.steps_per_batch = updates
 
     def check(self, module: "AdaptedModule") -> None:
@@ -164,4 +162,4 @@ class GatePolicy(Procedure):
                 log_p = F.log_softmax(module.scored(rows)[1], dim=-1)
             now = log_p.gather(1, answer[:, None]).squeeze(1)
             gain = clipped(now - old, worth, self.clip).mean()
-            update(module, aux_loss(module, gates) - self.answer_weight * gain, clip=self.max_norm)
+            update(module, aux_loss(module, gates) - self.answer_weight * gain)
