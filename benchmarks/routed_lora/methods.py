@@ -75,7 +75,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"method": "smoe_dropout", **_NINE, "selector": {"name": "growing_top_k", "k_min": 4, "k_max": 9}},
     ),
     "thor": ("THOR, two passes", _THOR),
-    "thor_one_pass": ("THOR's experts, one pass", _THOR),
     "bip": ("BIP balancing", {"method": "bip", **_EIGHT}),
     "film": ("FiLM experts (MoFME)", {"method": "film", "num_experts": 8, "r": 32, "alpha": 64.0}),
     "chain": ("Chain of Experts", {"method": "chain", "num_experts": 8, "r": 27, "alpha": 54.0}),
