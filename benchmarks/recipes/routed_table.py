@@ -17,9 +17,14 @@ def _ratio(rows: list[dict[str, Any]], base: dict[int, dict[str, Any]], key: str
 
 
 def _step(rows: list[dict[str, Any]], base: dict[int, dict[str, Any]]) -> str:
-    """Return the time of a step relative to plain LoRA: in the same process, or with the same seed."""
-    own = [row["step_to_lora"] for row in rows if "step_to_lora" in row]
-    return f"{statistics.median(own):.2f}" if own else _ratio(rows, base, "cpu_seconds_per_step")
+    """Return the time of a step relative to plain LoRA: in the same process, or with the same seed.
+
+    Nothing is said of rows without a value: their first steps, in a cold process, were no measure.
+    """
+    if "step_to_lora" not in rows[0]:
+        return _ratio(rows, base, "cpu_seconds_per_step")
+    own = [row["step_to_lora"] for row in rows if row["step_to_lora"] is not None]
+    return f"{statistics.median(own):.2f}" if own else ""
 
 
 #: Difference of mean accuracies below which two methods are equal for practical purposes.

@@ -120,11 +120,13 @@ def cell(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
             for adapter, router in layer.routers.items():
                 router.skeleton.selector.k = layer.specs[adapter].num_experts
         result["accuracy_dense"] = predict(module, data)
-    plain = adapted(METHODS["lora_equal"][1], data.num_classes, args)
     data.setup("fit")
-    lora = train(plain, data, args.epochs, steps=PAIRED_STEPS)["first_steps"]
-    paired = zip(result.pop("first_steps"), lora, strict=True)
-    return result | {"step_to_lora": statistics.median(own / other for own, other in paired)}
+    plain = adapted(METHODS["lora_equal"][1], data.num_classes, args)
+    again = adapted(options, data.num_classes, args, procedure=procedure)
+    other, own = (train(model, data, args.epochs, steps=PAIRED_STEPS) for model in (plain, again))
+    paired = zip(own["first_steps"], other["first_steps"], strict=True)
+    del result["first_steps"]
+    return result | {"step_to_lora": statistics.median(one / two for one, two in paired)}
 
 
 def main() -> None:
