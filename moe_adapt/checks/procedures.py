@@ -15,14 +15,14 @@ from moe_adapt.training.modules.classifier import Classifier
 from moe_adapt.training.procedures import PROCEDURES, Procedure
 from moe_adapt.tuner import RoutedLoraConfig
 
-__all__ = ["ToyClassifier", "check_procedure", "toy_batches"]
+__all__ = ["CheckedClassifier", "check_procedure", "toy_batches"]
 
 CLASSES, BATCHES = 3, 3
 #: How activations are kept: as they are, or recomputed in one of two ways.
 Checkpointing = Literal["none", "reentrant", "non-reentrant"]
 
 
-class ToyClassifier(Classifier):
+class CheckedClassifier(Classifier):
     """A two-layer BERT with random weights under a routed adapter, in float64.
 
     Args:
@@ -104,7 +104,7 @@ def check_procedure(make: Callable[[], Procedure], tuner: RoutedLoraConfig | Non
 
     Args:
         make: Makes the procedure, a new one at each call.
-        tuner: The adapter that it is to train; None for `ToyClassifier`'s.
+        tuner: The adapter that it is to train; None for `CheckedClassifier`'s.
 
     Raises:
         AssertionError: If a property does not hold.
@@ -114,7 +114,7 @@ def check_procedure(make: Callable[[], Procedure], tuner: RoutedLoraConfig | Non
     if settings["name"] in PROCEDURES:
         again = PROCEDURES.build(settings).settings()
         assert again == settings, "settings() gives the constructor's arguments, as JSON types"
-    module = ToyClassifier(procedure, tuner)
+    module = CheckedClassifier(procedure, tuner)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     needs = {name: p.requires_grad for name, p in module.named_parameters()}
     steps = _fit(module)
@@ -127,7 +127,7 @@ def check_procedure(make: Callable[[], Procedure], tuner: RoutedLoraConfig | Non
     assert needs == {name: p.requires_grad for name, p in after.items()}, "it thaws and freezes nothing"
     assert module.training, "it leaves the module in training mode"
     for kind in ("none", "non-reentrant", "reentrant"):
-        other = ToyClassifier(make(), tuner, cast(Checkpointing, kind))
+        other = CheckedClassifier(make(), tuner, cast(Checkpointing, kind))
         _fit(other)
         for name, parameter in other.named_parameters():
             close = torch.allclose(parameter, after[name], rtol=1e-6, atol=1e-9)
@@ -135,7 +135,7 @@ def check_procedure(make: Callable[[], Procedure], tuner: RoutedLoraConfig | Non
             assert same, f"a second run ends the same, with checkpointing {kind} too: {name} differs"
 
 
-def _fit(module: ToyClassifier) -> int:
+def _fit(module: CheckedClassifier) -> int:
     """Train for one epoch and return the optimizer steps taken."""
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(

@@ -20,6 +20,7 @@ def membership_auc(members: Tensor, others: Tensor) -> float:
         members: Losses of rows that were trained on, [N].
         others: Losses of rows that were not, [M].
 
+    >>> import torch
     >>> membership_auc(torch.tensor([0.1, 0.2]), torch.tensor([0.3, 0.2]))
     0.875
     """

@@ -123,9 +123,10 @@ def _with_new_settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, An
     tuner = old.get("tuner")
     if not tuner:
         return old
-    defaults = {field.name: field.default for field in fields(RoutedLoraConfig)}
+    plain = RoutedLoraConfig()  # its parts are those of the default method
+    defaults = {field.name: (field.default, getattr(plain, field.name)) for field in fields(RoutedLoraConfig)}
     added = {name: value for name, value in new.get("tuner", {}).items() if name not in tuner}
-    return {**old, "tuner": tuner | {n: v for n, v in added.items() if v == defaults.get(n)}}
+    return {**old, "tuner": tuner | {n: v for n, v in added.items() if v in defaults.get(n, ())}}
 
 
 def _verify_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -1,7 +1,6 @@
 """The auxiliary losses of a model's adapters: on the decisions of its last forward, and on experts."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +110,7 @@ def _on_experts(
 def sum_aux_losses(
     model: nn.Module,
     session: RoutingSession,
-    more: Mapping[str, AuxLoss] = MappingProxyType({}),
+    more: Mapping[str, AuxLoss] | None = None,
     configured: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted sum of the auxiliary losses of the last forward, and its parts by name.
@@ -139,14 +138,14 @@ def sum_aux_losses(
 def _summed(
     model: nn.Module,
     context: RouteContext,
-    more: Mapping[str, AuxLoss] = MappingProxyType({}),
+    more: Mapping[str, AuxLoss] | None = None,
     configured: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
     parts: dict[str, Tensor] = {}
     for adapter in sorted({key[0] for key in context.records}):
-        losses = [*(active_losses(model, adapter) if configured else []), *more.items()]
+        losses = [*(active_losses(model, adapter) if configured else []), *(more or {}).items()]
         with torch.enable_grad(), torch.autocast(device_type=device.type, enabled=False):
             on_experts = [(name, loss) for name, loss in losses if isinstance(loss, ExpertLoss)]
             found = _on_decisions([pair for pair in losses if pair not in on_experts], context, adapter)

@@ -46,7 +46,7 @@ def test_a_heat_map_has_a_cell_for_each_value():
 def test_a_page_says_its_width_and_knows_the_dark():
     text = page("A & B", [verdict("x < y"), facts({"k": "<v>"})])
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
-    assert "A &amp; B" in text and "x &lt; y" in text and "&lt;v&gt;" in text
+    assert "A &amp; B" in text and "X &lt; y" in text and "&lt;v&gt;" in text
 
 
 def test_the_best_value_of_a_column_is_bold():

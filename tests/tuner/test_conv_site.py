@@ -78,7 +78,8 @@ def test_one_expert_is_pefts_lora_bit_for_bit(images):
     + [(method, "image") for method in ("top_k", "k_means", "condenser_bias")],
 )
 def test_every_method_trains_saves_and_reloads(method, granularity, images, tmp_path):
-    experts = {"num_experts": 3} if method == "mola" else {}  # its list counts blocks
+    # A list of MoLA counts blocks; slices divide the rank.
+    experts = {"mola": {"num_experts": 3}, "slices": {"num_experts": 2}}.get(method, {})
     model = adapted(method, granularity=granularity, **experts)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)

@@ -133,7 +133,8 @@ def _cuts(distances: np.ndarray) -> tuple[dict[int, np.ndarray], dict[int, float
     """Return the groups for every number of them, and the mean silhouettes of those that have one."""
     size = len(distances)
     tree = average(squareform(distances, checks=False))
-    cuts = {k: _in_order(cut_tree(tree, n_clusters=k)[:, 0]) for k in range(1, size + 1)}
+    levels = cut_tree(tree)  # [T, T]: as many groups as members first, one last
+    cuts = {k: _in_order(levels[:, size - k]) for k in range(1, size + 1)}
     return cuts, {k: float(silhouettes(distances, cuts[k]).mean()) for k in range(2, size)}
 
 

@@ -86,8 +86,8 @@ def without_groups(seed: int, size: int = 12) -> np.ndarray:
 
 
 def test_members_without_groups_are_one_group_as_often_as_the_level_says():
-    found = [cluster_losses(without_groups(seed)).count for seed in range(40)]
-    assert found.count(1) >= 36  # of 40; 38 are expected
+    found = [cluster_losses(without_groups(seed)).count for seed in range(20)]
+    assert found.count(1) >= 17  # of 20; 19 are expected
     fewer = cluster_losses(without_groups(0, size=7))
     assert fewer.count > 1 and fewer.p_value is None
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moe_adapt.checks import ToyClassifier, check_procedure
+from moe_adapt.checks import CheckedClassifier, check_procedure
 from moe_adapt.checks.procedures import toy_batches
 from moe_adapt.errors import UserError
 from moe_adapt.training.procedures import AdvMoE
@@ -13,7 +13,7 @@ from moe_adapt.tuner import RoutedLoraConfig
 
 
 def toy():
-    module = ToyClassifier()
+    module = CheckedClassifier()
     module.log = lambda *_, **__: None
     for part in module.modules():
         if isinstance(part, torch.nn.Dropout):
@@ -99,6 +99,6 @@ def test_experts_and_routers_move_in_their_own_steps():
 def test_a_model_without_a_router_is_refused():
     lora = RoutedLoraConfig(method="lora", target_modules=["query"], r=2)
     with pytest.raises(UserError, match="no router that learns"):
-        AdvMoE().check(ToyClassifier(tuner=lora))
+        AdvMoE().check(CheckedClassifier(tuner=lora))
     with pytest.raises(UserError, match="eps >= 0"):
         AdvMoE(eps=-1.0)

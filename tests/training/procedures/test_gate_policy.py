@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moe_adapt.checks import ToyClassifier, check_procedure
+from moe_adapt.checks import CheckedClassifier, check_procedure
 from moe_adapt.checks.procedures import toy_batches
 from moe_adapt.checks.routing import check_selector
 from moe_adapt.errors import UserError
@@ -19,7 +19,7 @@ def sampling():
 
 
 def toy():
-    module = ToyClassifier(tuner=sampling())
+    module = CheckedClassifier(tuner=sampling())
     module.log = lambda *_, **__: None
     for part in module.modules():
         if isinstance(part, torch.nn.Dropout):
@@ -109,7 +109,7 @@ def test_a_toy_reward_rises_through_the_gates_alone():
 
 def test_who_does_not_draw_experts_is_refused():
     with pytest.raises(UserError, match="selector to"):
-        GatePolicy().check(ToyClassifier())
+        GatePolicy().check(CheckedClassifier())
     with pytest.raises(UserError, match="at least 2 rollouts"):
         GatePolicy(rollouts=1)
-    GatePolicy().check(ToyClassifier(tuner=sampling()))
+    GatePolicy().check(CheckedClassifier(tuner=sampling()))

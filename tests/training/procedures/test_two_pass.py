@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moe_adapt.checks import ToyClassifier, check_procedure
+from moe_adapt.checks import CheckedClassifier, check_procedure
 from moe_adapt.checks.procedures import toy_batches
 from moe_adapt.errors import UserError
 from moe_adapt.training.procedures import PROCEDURES, TwoPass
@@ -38,7 +38,7 @@ def test_disagreement_is_symmetric_zero_on_equal_and_the_mean_of_both_divergence
 
 
 def test_without_alpha_and_with_the_same_expert_it_is_twice_the_cross_entropy():
-    module, batch = quiet(ToyClassifier(tuner=thor())), toy_batches(1)[0]
+    module, batch = quiet(CheckedClassifier(tuner=thor())), toy_batches(1)[0]
     torch.manual_seed(5)
     once = module.task_loss(batch)
     torch.manual_seed(5)
@@ -55,7 +55,7 @@ def test_without_alpha_and_with_the_same_expert_it_is_twice_the_cross_entropy():
 
 
 def test_two_draws_disagree_and_alpha_weighs_that():
-    module, batch = quiet(ToyClassifier(tuner=thor())), toy_batches(1)[0]
+    module, batch = quiet(CheckedClassifier(tuner=thor())), toy_batches(1)[0]
     losses = {}
     for alpha in (0.0, 1.0, 3.0):
         torch.manual_seed(1)
@@ -71,7 +71,7 @@ def test_passes_the_public_check_so_that_draws_are_the_same_under_recomputation(
 def test_alpha_makes_random_experts_agree():
     batch, apart = toy_batches(1)[0], {}
     for alpha in (0.0, 20.0):
-        module = quiet(ToyClassifier(tuner=thor()))
+        module = quiet(CheckedClassifier(tuner=thor()))
         optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=1e-2)
         for step in range(20):
             torch.manual_seed(step)

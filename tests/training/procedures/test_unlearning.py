@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from moe_adapt.checks import ToyClassifier, check_procedure
+from moe_adapt.checks import CheckedClassifier, check_procedure
 from moe_adapt.checks.procedures import toy_batches
 from moe_adapt.errors import UserError
 from moe_adapt.training.procedures import Unlearn
@@ -16,7 +16,7 @@ FORGET = 1
 
 
 def fitted(procedure, epochs=4, lr=3e-2, **settings):
-    module = ToyClassifier(procedure, lr=lr, router_lr=0.3, **settings)
+    module = CheckedClassifier(procedure, lr=lr, router_lr=0.3, **settings)
     L.seed_everything(0, verbose=False)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", enable_model_summary=False, **quiet)
@@ -38,7 +38,7 @@ def losses(module):
 
 
 def test_guarded_routing_of_retained_inputs_is_stable_and_the_rows_are_forgotten_all_the_same():
-    start = losses(ToyClassifier().eval())
+    start = losses(CheckedClassifier().eval())
     guarded, stable, moved = fitted(Unlearn(FORGET, max_inputs=16))
     free, drifted, _ = fitted(Unlearn(FORGET, guard=False))
     assert stable == 1.0 and moved > 0
@@ -49,7 +49,7 @@ def test_guarded_routing_of_retained_inputs_is_stable_and_the_rows_are_forgotten
 
 
 def test_the_loss_is_that_of_retained_rows_less_that_of_forgotten_ones_up_to_the_ceiling():
-    module, batch = ToyClassifier().eval(), toy_batches(1)[0]
+    module, batch = CheckedClassifier().eval(), toy_batches(1)[0]
     module.log_dict = lambda *_, **__: None
     gone = batch["domain_ids"] == FORGET
     forget, retain = (module.task_loss(select_rows(batch, rows)).float() for rows in (gone, ~gone))
@@ -71,7 +71,7 @@ def test_passes_the_public_check():
 
 
 def test_what_cannot_be_done_is_one_sentence():
-    module, batch = ToyClassifier(), toy_batches(1)[0]
+    module, batch = CheckedClassifier(), toy_batches(1)[0]
     unmarked = {name: values for name, values in batch.items() if name != "domain_ids"}
     with pytest.raises(UserError, match=r"data\.domain_column"):
         Unlearn(FORGET, guard=False).step(module, unmarked)
@@ -80,7 +80,7 @@ def test_what_cannot_be_done_is_one_sentence():
     with pytest.raises(UserError, match="no rows to retain"):
         site_inputs(module, [], most=4)
     sites = {"target_modules": ["query"], "num_experts": 3, "r": 2}
-    soft = ToyClassifier(tuner=RoutedLoraConfig(method="soft", **sites))
+    soft = CheckedClassifier(tuner=RoutedLoraConfig(method="soft", **sites))
     with pytest.raises(UserError, match="unlearn without the guard"):
         Unlearn(FORGET).attach(soft, torch.optim.Adam(soft.parameters()))
     with pytest.raises(UserError, match="ascent > 0"):
