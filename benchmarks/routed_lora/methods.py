@@ -92,6 +92,19 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "rank-one experts by product keys (OmniMoE)",
         {"method": "atoms", "num_experts": [36, 25, 36, 25, 36, 25], "r": 1, "alpha": 8.0},
     ),
+    "unipool": (
+        "UniPool, 34 experts per shape of layer",
+        {"method": "unipool", "num_experts": 34, "r": 4, "alpha": 8.0},
+    ),
+    "rexmoe": (
+        "ReXMoE, 14 experts per two layers",
+        {"method": "rexmoe", "num_experts": 14, "r": 4, "alpha": 8.0},
+    ),
+    "rmoe": (
+        "recurrent router (RMoE)",
+        {"method": "rmoe", **_EIGHT, "scorer": {"name": "recurrent", "width": 8}},
+    ),
+    "read_me": ("one gate before all layers (Read-ME)", {"method": "read_me", **_NINE}),
 }
 
 #: How a method is trained, where that is not one pass and the task loss.

@@ -92,6 +92,9 @@ class Scorer(nn.Module, ABC):
     #: logits together with the experts' hidden vectors instead of calling the scorer.
     rows: str | None = None
 
+    #: Names of own submodules that are one for all sites of an adapter: stored, trained and counted once.
+    common: tuple[str, ...] = ()
+
     @abstractmethod
     def forward(self, x: Tensor, ctx: "RouteContext", bank: "ExpertBank") -> Tensor:
         """Return logits [N, E] for the tokens `x` [N, d]; `x` is fp32 (or fp64)."""

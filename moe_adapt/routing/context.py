@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moe_adapt.errors import UserError
 from moe_adapt.routing.records import Point, RoutingRecord
+from moe_adapt.routing.shared import Shared
 from moe_adapt.routing.stacks import Stack
 
 __all__ = ["Delivery", "RouteContext", "in_backward"]
@@ -104,6 +105,10 @@ class RouteContext:
         self.unmark: list[Callable[[], None]] = []
         #: What to add to the logits of a site, [E], by adapter and site.
         self.offsets: dict[tuple[str, str], Tensor] = {}
+        #: What sites hand on to each other.
+        self.shared = Shared()
+        #: Gives the model's table of token embeddings; None if the model has none.
+        self.embeddings: Callable[[], Any] | None = None
         self._here = self.stacks[0]
         self._stacks_seen = 0
         self._stack_of: dict[str, Stack] = {}
@@ -225,6 +230,39 @@ class RouteContext:
         """Return what this site is to select again, bool [N, E], or None if it is free."""
         return None if self._replay is None else self._replay.get(self.site)
 
+    def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return a tensor that the first site of the running stack computes, at all of its sites.
+
+        Gradients of all sites reach it, under gradient checkpointing too.
+
+        Args:
+            name: Tells several tensors apart.
+            compute: Gives the tensor.
+
+        Raises:
+            RuntimeError: If the run is the recomputation of an earlier forward.
+        """
+        self._check_own_forward()
+        return self.shared.once((self.site[0], self.stack_number, name), self.site, in_backward(), compute)
+
+    def pass_on(self, name: str, tokens: int, update: Callable[[Tensor | None], Tensor]) -> Tensor:
+        """Return the new value of a state that runs through a stack's sites, in the order of their calls.
+
+        Gradients flow back along the sites, under gradient checkpointing too. Sites with other numbers of
+        tokens, such as those on pooled vectors, have a state of their own.
+
+        Args:
+            name: Tells several states apart.
+            tokens: Number of tokens, `N`.
+            update: Gives the new state from that of the site before, or from None at the first site.
+
+        Raises:
+            RuntimeError: If the run is the recomputation of an earlier forward.
+        """
+        self._check_own_forward()
+        chain = (self.site[0], self.stack_number, name)
+        return self.shared.pass_on(chain, self.site, in_backward(), tokens, update)
+
     def accumulate(self, name: str, value: Tensor) -> None:
         """Add a tensor to a sum of this site that its router gets after the optimizer step.
 
@@ -288,12 +326,7 @@ class RouteContext:
             RuntimeError: If the site is recomputed more often than it ran.
         """
         self._check_own_forward()
-        known = self._here.ids
-        if not isinstance(known, Tensor):
-            raise UserError(
-                f"the router of {self.site[1]!r} needs token ids, but this part of the model was called "
-                "without input_ids; pass them, or take a scorer that looks at the input, such as 'linear'."
-            )
+        known = self._known_ids()
         ids = self._here.flat_ids(leading_shape)
         if ids is None:
             raise UserError(
@@ -302,3 +335,28 @@ class RouteContext:
                 "leave the layer out with exclude_modules."
             )
         return ids
+
+    def sequences(self) -> tuple[Tensor, Tensor | None]:
+        """Return token ids and mask, [B, S] each, of the last site's stack; the mask is None without one.
+
+        Raises:
+            UserError: If the stack got no `input_ids`, or a key-value cache holds earlier ones.
+            RuntimeError: If the run is the recomputation of an earlier forward.
+        """
+        self._check_own_forward()
+        ids, mask = self._known_ids(), self._here.mask
+        if self._here.cached and (mask is None or mask.shape != ids.shape):
+            raise UserError(
+                f"the router of {self.site[1]!r} reads a text from its start, which a key-value cache leaves "
+                "out; pass use_cache=False."
+            )
+        return ids, mask if mask is not None and mask.shape == ids.shape else None
+
+    def _known_ids(self) -> Tensor:
+        known = self._here.ids
+        if not isinstance(known, Tensor):
+            raise UserError(
+                f"the router of {self.site[1]!r} needs token ids, but this part of the model was called "
+                "without input_ids; pass them, or take a scorer that looks at the input, such as 'linear'."
+            )
+        return known

@@ -41,6 +41,7 @@ class RoutingRecord:
         domains: Domain of each token, int [N], -1 for none; None if unknown.
         anchor: What the router would have given when it was anchored, [N, E]; None if it is not.
         stack: Number of the stack of the model that the tokens belong to (`RouteContext.arrive`).
+        pool: Name of the pool that the site's experts are in; None if they are its own.
     """
 
     site: str
@@ -55,6 +56,7 @@ class RoutingRecord:
     domains: Tensor | None = None
     anchor: Tensor | None = None
     stack: int = 0
+    pool: str | None = None
 
 
 class RecordGroup:
@@ -75,6 +77,7 @@ class RecordGroup:
         nulls: How many of the `E` columns, the last ones, are null experts.
         domains: Domain of each token, int [N], or None.
         anchor: What anchored routers would have given, [L, N, E], no gradient; None without anchors.
+        pools: Name of the pool of each site's experts, or None.
     """
 
     def __init__(self, records: list[RoutingRecord], progress: float = 1.0) -> None:
@@ -90,6 +93,7 @@ class RecordGroup:
         self.mask = records[0].mask
         self.nulls = records[0].nulls
         self.domains = records[0].domains
+        self.pools = [record.pool for record in records]
         anchors = [record.anchor for record in records if record.anchor is not None]
         self.anchor = torch.stack(anchors) if anchors else None
 

@@ -77,6 +77,7 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         self.owners = owners
+        self.pool: str | None = None
         if anchored and scorer.rows is not None:
             self.register_buffer("anchor", torch.full_like(getattr(scorer, scorer.rows), torch.nan))
         self.scorer = scorer
@@ -177,6 +178,7 @@ class Router(nn.Module):
                     domains=ctx.flat_domain_ids(len(x)),
                     anchor=self._anchor_logits(x, ctx),
                     stack=ctx.stack_number,
+                    pool=self.pool,
                 ),
             )
         if nulls == 0:

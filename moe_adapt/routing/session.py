@@ -8,6 +8,7 @@ forward without gradients in between, such as that of a reference policy, takes 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,8 @@ class RoutingSession:
         self.replay: Mapping[SiteKey, Tensor] | None = None
         self.offsets: dict[tuple[str, str], Tensor] = {}
         self.sums: dict[tuple[str, str, str], Tensor] = {}
+        #: Modules with the tensors that all sites of an adapter share (`moe_adapt.tuner.common`).
+        self.common: Any = None
         self._differentiable: RouteContext | None = None
         self._delivery: Delivery | None = None
 
@@ -86,6 +89,7 @@ class RoutingSession:
             replay=self.replay,
         )
         self.context.offsets = self.offsets
+        self.context.embeddings = getattr(model, "get_input_embeddings", None)
 
     def close(self, output: Any = None) -> None:
         """End a forward: if it can be differentiated, a recomputation belongs to it from now on.
@@ -158,6 +162,7 @@ class RoutingSession:
         copy = RoutingSession()
         memo[id(self)] = copy
         copy.tracing, copy._progress, copy.progress_kept = self.tracing, self._progress, self.progress_kept
+        copy.common = deepcopy(self.common, memo)
         return copy
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,4 +170,5 @@ class RoutingSession:
             "tracing": self.tracing,
             "_progress": self._progress,
             "progress_kept": self.progress_kept,
+            "common": self.common,
         }

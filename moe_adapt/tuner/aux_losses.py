@@ -9,6 +9,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.routing import AUX_LOSSES, AuxLoss, ExpertLoss, RouteContext, SiteExperts, group_records
 from moe_adapt.routing.carrier import carry, inject_parameter
 from moe_adapt.routing.session import RoutingSession
+from moe_adapt.routing.shared import Shared
 from moe_adapt.tuner.layer import adapted_layers
 from moe_adapt.tuner.loading import is_adapter_key
 
@@ -170,6 +171,7 @@ def trace_aux_losses(model: nn.Module, session: RoutingSession) -> None:
         return
     if context.training and context.records and torch.is_grad_enabled():
         context.traced_aux = _summed(model, context)
+    context.shared = Shared()
     if not session.tracing:
         context.records = {}
 

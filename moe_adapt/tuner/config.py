@@ -13,13 +13,15 @@ from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS, ExpertL
 from moe_adapt.tuner.lora_words import understands_lora
 from moe_adapt.tuner.methods import METHODS
 from moe_adapt.tuner.peft_plugin import PEFT_TYPE
+from moe_adapt.tuner.pools import check_pool
 from moe_adapt.tuner.sample_config import SampleConfig
 from moe_adapt.tuner.targets import TARGET_GROUPS, option_list
 
 __all__ = ["FORMAT_VERSION", "RoutedLoraConfig", "config_for_one_adapter"]
 
 #: Newest version of the adapter's file format that is read; newer ones are refused. Adapters whose experts
-#: are no plain LoRAs have version 3, those that route whole samples 2, all others 1, as in older releases.
+#: are no plain LoRAs, or in pools, have version 3, those that route whole samples 2, all others 1, as in older
+#: releases.
 FORMAT_VERSION = 3
 #: Arguments of parts that a layer supplies.
 _SUPPLIED = ("in_features", "num_experts")
@@ -62,6 +64,9 @@ class RoutedLoraConfig(PeftConfig):
             folders or names on the Hub (OWNER/NAME, OWNER/NAME/SUBFOLDER, with @REVISION), or a mapping of
             names of experts to them. Layers, ranks and scales are theirs. An empty list is none, which takes
             back on the command line what a configuration says.
+        pool: Which layers have their experts together, each with a router of its own: by (shape or name:
+            layers of one shape, or of one name and shape) and sites (how many adjacent ones; null for all).
+            Then num_experts counts the experts of a pool. An empty mapping is none.
         compute_dtype: Dtype of the experts' matrix products: adapter (that of the expert weights, as PEFT's
             LoRA) or base (that of the layer's input; faster on half-precision bases).
         granularity: What one decision of a convolution's router covers: each position of its output, or the
@@ -96,6 +101,7 @@ class RoutedLoraConfig(PeftConfig):
     shared_a: bool | None = None
     bank: str | dict[str, Any] | None = None
     experts_from: list[str] | dict[str, str] | None = None
+    pool: dict[str, Any] | None = None
     compute_dtype: Literal["adapter", "base"] = "adapter"
     granularity: Literal["position", "image"] = "position"
     init_weights: bool = True
@@ -128,9 +134,16 @@ class RoutedLoraConfig(PeftConfig):
                 f"this adapter has file format {self.format_version}, but this moe_adapt reads up to "
                 f"{FORMAT_VERSION}; upgrade moe-adapt."
             )
+        self.pool = self.pool or None
+        if self.pool is not None:
+            check_pool(self.pool)
         if self.sample_router is not None:
             SampleConfig.of(self.sample_router)
             self.format_version = max(self.format_version, 2)
+        if self.pool is not None:
+            self.format_version = max(self.format_version, 3)
+            if self.bank_kind().shares_factors:
+                raise UserError("a pool has experts of their own factors; take bank='lora', or pool=null.")
         self._check_expressions()
         self._check_layers()
         self._check_numbers()
@@ -167,7 +180,7 @@ class RoutedLoraConfig(PeftConfig):
         self.experts_from = self.experts_from or None
         if self.experts_from is None or self.sites is not None:
             return
-        for name in ("target_modules", "num_experts", "r", "alpha", "shared_a"):
+        for name in ("target_modules", "num_experts", "r", "alpha", "shared_a", "pool"):
             value = getattr(self, name)
             if value is not None and value == METHODS[self.method].get(name):
                 setattr(self, name, None)  # what a packaged method says of its own experts

@@ -77,10 +77,12 @@ class PoolOperation:
         self.layers = [layer for layer in adapted_layers(tuner.model) if self.adapter in layer.specs]
         for layer in self.layers:
             layer.refuse_kind(self.adapter, "edited")
-            if layer.routers[self.adapter].skeleton.scorer.on_grid:
+            layer.refuse_pool(self.adapter)
+            router = layer.routers[self.adapter]
+            if router.skeleton.scorer.on_grid or router.common is not None:
                 raise UserError(
-                    f"the scorer of {layer.site} has a grid of experts, which cannot be edited one by one; "
-                    "take a scorer with a row per expert, such as linear."
+                    f"the scorer of {layer.site} has a grid of experts, or shares tensors with other layers, "
+                    "so experts cannot be edited; take a scorer with a row per expert, such as linear."
                 )
         self.optimizer = optimizer
         self.state: OptimizerState = state

@@ -4,9 +4,11 @@ PEFT strips the adapter's name from a saved key only if it is the last or second
 keyed by adapter name therefore reloads as random weights under another name, with nothing but a warning. So
 each tensor of a router lives in a ParameterDict or BufferDict of its own, keyed by adapter name: the tensor
 ``scorer.weight`` is ``<site>.moe_adapt_router__scorer__weight.<adapter>``. The module itself is a skeleton
-without storage (meta device) that runs with these tensors through `torch.func.functional_call`.
+without storage (meta device) that runs with these tensors through `torch.func.functional_call`. Tensors that
+are one for all sites of an adapter (`Scorer.common`) live in `moe_adapt.tuner.common` in the same way.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.func import functional_call
 
 from moe_adapt.experts import BankKind, ExpertBank
 from moe_adapt.routing import Router, RoutingDecision
+from moe_adapt.tuner.common import CommonTensors
 from moe_adapt.tuner.peft_plugin import PREFIX, BaseTunerLayer, BufferDict
 
 __all__ = ["BANK_PREFIX", "ROUTER_PREFIX", "FlatBank", "FlatRouter"]
@@ -54,14 +57,24 @@ class FlatRouter:
         adapter: Name of the adapter.
         router: The router, with initial values.
         trainable: Whether its parameters get gradients.
+        common: Gives the owner of what is one for all sites.
 
     Raises:
         ValueError: If a parameter name of the router contains ``__``.
     """
 
-    def __init__(self, layer: BaseTunerLayer, adapter: str, router: Router, trainable: bool) -> None:
+    def __init__(
+        self,
+        layer: BaseTunerLayer,
+        adapter: str,
+        router: Router,
+        trainable: bool,
+        common: Callable[[], CommonTensors] | None = None,
+    ) -> None:
         self.adapter = adapter
         self.containers: dict[str, str] = {}
+        self.common = common() if common is not None and router.scorer.common else None
+        self._in_common = tuple(f"scorer.{module}." for module in router.scorer.common)
         for name, parameter in router.named_parameters():
             self._store(layer, name, nn.Parameter(parameter.detach().clone(), requires_grad=trainable))
         for name, buffer in router.named_buffers():
@@ -71,12 +84,19 @@ class FlatRouter:
     def _store(self, layer: BaseTunerLayer, name: str, value: Tensor) -> None:
         if "__" in name:
             raise ValueError(f"the router's tensor {name!r} must not have '__' in its name.")
-        self.containers[name] = ROUTER_PREFIX + name.replace(".", "__")
-        _store(layer, self.containers[name], self.adapter, value)
+        container = self.containers[name] = ROUTER_PREFIX + name.replace(".", "__")
+        if self.common is not None and name.startswith(self._in_common):
+            self.common.put(container, self.adapter, value, keep=True)
+        else:
+            _store(layer, container, self.adapter, value)
 
     def tensors(self, layer: nn.Module) -> dict[str, Tensor]:
         """Return the router's tensors by their own names, looked up afresh: loading may replace them."""
-        return {name: getattr(layer, container)[self.adapter] for name, container in self.containers.items()}
+        found = {}
+        for name, container in self.containers.items():
+            shared = self.common is not None and name.startswith(self._in_common)
+            found[name] = getattr(self.common if shared else layer, container)[self.adapter]
+        return found
 
     def rows(self, layer: nn.Module) -> Tensor | None:
         """Return the rows [E, d] of a scorer that is one matrix product, or None (`Scorer.rows`)."""

@@ -21,6 +21,7 @@ from moe_adapt.routing.context import in_backward
 from moe_adapt.routing.session import RoutingSession
 from moe_adapt.routing.stacks import INPUTS, Stack, is_stack
 from moe_adapt.tuner.aux_losses import active_losses, deliver_aux_losses, sum_aux_losses, trace_aux_losses
+from moe_adapt.tuner.common import remove_common
 from moe_adapt.tuner.frozen_base import UncalledSites
 from moe_adapt.tuner.layer import RoutedLoraLayer
 from moe_adapt.tuner.loading import check_loaded_keys
@@ -244,6 +245,7 @@ class ModelHooks:
         for handle in self._handles:
             handle.remove()
         self.samples.remove()
+        remove_common(self.model)
 
 
 def require_hooks(model: nn.Module | None) -> list[ModelHooks]:

@@ -19,13 +19,14 @@ from moe_adapt.tuner.peft_plugin import (
     BufferDict,
     layer_shape,
 )
+from moe_adapt.tuner.pools import SharesExperts
 from moe_adapt.tuner.sample_experts import add_sample_experts, record_samples, with_known
 from moe_adapt.tuner.site import SiteSpec
 
 __all__ = ["RoutedLoraLayer", "adapted_layers"]
 
 
-class RoutedLoraLayer(nn.Module, MergesConstantGates):
+class RoutedLoraLayer(nn.Module, MergesConstantGates, SharesExperts):
     """Adds `s sum_e g_e B_e A_e x` to the output of a frozen linear layer.
 
     Every tensor sits in a container keyed by adapter name. Trainable experts are parameters (`moe_adapt_A`
@@ -90,11 +91,11 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
             trainable: Whether the parameters get gradients.
         """
         dtype, kind = self._adapter_dtype(), config.bank_kind()
-        live = spec.num_experts - spec.frozen
+        pooled = spec.pool is not None
         bound = 1 / math.sqrt(self.in_features)
         blocks: tuple[tuple[Any, Any, int], ...] = (
             (self.moe_adapt_A_frozen, self.moe_adapt_B_frozen, spec.frozen),
-            (self.moe_adapt_A, self.moe_adapt_B, live),
+            (self.moe_adapt_A, self.moe_adapt_B, spec.num_experts - spec.frozen),
         )
         for downs, ups, count in blocks:
             if count == 0:
@@ -104,6 +105,9 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
             up = torch.zeros(self.out_features, ups_count, spec.r, dtype=dtype)
             if not config.init_weights:
                 up.uniform_(-(spec.r**-0.5), spec.r**-0.5)
+            if pooled:
+                self.join_pool(adapter_name, spec, nn.Parameter(down), nn.Parameter(up), trainable)
+                continue
             is_frozen = downs is self.moe_adapt_A_frozen
             downs[adapter_name] = down if is_frozen else nn.Parameter(down, requires_grad=trainable)
             ups[adapter_name] = up if is_frozen else nn.Parameter(up, requires_grad=trainable)
@@ -119,7 +123,10 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
             anchored=config.needs_anchor(),
             owners=spec.rows,
         )
-        self.routers[adapter_name] = FlatRouter(self, adapter_name, router.to(dtype), trainable)
+        router.pool = spec.pool
+        self.routers[adapter_name] = FlatRouter(
+            self, adapter_name, router.to(dtype), trainable, self.common_router
+        )
         if kind.shares_factors:
             size = (spec.num_experts, spec.r)
             self.kinds[adapter_name] = FlatBank(self, adapter_name, kind, size, dtype, trainable)
@@ -130,6 +137,7 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         if config.needs_start():
             self._await_start(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.move_common(adapter_name)
 
     def _await_start(self, adapter_name: str) -> None:
         """Make the buffers for the factors of the start, not taken yet."""
@@ -168,12 +176,12 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
             adapter_name: Name of the adapter.
             dtype: What to compute in; None keeps the dtype of the tensors.
         """
-        blocks = []
+        blocks, spec = [], self.specs[adapter_name]
         if adapter_name in self.moe_adapt_A_frozen:
             blocks.append((self.moe_adapt_A_frozen[adapter_name], self.moe_adapt_B_frozen[adapter_name]))
-        if adapter_name in self.moe_adapt_A:
-            blocks.append((self.moe_adapt_A[adapter_name], self.moe_adapt_B[adapter_name]))
-        spec = self.specs[adapter_name]
+        owner: Any = self.pool(adapter_name) or self
+        if adapter_name in owner.moe_adapt_A:
+            blocks.append((owner.moe_adapt_A[adapter_name], owner.moe_adapt_B[adapter_name]))
         bank = ExpertBank.from_blocks(
             blocks,
             self.scales[adapter_name],
@@ -207,8 +215,9 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
         )
 
     def refuse_shared(self, adapter_name: str) -> None:
-        """Raise `UserError` if the experts share `A`, so that none can be held while others learn."""
+        """Raise `UserError` if experts or layers share factors, so that none can be held alone."""
         self.refuse_kind(adapter_name, "frozen by themselves")
+        self.refuse_pool(adapter_name)
         if self.specs[adapter_name].shared_a:
             raise UserError(
                 f"the experts of {self.site} share a down-projection (shared_a) that all of them train, so "
@@ -259,6 +268,7 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates):
             trainable: Whether the others get gradients.
         """
         spec, experts = self.specs[adapter_name], range(b.shape[1])
+        self.refuse_pool(adapter_name)
         held = [expert for expert in experts if expert in frozen]
         live = [expert for expert in experts if expert not in frozen]
         for container in (

@@ -15,6 +15,7 @@ from moe_adapt.evaluation.routing import RoutingStats, routing_stats
 from moe_adapt.experts.conv import is_supported_convolution
 from moe_adapt.routing import AuxLoss, RecordGroup, group_records
 from moe_adapt.routing.sample import SampleRoutes
+from moe_adapt.tuner.common import CommonTensors, common_parts, install_common, settle_common
 from moe_adapt.tuner.config import RoutedLoraConfig, config_for_one_adapter
 from moe_adapt.tuner.conv_site import RoutedConvLayer
 from moe_adapt.tuner.flat_state import ROUTER_PREFIX
@@ -32,9 +33,9 @@ from moe_adapt.tuner.moe_base import (
     refuse_other_banks,
 )
 from moe_adapt.tuner.peft_plugin import PREFIX, BaseTuner, BaseTunerLayer, is_supported_layer
+from moe_adapt.tuner.pools import PoolPlan, cast_experts
 from moe_adapt.tuner.sample_config import SampleConfig
 from moe_adapt.tuner.sample_routing import FOR_ROUTERS
-from moe_adapt.tuner.sample_tensors import SampleTensors
 from moe_adapt.tuner.site import SiteSpec
 from moe_adapt.tuner.stock_lora import StockSite, stock_experts
 from moe_adapt.tuner.summary import AdapterSummary
@@ -52,7 +53,7 @@ class RoutedLoraModel(BaseTuner):
     """
 
     prefix: str = PREFIX
-    tuner_layer_cls = (RoutedLoraLayer, RoutedMoeGate, RoutedMoeExperts, SampleTensors)  # type: ignore[assignment]
+    tuner_layer_cls = (RoutedLoraLayer, RoutedMoeGate, RoutedMoeExperts, CommonTensors)  # type: ignore[assignment]
     target_module_mapping: dict[str, list[str]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
@@ -64,11 +65,13 @@ class RoutedLoraModel(BaseTuner):
             )
         hooks = ModelHooks.of(model)
         self.__dict__["hooks"] = hooks
+        install_common(model, hooks.session)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Create an adapter's layers (see PEFT); resolves per-site values into the saved configuration."""
         self.peft_config[adapter_name] = config_for_one_adapter(self.peft_config[adapter_name])
         self._stock_experts: dict[str, StockSite] = {}
+        self._pools = PoolPlan(self.peft_config[adapter_name].pool)
         self._num_depths = 1 + max(
             (depth for name, _ in model.named_modules() if (depth := site_depth(name)) is not None), default=0
         )
@@ -95,6 +98,8 @@ class RoutedLoraModel(BaseTuner):
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter (see PEFT), with what it keeps beside its layers."""
         super().delete_adapter(adapter_name)
+        for part in common_parts(self.hooks.session):
+            part.forget(adapter_name)
         self.hooks.samples.forget(adapter_name)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
@@ -122,11 +127,12 @@ class RoutedLoraModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         assert isinstance(peft_config, RoutedLoraConfig)
-        spec = self._site_spec(peft_config, current_key)
+        spec = self._site_spec(peft_config, current_key, target)
         trainable = adapter_name in self.active_adapters and not peft_config.inference_mode
         if isinstance(target, self.tuner_layer_cls):
             layer: Any = target
             layer.update_layer(adapter_name, spec, peft_config, trainable)
+            settle_common(self.model, self.hooks.session)
             return
         layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         kind = RoutedMoeGate if is_moe_gate(layer) else RoutedMoeExperts if is_moe_experts(layer) else None
@@ -148,9 +154,10 @@ class RoutedLoraModel(BaseTuner):
         site = RoutedConvLayer if isinstance(layer, nn.Conv2d) else RoutedLoraLayer
         wrapped = site(target, current_key, self.hooks.session).train(target.training)
         wrapped.update_layer(adapter_name, spec, peft_config, trainable)
+        settle_common(self.model, self.hooks.session)
         setattr(parent, target_name, wrapped)
 
-    def _site_spec(self, config: RoutedLoraConfig, site: str) -> SiteSpec:
+    def _site_spec(self, config: RoutedLoraConfig, site: str, layer: nn.Module) -> SiteSpec:
         config.sites = config.sites or {}
         if site not in config.sites:
             values = {
@@ -160,24 +167,15 @@ class RoutedLoraModel(BaseTuner):
             kind, experts = config.bank_kind(), values["num_experts"]
             size = kind.stored(experts, values["r"], values["alpha"], config.use_rslora)
             shared = bool(config.shared_a) or kind.shares_factors
-            config.sites[site] = SiteSpec(experts, size.rank, size.alpha, shared_a=shared).to_dict()
+            pool = self._pools.name(site, layer)
+            spec = SiteSpec(experts, size.rank, size.alpha, shared_a=shared, pool=pool)
+            config.sites[site] = spec.to_dict()
         return SiteSpec(**config.sites[site])
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         if autocast_adapter_dtype:
             return
-        for layer in adapted_layers(self.model):
-            _, dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
-            for name in ("moe_adapt_A", "moe_adapt_B", "moe_adapt_A_frozen", "moe_adapt_B_frozen"):
-                container = getattr(layer, name)
-                if adapter_name in container and dtype is not None and dtype.is_floating_point:
-                    value = container[adapter_name]
-                    cast = value.detach().to(dtype)
-                    container[adapter_name] = (
-                        nn.Parameter(cast, requires_grad=value.requires_grad)
-                        if isinstance(value, nn.Parameter)
-                        else cast
-                    )
+        cast_experts(adapted_layers(self.model), adapter_name)
 
     def unload(self) -> nn.Module:
         """Return the base model with its original layers, without adapters and hooks."""
@@ -372,6 +370,7 @@ class RoutedLoraModel(BaseTuner):
         kinds = (RoutedLoraLayer, RoutedMoeExperts)
         layers = [module for module in self.model.modules() if isinstance(module, kinds)]
         specs = [layer.specs[adapter] for layer in layers if adapter in layer.specs]
+        banks = {spec.pool or number: spec for number, spec in enumerate(specs)}.values()
         groups = self.parameter_groups()
         convolutions = any(isinstance(layer, RoutedConvLayer) for layer in layers)
         base_linears = [
@@ -386,7 +385,7 @@ class RoutedLoraModel(BaseTuner):
             linear_layers=len(
                 [name for name in base_linears if not re.search(r"modules_to_save|original_mod", name)]
             ),
-            experts=sum(spec.num_experts for spec in specs),
+            experts=sum(spec.num_experts for spec in banks),
             frozen_experts=sum(spec.frozen for spec in specs),
             ranks=sorted({spec.r for spec in specs}),
             trainable={name: _count(parameters) for name, parameters in groups.items()},

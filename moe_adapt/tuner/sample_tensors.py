@@ -5,10 +5,11 @@ It is a tuner layer to PEFT, which saves and loads what is in such layers and no
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_adapt.routing.sample import SampleRule
-from moe_adapt.tuner.peft_plugin import PREFIX, AdapterLayer, BufferDict
+from moe_adapt.tuner.common import CommonTensors
+from moe_adapt.tuner.peft_plugin import PREFIX
 from moe_adapt.tuner.sample_config import SampleConfig
 
 __all__ = ["HOLDER", "SampleTensors", "head_name", "rule_name", "sample_shapes"]
@@ -38,27 +39,13 @@ def sample_shapes(config: SampleConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-class SampleTensors(nn.Module, AdapterLayer):
+class SampleTensors(CommonTensors):
     """Buffers of the composed adapters of a model."""
 
-    adapter_layer_names: tuple[str, ...] = ()
-    other_param_names: tuple[str, ...] = ()
-
     def __init__(self) -> None:
-        super().__init__()
-        self.base_layer = nn.Identity()
-        self.site, self.was_called = HOLDER, True
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
+        super().__init__(HOLDER)
 
     def add(self, adapter: str, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors in, by container."""
         for container, value in tensors.items():
-            if not hasattr(self, container):
-                setattr(self, container, BufferDict({}, persistent=True))
-                self.other_param_names = (*self.other_param_names, container)
-            getattr(self, container)[adapter] = value
-
-    def get(self, container: str, adapter: str) -> Tensor:
-        """Return a tensor, looked up afresh: loading may replace it."""
-        return getattr(self, container)[adapter]
+            self.put(container, adapter, value)

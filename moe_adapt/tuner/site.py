@@ -25,6 +25,8 @@ class SiteSpec:
         rows: Expert of each row of the router; None if each expert has one (`merge_experts`).
         origins: Names of the experts that each expert descends from; None if each is its own.
         made: How many experts there have been, so that no number names two; None if as many as there are.
+        pool: Name of the pool that the experts are in (`moe_adapt.tuner.pools`); None if they are the
+            layer's own.
     """
 
     num_experts: int
@@ -37,6 +39,7 @@ class SiteSpec:
     rows: list[int] | None = None
     origins: list[list[str]] | None = None
     made: int | None = None
+    pool: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -60,5 +63,8 @@ class SiteSpec:
         return self.alpha / (math.sqrt(self.r) if use_rslora else self.r)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values as plain JSON types."""
-        return asdict(self)
+        """Return the values as plain JSON types; without a pool as older releases read them."""
+        values = asdict(self)
+        if self.pool is None:
+            del values["pool"]
+        return values

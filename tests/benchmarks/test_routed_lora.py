@@ -1,9 +1,12 @@
 """The comparisons of routed methods: equal sizes, tables of what is there."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from peft import get_peft_model
 
 from moe_adapt.routing import SCORERS
 from moe_adapt.tuner import RoutedLoraConfig
@@ -18,8 +21,29 @@ def on_path(monkeypatch):
         monkeypatch.syspath_prepend(str(BENCHMARKS / folder))
 
 
+#: Methods whose layers have something in common, so that no formula per layer counts their parameters.
+CROSS_SITE = ("unipool", "rexmoe", "rmoe", "read_me")
+
+
+def built_parameters(options, layers, width, hidden):
+    with torch.device("meta"):
+        block = {
+            "query": torch.nn.Linear(width, width),
+            "value": torch.nn.Linear(width, width),
+            "up": torch.nn.Linear(width, hidden),
+            "down": torch.nn.Linear(hidden, width),
+        }
+        stack = torch.nn.ModuleList([torch.nn.ModuleDict(copy.deepcopy(block)) for _ in range(layers)])
+    base = torch.nn.ModuleDict({"stack": stack})
+    config = RoutedLoraConfig(target_modules=list(block), **options)
+    model = get_peft_model(base, config, low_cpu_mem_usage=True)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def parameters(options, layers=6, width=384, hidden=1536):
     """Trainable parameters on query, value and the feed-forward layers of an encoder like MiniLM."""
+    if options["method"] in CROSS_SITE:
+        return built_parameters(options, layers, width, hidden)
     config = RoutedLoraConfig(**options)
     kind, nulls = config.bank_kind(), config.selector.get("nulls", 0)
     counts = config.num_experts if isinstance(config.num_experts, list) else [config.num_experts] * layers

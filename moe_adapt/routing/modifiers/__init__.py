@@ -3,7 +3,9 @@
 from moe_adapt.routing.modifiers.bip_balance import BipBalance
 from moe_adapt.routing.modifiers.condense_bias import CondenseBias
 from moe_adapt.routing.modifiers.expert_groups import ExpertGroups
+from moe_adapt.routing.modifiers.growing_candidates import GrowingCandidates
 from moe_adapt.routing.modifiers.noise import GaussianNoise
+from moe_adapt.routing.modifiers.norm_router import NormRouter
 from moe_adapt.routing.modifiers.offset import Offset
 from moe_adapt.routing.modifiers.sample_score import SampleScore
 from moe_adapt.routing.modifiers.temperature import Temperature
@@ -15,6 +17,8 @@ __all__ = [
     "CondenseBias",
     "ExpertGroups",
     "GaussianNoise",
+    "GrowingCandidates",
+    "NormRouter",
     "Offset",
     "SampleScore",
     "Temperature",

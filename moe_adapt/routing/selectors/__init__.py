@@ -11,6 +11,7 @@ from moe_adapt.routing.selectors.null_experts import NullExpertsSelector
 from moe_adapt.routing.selectors.on_off import OnOffSelector
 from moe_adapt.routing.selectors.product_top_k import ProductTopKSelector
 from moe_adapt.routing.selectors.sampled import SampledSelector
+from moe_adapt.routing.selectors.score_top_k import ScoreTopKSelector
 from moe_adapt.routing.selectors.sigmoid import SigmoidSelector
 from moe_adapt.routing.selectors.sparsegen import SparsegenSelector
 from moe_adapt.routing.selectors.sum import SumSelector
@@ -29,6 +30,7 @@ __all__ = [
     "OnOffSelector",
     "ProductTopKSelector",
     "SampledSelector",
+    "ScoreTopKSelector",
     "SigmoidSelector",
     "SparsegenSelector",
     "SumSelector",
