@@ -104,7 +104,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "recurrent router (RMoE)",
         {"method": "rmoe", **_EIGHT, "scorer": {"name": "recurrent", "width": 8}},
     ),
-    "read_me": ("one gate before all layers (Read-ME)", {"method": "read_me", **_NINE}),
+    "read_me": (
+        "one gate before all layers (Read-ME)",
+        {"method": "read_me", **_NINE, "scorer": {"name": "pre_gate", "width": 64}},
+    ),
 }
 
 #: How a method is trained, where that is not one pass and the task loss.

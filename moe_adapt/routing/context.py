@@ -345,12 +345,12 @@ class RouteContext:
         """
         self._check_own_forward()
         ids, mask = self._known_ids(), self._here.mask
-        if self._here.cached and (mask is None or mask.shape != ids.shape):
+        if self._here.cached if mask is None else mask.shape != ids.shape:
             raise UserError(
                 f"the router of {self.site[1]!r} reads a text from its start, which a key-value cache leaves "
                 "out; pass use_cache=False."
             )
-        return ids, mask if mask is not None and mask.shape == ids.shape else None
+        return ids, mask
 
     def _known_ids(self) -> Tensor:
         known = self._here.ids

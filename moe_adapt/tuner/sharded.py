@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
+from moe_adapt.tuner.common import COMMON
 from moe_adapt.tuner.loading import is_adapter_key
 
 __all__ = ["full_adapter_state", "save_sharded", "shard_blocks"]
@@ -46,10 +47,15 @@ def shard_blocks(model: PeftModel, **options: Any) -> PeftModel:
         options: Arguments of `torch.distributed.fsdp.fully_shard`, such as ``mesh`` or ``mp_policy``.
 
     Raises:
-        UserError: If an auxiliary loss looks at the experts' parameters.
+        UserError: If an auxiliary loss looks at the experts' parameters, or layers share tensors.
     """
     from torch.distributed.fsdp import fully_shard
 
+    if any(name.endswith(COMMON) for name, _ in model.named_modules()):
+        raise UserError(
+            "layers of this adapter share tensors, which shard_blocks would not keep in one place; take a "
+            "method whose layers have their own, or train with ddp."
+        )
     for name, config in model.peft_config.items():
         losses = getattr(config, "aux_losses", None) or []
         on_experts = [loss for loss in losses if _is_on_experts(loss)]

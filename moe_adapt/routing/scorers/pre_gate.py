@@ -93,7 +93,7 @@ class PreGateScorer(Scorer):
 
     common = ("gate",)
 
-    def __init__(self, num_experts: int, width: int = 64, layers: int = 2, heads: int = 2) -> None:
+    def __init__(self, num_experts: int, width: int = 32, layers: int = 2, heads: int = 2) -> None:
         super().__init__()
         if min(width, layers, heads) < 1 or width % heads:
             raise UserError(
