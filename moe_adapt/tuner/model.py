@@ -63,8 +63,7 @@ class RoutedLoraModel(BaseTuner):
                 f"the adapter name {adapter_name!r} would collide with parts of the model's parameter names "
                 "when it is saved; choose a name that is no number, has no dot and is no module name."
             )
-        hooks = ModelHooks.of(model)
-        self.__dict__["hooks"] = hooks
+        hooks = self.__dict__["hooks"] = ModelHooks.of(model)
         install_common(model, hooks.session)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:

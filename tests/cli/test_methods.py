@@ -58,7 +58,8 @@ def test_a_method_trains_from_its_yaml_and_reloads_under_another_name(method, mo
     assert result.code == 0, result.err
     module = load_module("run", "last")
     assert isinstance(module, CausalLM)
-    moved = [bool(own.any()) for layer in adapted_layers(module.model) for own in zero_at_first(layer)]
+    banks = {id(layer.pool("default") or layer): layer for layer in adapted_layers(module.model)}
+    moved = [bool(own.any()) for layer in banks.values() for own in zero_at_first(layer)]
     trained, total = map(int, re.search(r"experts trained: (\d+) of (\d+)", result.out).groups())
     assert (trained, total) == (sum(moved), len(moved)) and trained > 0
     assert ("never used" in result.out) == (trained < total)

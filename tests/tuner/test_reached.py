@@ -46,15 +46,12 @@ REACHED = {
     "smoe_dropout": (0.25, {"selector": {"name": "growing_top_k", "k_min": 2, "k_max": 4}}),
     "random_fixed": (0.45, {}),
     "hash": (0.02, {}),
-<<<<<<< HEAD
     "thor": (0.85, {}),
     "gate_policy": (0.3, {}),
-=======
     "unipool": (0.4, {}),
     "rexmoe": (0.1, {}),
     "rmoe": (0.1, {}),
     "read_me": (0.3, {"scorer": {"name": "pre_gate", "width": 8}}),
->>>>>>> f7e2692 (Shared pools, recurrent router and pre-gate: tests, pages, rows; sharded adapters refuse what is shared)
 }
 #: One map for all groups, or experts drawn by token, cannot reach what routing reaches.
 NO_BETTER_THAN = {"lora": 0.6, "lora_sum": 0.6, "uniform_dense": 0.35, "random_fixed": 0.2, "thor": 0.6}
