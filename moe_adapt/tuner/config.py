@@ -20,8 +20,8 @@ from moe_adapt.tuner.targets import TARGET_GROUPS, option_list
 __all__ = ["FORMAT_VERSION", "RoutedLoraConfig", "config_for_one_adapter"]
 
 #: Newest version of the adapter's file format that is read; newer ones are refused. Adapters whose experts
-#: are no plain LoRAs, or in pools, have version 3, those that route whole samples 2, all others 1, as in older
-#: releases.
+#: are no plain LoRAs, or in pools, have version 3, those that route whole samples 2, all others 1, as in
+#: older releases.
 FORMAT_VERSION = 3
 #: Arguments of parts that a layer supplies.
 _SUPPLIED = ("in_features", "num_experts")
