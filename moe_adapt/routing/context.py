@@ -107,7 +107,7 @@ class RouteContext:
         self.offsets: dict[tuple[str, str], Tensor] = {}
         #: What sites hand on to each other.
         self.shared = Shared()
-        #: Gives the model's table of token embeddings; None if the model has none.
+        #: Gives the model's table of token embeddings, or None if it has none; None if no model is known.
         self.embeddings: Callable[[], Any] | None = None
         self._here = self.stacks[0]
         self._stacks_seen = 0

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from moe_adapt.routing.context import Delivery, RouteContext, SiteKey, in_backward
+from moe_adapt.routing.embeddings import token_embeddings
 from moe_adapt.routing.stacks import Stack
 
 __all__ = ["RoutingSession", "with_gradient"]
@@ -89,7 +90,7 @@ class RoutingSession:
             replay=self.replay,
         )
         self.context.offsets = self.offsets
-        self.context.embeddings = getattr(model, "get_input_embeddings", None)
+        self.context.embeddings = partial(token_embeddings, model)
 
     def close(self, output: Any = None) -> None:
         """End a forward: if it can be differentiated, a recomputation belongs to it from now on.

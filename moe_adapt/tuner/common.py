@@ -40,7 +40,7 @@ class CommonTensors(nn.Module, AdapterLayer):
     def __init__(self, site: str) -> None:
         super().__init__()
         self.base_layer = nn.Identity()
-        self.base_layer.weight = None  # PEFT looks for it where it takes adapters off
+        self.base_layer.register_parameter("weight", None)  # PEFT looks for it where it takes adapters off
         self.site, self.was_called = site, True
         self._disable_adapters = False
         self.merged_adapters: list[str] = []

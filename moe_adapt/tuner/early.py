@@ -6,11 +6,14 @@ put requests with the same experts together.
 Reference: Cai et al., "Read-ME", arXiv 2410.19123.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError
 from moe_adapt.routing import RouteContext
+from moe_adapt.routing.embeddings import token_embeddings
 from moe_adapt.routing.scorers.pre_gate import PreGateScorer
 from moe_adapt.tuner.layer import adapted_layers
 
@@ -39,11 +42,8 @@ def early_experts(
             "take method='read_me', or the scorer 'pre_gate'."
         )
     layer = layers[0]
-    base = model
-    while not hasattr(base, "get_input_embeddings") and hasattr(base, "model"):
-        base = base.model  # type: ignore[assignment]
     context = RouteContext(token_mask=attention_mask, input_ids=input_ids)
-    context.embeddings = base.get_input_embeddings  # type: ignore[assignment]
+    context.embeddings = partial(token_embeddings, model)
     bank = layer.bank(adapter)
     tokens = torch.zeros(input_ids.numel(), layer.in_features, dtype=bank.a.dtype, device=bank.a.device)
     decision = layer.routers[adapter](layer, tokens, context, bank, adapter, layer.site, None)

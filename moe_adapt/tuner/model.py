@@ -70,7 +70,7 @@ class RoutedLoraModel(BaseTuner):
         """Create an adapter's layers (see PEFT); resolves per-site values into the saved configuration."""
         self.peft_config[adapter_name] = config_for_one_adapter(self.peft_config[adapter_name])
         self._stock_experts: dict[str, StockSite] = {}
-        self._pools = PoolPlan(self.peft_config[adapter_name].pool)
+        self._pools = PoolPlan(self._config(adapter_name).pool)
         self._num_depths = 1 + max(
             (depth for name, _ in model.named_modules() if (depth := site_depth(name)) is not None), default=0
         )

@@ -135,7 +135,7 @@ def cast_experts(layers: Iterable[Any], adapter: str) -> None:
         owner = (layer.pool(adapter) if adapter in layer.specs else None) or layer
         _, dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
         for name in ("moe_adapt_A", "moe_adapt_B", "moe_adapt_A_frozen", "moe_adapt_B_frozen"):
-            container = getattr(owner, name, ())
+            container: Any = getattr(owner, name, {})
             if adapter in container and dtype is not None and dtype.is_floating_point:
                 value = container[adapter]
                 cast = value.detach().to(dtype)

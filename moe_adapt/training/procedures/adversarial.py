@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from moe_adapt.errors import UserError
 from moe_adapt.routing import AuxLoss, RecordGroup
+from moe_adapt.routing.embeddings import token_embeddings
 from moe_adapt.training.procedures.base import PROCEDURES, Procedure, aux_loss, update
 
 if TYPE_CHECKING:
@@ -91,13 +92,9 @@ def perturbed(module: "AdaptedModule", batch: "Batch", delta: Tensor | None) -> 
 
 
 def _embeddings(module: "AdaptedModule") -> Any:
-    for part in module.model.modules():
-        found = getattr(part, "get_input_embeddings", None)
-        if found is not None:
-            try:
-                return found()
-            except NotImplementedError:
-                continue
+    layer = token_embeddings(module.model)
+    if layer is not None:
+        return layer
     raise UserError(
         f"{type(module.model).__name__} has neither pixel_values nor input embeddings to perturb."
     )

@@ -11,6 +11,7 @@ from transformers import AutoModel, ViTConfig, ViTForImageClassification
 
 from moe_adapt.errors import UserError
 from moe_adapt.training.modules import ImageClassifier, SequenceClassifier
+from moe_adapt.tuner.early import early_experts
 from tests.training.runs import NUM_CLASSES, loader, routed, text_batches, trainer
 from tests.training.tiny import tiny_llama
 
@@ -43,6 +44,24 @@ def test_mean_pooling_ignores_padding_and_equals_the_formula(mean_pooled):
         assert torch.allclose(module(batch), module.model.classifier(hidden), atol=1e-6)
         changed = batch | {"input_ids": batch["input_ids"].index_fill(1, torch.tensor([7, 8]), 55)}
         assert torch.allclose(module(batch), module(changed), atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["model", "mean"])
+def test_a_gate_before_all_layers_reads_the_embeddings_inside_and_trains(bert, tmp_path, pooling):
+    tuner = routed("read_me", target_modules=["query", "value"], scorer={"name": "pre_gate", "width": 8})
+    module = SequenceClassifier(bert, NUM_CLASSES, tuner=tuner, pooling=pooling, lr=1e-2)
+    gate = {name: value for name, value in module.named_parameters() if "scorer__gate" in name}
+    before = {name: value.detach().clone() for name, value in gate.items()}
+    trainer(tmp_path).fit(module, loader(text_batches(3)))
+    assert gate and all(not torch.equal(value, before[name]) for name, value in gate.items())
+    batch = text_batches(1, seed=9)[0]
+    tokens = (batch["input_ids"], batch["attention_mask"])
+    module.eval()
+    with torch.no_grad(), module.tuner.record():
+        module(batch)
+        early = early_experts(module.model, *tokens)[tokens[1].bool()]
+    for record in module.tuner.hooks.session.context.records.values():
+        assert torch.equal(record.selected[tokens[1].flatten().bool()], early)
 
 
 @pytest.mark.parametrize("pooling", ["model", "mean"])
