@@ -8,8 +8,8 @@ is, of the pool. The experts exist once: in memory, in the optimizer, in the fil
 Merging needs constant gates, as ever; exports work, since an export has factors for each layer. What would
 change the experts of one layer alone is refused: freezing, adding, pruning.
 
-Reference: UniPool, "A Globally Shared Expert Pool"; "ReXMoE: Reusing Experts with Minimal Overhead in
-Mixture-of-Experts", arXiv 2510.17483.
+Reference: Huang et al., "UniPool: A Globally Shared Expert Pool for Mixture-of-Experts", arXiv 2605.06665;
+Tan et al., "ReXMoE: Reusing Experts with Minimal Overhead in Mixture-of-Experts", arXiv 2510.17483.
 """
 
 import re

@@ -13,7 +13,7 @@ Departures: the release takes `f` from the forward before, because a layer canno
 losses here look at the decisions of all layers, so ours is that of the same forward. `P` is the softmax of
 the scorer's logits; how the release normalises it beside its NormRouter was not verified.
 
-Reference: UniPool, "A Globally Shared Expert Pool" (its published code).
+Reference: Huang et al., "UniPool: A Globally Shared Expert Pool for Mixture-of-Experts", arXiv 2605.06665.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class PoolBalanceLoss(AuxLoss):
         weight: Coefficient in the total loss. Higher: a more even use of the pool.
     """
 
-    reference = "UniPool, A Globally Shared Expert Pool (published code)"
+    reference = "UniPool, Huang et al. 2026, arXiv 2605.06665"
 
     def __init__(self, weight: float = 1e-2) -> None:
         super().__init__(weight)

@@ -12,7 +12,7 @@ Departures: the release draws `c` by chance as the mean of `1 / sqrt(sum of squa
 few experts; ours is `1 / sqrt(mean of the sum)` by integration, for logits of a symmetric normal
 distribution. The softmax for tokens without a positive logit is ours.
 
-Reference: UniPool, "A Globally Shared Expert Pool" (its published code).
+Reference: Huang et al., "UniPool: A Globally Shared Expert Pool for Mixture-of-Experts", arXiv 2605.06665.
 """
 
 import math
@@ -65,7 +65,7 @@ class NormRouter(LogitModifier):
         UserError: If `k` is not between one and the number of experts.
     """
 
-    reference = "UniPool, A Globally Shared Expert Pool (published code)"
+    reference = "UniPool, Huang et al. 2026, arXiv 2605.06665"
     reads_input = False
 
     def __init__(self, num_experts: int, k: int = 1) -> None:

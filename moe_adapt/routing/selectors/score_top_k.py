@@ -3,7 +3,7 @@
 For routers whose logits are scores already, such as ``norm_router``. An expert without a positive score is
 not selected, so a token may get fewer than `k`, or none.
 
-Reference: UniPool, "A Globally Shared Expert Pool" (its published code).
+Reference: Huang et al., "UniPool: A Globally Shared Expert Pool for Mixture-of-Experts", arXiv 2605.06665.
 """
 
 from torch import Tensor
@@ -27,7 +27,7 @@ class ScoreTopKSelector(Selector):
         UserError: If `k` is less than one.
     """
 
-    reference = "UniPool, A Globally Shared Expert Pool (published code)"
+    reference = "UniPool, Huang et al. 2026, arXiv 2605.06665"
     unit_gate_for_one_expert = False
 
     def __init__(self, k: int = 1) -> None:
