@@ -14,7 +14,9 @@ from moe_adapt.tuner.methods import METHODS
 from tests.tuner.tiny import randomize
 
 #: Methods that route by token ids.
-NEED_TEXT = {"hash", "random_fixed"}
+NEED_TEXT = {"hash", "random_fixed", "read_me"}
+#: Methods whose pools take linear layers only.
+NEED_LINEAR = {"rexmoe", "unipool"}
 
 
 class Net(nn.Module):
@@ -74,7 +76,7 @@ def test_one_expert_is_pefts_lora_bit_for_bit(images):
 
 @pytest.mark.parametrize(
     "method,granularity",
-    [(method, "position") for method in sorted(set(METHODS) - NEED_TEXT)]
+    [(method, "position") for method in sorted(set(METHODS) - NEED_TEXT - NEED_LINEAR)]
     + [(method, "image") for method in ("top_k", "k_means", "condenser_bias")],
 )
 def test_every_method_trains_saves_and_reloads(method, granularity, images, tmp_path):
