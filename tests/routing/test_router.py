@@ -19,7 +19,8 @@ def router(**parts):
     return Router.build(**settings, in_features=8, num_experts=4)
 
 
-@pytest.mark.parametrize("name", list(SCORERS))
+# The pre-gate reads the model's embeddings and the tokens before: tests/tuner/test_cross_site.py.
+@pytest.mark.parametrize("name", [name for name in SCORERS if name != "pre_gate"])
 def test_registered_scorers_pass_the_public_check(name):
     check_scorer(SCORERS.get(name))
 
