@@ -60,8 +60,8 @@ def routed_table(report: dict[str, Any]) -> str:
         "feed-forward layers; one learning rate for all. LoRA-Mixer is tested with its three best experts "
         "and, under *dense gates*, with all. *step* is process CPU time of a training step, with losses of "
         "routers, relative to plain LoRA of equal size with the same seed (empty where it was not "
-        "measured well); *memory* is what training adds to the resident peak, likewise. *against LoRA* is the "
-        "difference of the means, paired by seed, with "
+        "measured well); *memory* is what training adds to the resident peak, likewise. *against LoRA* is "
+        "the difference of the means, paired by seed, with "
         f"its 95 % interval: *equal* where two one-sided tests at 5 % put it within {MARGIN}, *higher* or "
         "*lower* where it differs from zero. The last rows are controls.",
         "",
