@@ -1,45 +1,92 @@
 """Means, spreads and paired intervals of the composition benchmark.
 
-Intervals are 95 % ones of Student's t over paired differences: a pair is a seed and a task in A, a seed and
-a tenant in B and C. The column over seeds has the means over tasks as pairs: three, hence wide intervals.
+A row of a table compares a method with a reference by paired differences: a pair is a seed and a task in A, a
+seed and a customer in B and C. Tasks of one seed share its rows, codes and start, and customers of one seed
+its utterances, so pairs of one seed are not independent. Two 95 % intervals are given for that reason:
+
+* resampled: seeds are drawn with replacement, then tasks or customers within each drawn seed. With three
+  seeds it is too narrow, because three seeds show too little of how seeds differ;
+* over seeds: Student's t over the mean difference of each seed, with seeds minus one degrees of freedom.
 """
 
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from scipy.stats import t as student
 
 __all__ = [
     "REFERENCE",
-    "against_plain",
+    "Row",
     "best_merge",
+    "by_setting",
     "having",
     "means_of",
-    "of_tasks",
     "of_tenants",
-    "paired",
-    "seeds_of",
     "spread",
+    "task_row",
+    "tenant_row",
 ]
 
-#: The method that all others are compared with.
+#: The method that all others are compared with in A.
 REFERENCE = "LDA, 320 texts"
+#: The one in B and C.
+PLAIN = "plain LoRA"
+DRAWS = 10_000
 
 
-def paired(one: Sequence[float], other: Sequence[float]) -> str:
-    """Return the mean of paired differences in points, with the half of its 95 % interval.
+@dataclass(frozen=True)
+class Row:
+    """A method beside a reference.
 
-    >>> paired([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])
+    Attributes:
+        accuracy: Mean and standard deviation over seeds, in percent; says so if seeds are missing. Empty if
+            the method was not measured.
+        resampled: Mean paired difference in points, with the interval of `nested`; empty for the reference.
+        over_seeds: The same difference, with the interval of `paired`.
+    """
+
+    accuracy: str = ""
+    resampled: str = ""
+    over_seeds: str = ""
+
+
+def paired(differences: Sequence[float]) -> str:
+    """Return the mean of differences in points, with the half of its 95 % interval by Student's t.
+
+    >>> paired([0.1, 0.1, 0.1])
     '+10.0 ± 0.0'
     """
-    differences = [100 * (a - b) for a, b in zip(one, other, strict=True)]
-    text = f"{statistics.mean(differences):+.1f}"
-    if len(differences) < 2:
+    points = [100 * difference for difference in differences]
+    text = f"{statistics.mean(points):+.1f}"
+    if len(points) < 2:
         return text
-    factor = float(student.ppf(0.975, len(differences) - 1))
-    return f"{text} ± {factor * statistics.stdev(differences) / math.sqrt(len(differences)):.1f}"
+    factor = float(student.ppf(0.975, len(points) - 1))
+    return f"{text} ± {factor * statistics.stdev(points) / math.sqrt(len(points)):.1f}"
+
+
+def nested(differences: Sequence[Sequence[float]]) -> str:
+    """Return the mean of differences in points, with a 95 % interval that resamples seeds, then within them.
+
+    Args:
+        differences: Paired differences by seed.
+
+    >>> nested([[0.1, 0.1], [0.3, 0.3]])
+    '+20.0 [+10.0, +30.0]'
+    """
+    points = 100 * np.array(differences)
+    text = f"{points.mean():+.1f}"
+    seeds, within = points.shape
+    if seeds < 2:
+        return text
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(seeds, size=(DRAWS, seeds, 1))
+    means = points[drawn, rng.integers(within, size=(DRAWS, seeds, within))].mean(axis=(1, 2))
+    low, high = np.quantile(means, (0.025, 0.975))
+    return f"{text} [{low:+.1f}, {high:+.1f}]"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -48,9 +95,17 @@ def spread(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
-def of_tasks(cells: list[dict[str, Any]], method: str) -> list[float]:
-    """Return a method's accuracy for every seed and task."""
-    return [value for cell in cells for task, value in cell["accuracy"][method].items() if task != "mean"]
+def _row(own: list[list[float]], one: list[list[float]], other: list[list[float]], seeds: int) -> Row:
+    """Return the row of a method from values by seed: its own, and those whose difference is told."""
+    note = "" if len(own) == seeds else f" ({len(own)} of {seeds} seeds)"
+    accuracy = f"{spread([statistics.mean(part) for part in own])}{note}"
+    if one == other:
+        return Row(accuracy)
+    differences = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(one, other, strict=True)]
+    return Row(accuracy, nested(differences), paired([statistics.mean(part) for part in differences]))
+
+
+# A: tasks.
 
 
 def means_of(cells: list[dict[str, Any]], method: str) -> list[float]:
@@ -63,15 +118,32 @@ def having(cells: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
     return [cell for cell in cells if method in cell["accuracy"]]
 
 
-def seeds_of(some: list[dict[str, Any]], cells: list[dict[str, Any]]) -> str:
-    """Return a note if a method was not measured in all cells."""
-    return "" if len(some) == len(cells) else f" ({len(some)} of {len(cells)} seeds)"
-
-
 def best_merge(cells: list[dict[str, Any]]) -> str:
     """Return the merge with the best mean on test rows, in favour of merging."""
     merges = [name for name in cells[0]["accuracy"] if name.startswith("merge")]
-    return max(merges, key=lambda name: statistics.mean(of_tasks(cells, name)))
+    return max(merges, key=lambda name: statistics.mean(means_of(cells, name)))
+
+
+def task_row(cells: list[dict[str, Any]], method: str) -> Row:
+    """Return a method of A; the difference is what the reference is ahead of it by."""
+    here = having(cells, method)
+    if not here:
+        return Row()
+    own, reference = (
+        [[v for task, v in cell["accuracy"][name].items() if task != "mean"] for cell in here]
+        for name in (method, REFERENCE)
+    )
+    return _row(own, reference, own, len(cells))
+
+
+# B and C: customers.
+
+
+def by_setting(cells: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Return settings with their cells, by number of customers and by how often they agree."""
+    settings = {tuple(sorted(cell["setting"].items())): cell["setting"] for cell in cells}
+    order = sorted(settings.values(), key=lambda setting: (setting["tenants"], setting["agreement"]))
+    return [(setting, [cell for cell in cells if cell["setting"] == setting]) for setting in order]
 
 
 def of_tenants(cells: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
@@ -82,17 +154,11 @@ def of_tenants(cells: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any
     return found
 
 
-def against_plain(by_method: dict[str, dict[int, dict[str, Any]]], method: str) -> tuple[str, str, str]:
-    """Return a method's accuracy, and its difference from one LoRA over seeds and tenants, and over seeds."""
-    plain = by_method["plain LoRA"]
+def tenant_row(by_method: dict[str, dict[int, dict[str, Any]]], method: str) -> Row:
+    """Return a method of B or C; the difference is what it is ahead of one LoRA by."""
+    plain = by_method[PLAIN]
     seeds = sorted(set(by_method.get(method, {})) & set(plain))
     if not seeds:
-        return "", "", ""
+        return Row()
     own, base = ([found[seed]["test"] for seed in seeds] for found in (by_method[method], plain))
-    note = "" if len(seeds) == len(plain) else f" ({len(seeds)} of {len(plain)} seeds)"
-    means = [statistics.mean(part) for part in own]
-    accuracy = f"{spread(means)}{note}"
-    if method == "plain LoRA":
-        return accuracy, "", ""
-    over_tenants = paired([v for part in own for v in part], [v for part in base for v in part])
-    return accuracy, over_tenants, paired(means, [statistics.mean(part) for part in base])
+    return _row(own, own, base, len(plain))

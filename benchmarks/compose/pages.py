@@ -4,18 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from intervals import (
-    REFERENCE,
-    against_plain,
-    best_merge,
-    having,
-    means_of,
-    of_tasks,
-    of_tenants,
-    paired,
-    seeds_of,
-    spread,
-)
+from intervals import best_merge, by_setting, of_tenants, task_row, tenant_row
 
 __all__ = ["adapters_in_short", "customers_in_short", "fill", "groups_in_short"]
 
@@ -65,32 +54,19 @@ def adapters_in_short(cells: list[dict[str, Any]]) -> str:
     head = "".join(f" {_FORMS[form]}, % | LDA (320) minus this |" for form in forms)
     lines = [f"| |{head}", "|---|" + "---|---|" * len(forms)]
     for label, name in _ROWS:
-        cells_of_row = []
-        for own in forms.values():
-            method = name or best_merge(own)
-            here = having(own, method)
-            if not here:
-                cells_of_row.append(" | |")
-                continue
-            pairs = (of_tasks(here, REFERENCE), of_tasks(here, method))
-            difference = "" if method == REFERENCE else paired(*pairs)
-            kind = "" if name else f" (`{method.removeprefix('merge ')}`)"
-            found = f"{spread(means_of(here, method))}{kind}{seeds_of(here, own)}"
-            cells_of_row.append(f" {found} | {difference} |")
-        if any(cell != " | |" for cell in cells_of_row):
-            lines.append(f"| {label} |{''.join(cells_of_row)}")
+        rows = {form: task_row(own, name or best_merge(own)) for form, own in forms.items()}
+        kinds = {form: "" if name else f" (`{best_merge(own)[6:]}`)" for form, own in forms.items()}
+        if any(row.accuracy for row in rows.values()):
+            told = "".join(f" {row.accuracy}{kinds[form]} | {row.resampled} |" for form, row in rows.items())
+            lines.append(f"| {label} |{told}")
     return "\n".join(lines)
 
 
 def customers_in_short(cells: list[dict[str, Any]]) -> str:
     """Return the guide's table of B: methods by how often tenants agree."""
-    settings: dict[float, list[dict[str, Any]]] = {}
-    for cell in cells:
-        if cell["part"] == "B":
-            settings.setdefault(cell["setting"]["agreement"], []).append(cell)
-    shares = sorted(settings)
-    by_share = {share: of_tenants(settings[share]) for share in shares}
-    head = "".join(f" agree on {100 * share:.0f} % | minus one LoRA |" for share in shares)
+    found = by_setting([cell for cell in cells if cell["part"] == "B"])
+    shares = [(setting["agreement"], of_tenants(own)) for setting, own in found]
+    head = "".join(f" agree on {100 * share:.0f} % | minus one LoRA |" for share, _ in shares)
     lines = [f"| |{head}", "|---|" + "---|---|" * len(shares)]
     for label, method in (
         ("one LoRA for all", "plain LoRA"),
@@ -99,18 +75,17 @@ def customers_in_short(cells: list[dict[str, Any]]) -> str:
         ("two of four experts per token, learned", "top-2 per token"),
         ("the same with a frozen random router", "frozen random router"),
     ):
-        found = [against_plain(by_share[share], method) for share in shares]
-        if any(accuracy for accuracy, *_ in found):
-            lines.append(f"| {label} |" + "".join(f" {a} | {d} |" for a, d, _ in found))
+        rows = [tenant_row(by_method, method) for _, by_method in shares]
+        if any(row.accuracy for row in rows):
+            lines.append(f"| {label} |" + "".join(f" {row.accuracy} | {row.resampled} |" for row in rows))
     return "\n".join(lines)
 
 
 def groups_in_short(cells: list[dict[str, Any]]) -> str:
     """Return the guide's table of C: methods by setting."""
     parts = []
-    for name in dict.fromkeys(str(cell["setting"]) for cell in cells if cell["part"] == "C"):
-        own = [cell for cell in cells if cell["part"] == "C" and str(cell["setting"]) == name]
-        by_method, setting = of_tenants(own), own[0]["setting"]
+    for setting, own in by_setting([cell for cell in cells if cell["part"] == "C"]):
+        by_method = of_tenants(own)
         head = f"{setting['tenants']} customers, {setting['policies']} policies"
         lines = [f"| {head} | accuracy, % | minus one LoRA |", "|---|---|---|"]
         for label, method in (
@@ -120,8 +95,8 @@ def groups_in_short(cells: list[dict[str, Any]]) -> str:
             ("**an expert per found group**", "found groups"),
             ("an expert per random group", "random groups"),
         ):
-            accuracy, difference, _ = against_plain(by_method, method)
-            if accuracy:
-                lines.append(f"| {label} | {accuracy} | {difference} |")
+            row = tenant_row(by_method, method)
+            if row.accuracy:
+                lines.append(f"| {label} | {row.accuracy} | {row.resampled} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

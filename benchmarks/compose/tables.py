@@ -16,15 +16,14 @@ from typing import Any
 from facts import portable
 from intervals import (
     REFERENCE,
-    against_plain,
     best_merge,
+    by_setting,
     having,
     means_of,
-    of_tasks,
     of_tenants,
-    paired,
-    seeds_of,
     spread,
+    task_row,
+    tenant_row,
 )
 from pages import adapters_in_short, customers_in_short, fill, groups_in_short
 from pictures import draw
@@ -52,7 +51,7 @@ TENANT_METHODS = (
 def accuracies(cells: list[dict[str, Any]]) -> str:
     """Return the accuracies of one form as a Markdown table."""
     lines = [
-        "| | accuracy, % | of the right adapter's | LDA (320 texts) minus this, seeds x tasks | over seeds "
+        "| | accuracy, % | of the right adapter's | LDA (320 texts) minus this, resampled | over seeds "
         "| right adapter found |",
         "|---|---|---|---|---|---|",
     ]
@@ -64,12 +63,10 @@ def accuracies(cells: list[dict[str, Any]]) -> str:
         hits = [cell["found"].get(name) for cell in own]
         hit = f"{100 * statistics.mean(hits):.1f} %" if None not in hits else ""
         label = f"**{name}**" if name in (REFERENCE, best_merge(cells)) else name
-        label += seeds_of(own, cells)
-        over_tasks = paired(of_tasks(own, REFERENCE), of_tasks(own, name))
-        over_seeds = paired(means_of(own, REFERENCE), means)
-        if name == REFERENCE:
-            over_tasks = over_seeds = ""
-        lines.append(f"| {label} | {spread(means)} | {share:.1f} % | {over_tasks} | {over_seeds} | {hit} |")
+        row = task_row(cells, name)
+        lines.append(
+            f"| {label} | {row.accuracy} | {share:.1f} % | {row.resampled} | {row.over_seeds} | {hit} |"
+        )
     return "\n".join(lines)
 
 
@@ -108,9 +105,8 @@ def tenants(report: dict[str, Any]) -> str:
         if not own:
             continue
         parts.append(f"# {heading}\n")
-        for setting in dict.fromkeys(json.dumps(cell["setting"]) for cell in own):
-            cells = [cell for cell in own if json.dumps(cell["setting"]) == setting]
-            parts.append(f"{_setting(part, json.loads(setting))}\n\n{_tenant_table(cells)}\n")
+        for setting, cells in by_setting(own):
+            parts.append(f"{_setting(part, setting)}\n\n{_tenant_table(cells)}\n")
     return "\n".join(parts)
 
 
@@ -123,13 +119,13 @@ def _setting(part: str, setting: dict[str, Any]) -> str:
 def _tenant_table(cells: list[dict[str, Any]]) -> str:
     by_method = of_tenants(cells)
     lines = [
-        "| | accuracy, % | minus plain LoRA, seeds x tenants | over seeds | trainable values "
+        "| | accuracy, % | minus plain LoRA, resampled | over seeds | trainable values "
         "| learning rate, epochs |",
         "|---|---|---|---|---|---|",
     ]
     for method in TENANT_METHODS:
-        accuracy, difference, over_seeds = against_plain(by_method, method)
-        if not accuracy:
+        row = tenant_row(by_method, method)
+        if not row.accuracy:
             continue
         own = list(by_method[method].values())
         label = method
@@ -138,7 +134,7 @@ def _tenant_table(cells: list[dict[str, Any]]) -> str:
             label += f" (adjusted Rand index {rand})"
         training = own[0]["training"]
         lines.append(
-            f"| {label} | {accuracy} | {difference} | {over_seeds} | {own[0]['parameters']:,} "
+            f"| {label} | {row.accuracy} | {row.resampled} | {row.over_seeds} | {own[0]['parameters']:,} "
             f"| {training['lr']:g}, {training['epochs']} |"
         )
     return f"{len(by_method['plain LoRA'])} seeds.\n\n" + "\n".join(lines)
