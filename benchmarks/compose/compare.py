@@ -19,7 +19,7 @@ from typing import Any
 import peft
 import torch
 from encoder import MIDDLE, Cached, Halves, answers, vectors
-from prepare import LENGTH, SIZES, adapter_folder, all_of, cell_folder, data_of
+from prepare import LENGTH, SIZES, adapter_folder, all_of, cell_folder, data_of, halves_of
 from torch import Tensor
 from torch.nn import functional as F
 from xlora import learned_mixture
@@ -173,6 +173,10 @@ def routers(m: Material, cell: Cell) -> None:
             pairs = list(zip(m.tasks, went, strict=True))
             cell["routes"] = {task: {to: pairs.count((task, to)) for to in m.sources} for task in m.sources}
             cell["removal"] = removal(m, found, x)
+
+
+def layers(m: Material, cell: Cell) -> None:
+    """Measure how often texts that are left out find their own adapter after every block."""
     base = (m.halves.base, m.halves.tokenizer)
     by_block = {task: text_features(*base, few.texts, LENGTH) for task, few in m.few.items()}
     cell["leave_one_out"] = {
@@ -308,9 +312,22 @@ def removal(m: Material, lda: SampleRouter, x: Tensor) -> dict[str, dict[str, fl
 
 
 #: What can be measured of a form and seed; ``singles`` first, the last two need ``prepare.py --baselines``.
+#: Images have no tokeniser: ``layers``, ``composed``, ``soft`` and ``xlora`` are for texts.
 MEASURES: dict[str, Callable[[Material, Cell], None]] = {
     measure.__name__: measure
-    for measure in (singles, routers, merged, composed, arrow, soft, xlora, numbers, joint, sequential)
+    for measure in (
+        singles,
+        routers,
+        layers,
+        merged,
+        composed,
+        arrow,
+        soft,
+        xlora,
+        numbers,
+        joint,
+        sequential,
+    )
 }
 
 
@@ -325,9 +342,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    halves = Halves(args.backbone, LENGTH)
+    halves: Halves | None = None
     for name in args.cells:
         form, _, seed = name.partition("-")
+        halves = halves or halves_of(args, form)
         run_cell(halves, args, form, int(seed))
 
 

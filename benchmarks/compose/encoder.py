@@ -26,6 +26,7 @@ from moe_adapt.backbones.text import mean_over_tokens
 __all__ = [
     "LORA_TARGETS",
     "MIDDLE",
+    "UPPER",
     "Cached",
     "Halves",
     "Settings",
@@ -38,8 +39,13 @@ __all__ = [
     "vectors",
 ]
 
-MIDDLE = 3
-LORA_TARGETS = r".*encoder\.layer\.[345]\.(attention\.self\.(query|value)|intermediate\.dense|output\.dense)"
+#: Blocks of the upper half; those of MiniLM's lower half.
+UPPER, MIDDLE = 3, 3
+#: Layers with adapters in MiniLM, or in the ViT of `images.py`.
+LORA_TARGETS = (
+    r".*encoder\.layer\.([345]\.(attention\.self\.(query|value)|intermediate\.dense|output\.dense)"
+    r"|[678]\.(attention\.[qv]_proj|mlp\.fc[12]))"
+)
 TEMPERATURE = 0.05
 
 
@@ -153,7 +159,7 @@ class Halves:
 
 
 class UpperHalf(nn.Module):
-    """Blocks 4 to 6 as a model of their own, for adapters whose routers look at a whole forward.
+    """The last three blocks as a model of their own, for adapters whose routers look at a whole forward.
 
     Args:
         base: The base model, whose blocks it shares.
@@ -162,15 +168,17 @@ class UpperHalf(nn.Module):
     def __init__(self, base: Any) -> None:
         super().__init__()
         self.encoder, self.config = base.encoder, base.config
+        self.layernorm = getattr(base, "layernorm", nn.Identity())
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor, **_: Any) -> BaseModelOutput:
         """Return the last hidden states of hidden states in the middle [B, S, d] with their mask [B, S]."""
         smallest = torch.finfo(inputs_embeds.dtype).min
         added = torch.zeros(attention_mask.shape).masked_fill(~attention_mask.bool(), smallest)
         hidden = inputs_embeds
-        for block in self.encoder.layer[MIDDLE:]:
+        for block in self.encoder.layer[-UPPER:]:
             hidden = block(hidden, attention_mask=added[:, None, None])
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        hidden = self.layernorm(hidden)
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=(hidden,))
 
 
@@ -198,7 +206,8 @@ def vectors(model: nn.Module, batch: Cached) -> Tensor:
 
 def _encoder_holder(model: nn.Module) -> Any:
     """Return the module of a model that has the encoder."""
-    return next(m for m in model.modules() if type(getattr(m, "encoder", None)).__name__ == "BertEncoder")
+    kinds = ("BertEncoder", "Dinov2Encoder")
+    return next(m for m in model.modules() if type(getattr(m, "encoder", None)).__name__ in kinds)
 
 
 def upper(model: nn.Module, batch: Cached) -> list[Tensor]:

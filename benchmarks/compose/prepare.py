@@ -16,16 +16,17 @@ from typing import Any, get_args
 import peft
 import torch
 from encoder import Cached, Halves, Settings, answers, lora_config, train
+from images import GROUPS, IMAGES, ImageHalves, load_group
 from tasks import READERS, Form, load
 
-__all__ = ["SIZES", "adapter_folder", "cell_folder", "data_of"]
+__all__ = ["SIZES", "adapter_folder", "cell_folder", "data_of", "halves_of"]
 
 SIZES = {"train": 320, "validation": 40, "test": 100}
 EPOCHS, LENGTH = 4, 32
 #: Learning rates that are tried on the validation rows of seed 0: `choose`.
 RATES = (1e-3, 2e-3, 4e-3)
-#: Form and tasks on which the learning rate of the single adapters is chosen.
-CHOSEN_ON = ("codes", ("agnews", "sst2", "cola", "banking77"))
+#: Tasks on which the learning rate of the single adapters is chosen, with colliding codes.
+CHOSEN_ON = {"texts": ("agnews", "sst2", "cola", "banking77"), "images": ("group 0", "group 1")}
 #: Learning rate of the adapters of rank 64.
 JOINT_RATE = 1e-3
 
@@ -40,14 +41,20 @@ def adapter_folder(runs: Path, form: str, seed: int, name: str) -> Path:
     return cell_folder(runs, form, seed) / "adapters" / name
 
 
-def data_of(halves: Halves, data: Path, runs: Path, form: Form, seed: int) -> dict[str, dict[str, Cached]]:
+def halves_of(args: argparse.Namespace, form: str) -> Halves:
+    """Return the base of a form."""
+    return ImageHalves(args.backbone, args.data) if form in IMAGES else Halves(args.backbone, LENGTH)
+
+
+def data_of(halves: Halves, data: Path, runs: Path, form: Any, seed: int) -> dict[str, dict[str, Cached]]:
     """Return the rows of every task by split, with their middle states."""
     path = cell_folder(runs, form, seed) / "rows.pt"
     if path.is_file():
         return torch.load(path, weights_only=False)
     found = {}
-    for task in READERS:
-        splits = load(data, task, form, **SIZES, seed=seed)
+    tasks, read = (GROUPS, load_group) if form in IMAGES else (READERS, load)
+    for task in tasks:
+        splits = read(data, task, form, **SIZES, seed=seed)
         found[task] = {name: halves.cache(rows) for name, rows in splits.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(found, path)
@@ -78,17 +85,17 @@ def fit(halves: Halves, rank: int, rows: list[Cached], settings: Settings, seed:
     return model
 
 
-def choose(halves: Halves, args: argparse.Namespace) -> Settings:
+def choose(halves: Halves, args: argparse.Namespace, form: str) -> Settings:
     """Return how single adapters are trained: the rate with the best mean on validation rows of seed 0."""
-    path = args.runs / "chosen.json"
-    form, tasks = CHOSEN_ON
+    kind, form = ("images", "images") if form in IMAGES else ("texts", "codes")
+    path = args.runs / ("chosen-images.json" if kind == "images" else "chosen.json")
     tried = json.loads(path.read_text()) if path.is_file() else {}
     rows = data_of(halves, args.data, args.runs, form, 0)
     for rate in RATES:
         if str(rate) in tried:
             continue
         settings, right = Settings(lr=rate, epochs=EPOCHS, length=LENGTH), []
-        for task in tasks:
+        for task in CHOSEN_ON[kind]:
             torch.manual_seed(0)
             model = peft.get_peft_model(halves.fresh(), lora_config(8))
             train(model, rows[task]["train"], settings, 0)
@@ -99,7 +106,7 @@ def choose(halves: Halves, args: argparse.Namespace) -> Settings:
     return Settings(lr=max(RATES, key=lambda rate: tried[str(rate)]), epochs=EPOCHS, length=LENGTH)
 
 
-def prepare_cell(halves: Halves, args: argparse.Namespace, form: Form, seed: int, single: Settings) -> None:
+def prepare_cell(halves: Halves, args: argparse.Namespace, form: str, seed: int, single: Settings) -> None:
     """Train all adapters of a form and seed that are not there."""
     rows = data_of(halves, args.data, args.runs, form, seed)
     rank = 8 * len(rows)
@@ -124,7 +131,7 @@ def main() -> None:
     parser.add_argument("--backbone", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--forms", nargs="+", choices=get_args(Form), default=["codes", "names"])
+    parser.add_argument("--forms", nargs="+", choices=[*get_args(Form), *IMAGES], default=["codes"])
     parser.add_argument(
         "--baselines",
         nargs="+",
@@ -135,10 +142,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    halves = Halves(args.backbone, LENGTH)
     args.runs.mkdir(parents=True, exist_ok=True)
-    single = choose(halves, args)
     for form in args.forms:
+        halves = halves_of(args, form)
+        single = choose(halves, args, form)
         for seed in args.seeds:
             prepare_cell(halves, args, form, seed, single)
 
