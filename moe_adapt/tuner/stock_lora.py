@@ -9,8 +9,8 @@ layer that it adapts. Adapters may differ in rank, scale and layers:
   is the scale of the layer's first adapter: both exact.
 
 What cannot be carried over exactly is refused: DoRA, trained biases, embeddings, fused expert weights, other
-adapter types, other base models, pickled weights. A classification head that was saved with an adapter is
-left out, with a warning.
+adapter types, other base models, pickled weights. Copies of the base's own tensors are dropped
+(`moe_adapt.tuner.saved_whole`). A head that was trained with an adapter is left out, with a warning.
 """
 
 import re
@@ -31,6 +31,7 @@ from moe_adapt.experts.conv import is_supported_convolution
 from moe_adapt.reading import read_json, read_tensors
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.peft_plugin import is_supported_layer, layer_shape
+from moe_adapt.tuner.saved_whole import without_copies
 from moe_adapt.tuner.site import SiteSpec
 
 __all__ = ["StockLora", "StockSite", "check_base", "collect_sites", "read_lora", "stock_experts"]
@@ -68,8 +69,9 @@ class StockLora:
         base_model: Name of its base model, if it says so.
         factors: `A` [r, d] and `B` [o, r] by layer.
         scales: LoRA scale by layer.
-        head: Tensors of a head that was trained with it, by name in the base model, if they were asked for.
-        head_paths: Modules of that head.
+        head: Tensors of the modules that were saved whole, by name in the base model.
+        head_paths: Those modules.
+        others: Further tensors that are no factors, by name in the base model.
         task: PEFT's name of its task, if it says so.
     """
 
@@ -80,6 +82,7 @@ class StockLora:
     scales: dict[str, float]
     head: dict[str, Tensor] = field(default_factory=dict)
     head_paths: list[str] = field(default_factory=list)
+    others: dict[str, Tensor] = field(default_factory=dict)
     task: str | None = None
 
 
@@ -100,13 +103,12 @@ class StockSite:
     scale: float
 
 
-def read_lora(source: str, uid: str | None = None, keep_head: bool = False) -> StockLora:
+def read_lora(source: str, uid: str | None = None) -> StockLora:
     """Read a stock LoRA adapter.
 
     Args:
         source: A folder, or a name on the Hub as OWNER/NAME, OWNER/NAME/SUBFOLDER or either with @REVISION.
         uid: Name of the expert; None takes the last part of `source`.
-        keep_head: Whether to keep a head that was trained with it, instead of leaving it out with a warning.
 
     Raises:
         UserError: If there is no such adapter, or it cannot be carried over exactly.
@@ -118,6 +120,7 @@ def read_lora(source: str, uid: str | None = None, keep_head: bool = False) -> S
     factors: dict[str, dict[str, Tensor]] = {}
     heads = [str(name) for name in config.get("modules_to_save") or ()]
     head: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is not None:
@@ -125,14 +128,7 @@ def read_lora(source: str, uid: str | None = None, keep_head: bool = False) -> S
         elif any(name in key.split(".") for name in heads):
             head[key.removeprefix("base_model.model.").replace(".modules_to_save", "")] = tensor
         else:
-            raise UserError(
-                f"the adapter {source!r} holds the tensor {key!r}, which is no LoRA factor of a linear "
-                "layer; such an adapter cannot become an expert exactly."
-            )
-    if head and not keep_head:
-        warnings.warn(
-            f"{source!r} has a trained head of its own ({', '.join(heads)}), which is left out.", stacklevel=2
-        )
+            others[key.removeprefix("base_model.model.").replace(".base_layer.", ".")] = tensor
     halves = [site for site, pair in factors.items() if len(pair) != 2]
     if not factors or halves:
         what = f"only one factor at {halves[0]!r}" if halves else "no LoRA factor"
@@ -144,8 +140,9 @@ def read_lora(source: str, uid: str | None = None, keep_head: bool = False) -> S
         base_model=config.get("base_model_name_or_path"),
         factors=pairs,
         scales={site: _scale(config, site, len(a)) for site, (a, _) in pairs.items()},
-        head=head if keep_head else {},
-        head_paths=sorted({_module(name, heads) for name in head}) if keep_head else [],
+        head=head,
+        head_paths=sorted({_module(name, heads) for name in head}),
+        others=others,
         task=config.get("task_type"),
     )
 
@@ -284,9 +281,14 @@ def stock_experts(config: RoutedLoraConfig, model: nn.Module) -> dict[str, Stock
         for name, module in model.named_modules()
         if is_supported_layer(module) or is_supported_convolution(module)
     }
-    sites = collect_sites(
-        [read_lora(source, uid) for uid, source in pairs], shapes, getattr(model, "name_or_path", None)
-    )
+    adapters = [without_copies(read_lora(source, uid), model) for uid, source in pairs]
+    for adapter in adapters:
+        if adapter.head:
+            heads = ", ".join(adapter.head_paths)
+            warnings.warn(
+                f"{adapter.source!r} has trained {heads} of its own, which is left out.", stacklevel=2
+            )
+    sites = collect_sites(adapters, shapes, getattr(model, "name_or_path", None))
     config.target_modules = "|".join(re.escape(site) for site in sites)
     config.sites = {}
     for site, experts in sites.items():

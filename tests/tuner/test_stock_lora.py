@@ -28,7 +28,7 @@ def stock(folder, seed=0, base=None, **options):
     model = peft.get_peft_model(base or llama(), peft.LoraConfig(task_type="CAUSAL_LM", **options))
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
-        if "lora_" in name:
+        if "lora_" in name or "modules_to_save.default" in name:
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
     model.save_pretrained(folder)
     return model.eval()
@@ -154,7 +154,7 @@ def test_another_base_is_refused(adapters, tmp_path):
     [
         (lambda name, value: (name.replace("layers.0", "layers.9"), value), "no linear layer of this base"),
         (lambda name, value: (name, value[:, :-1].contiguous()), "made for another base"),
-        (lambda name, value: (name.replace("lora_A", "lora_magnitude"), value), "no LoRA factor"),
+        (lambda name, value: (name.replace("lora_A", "lora_magnitude"), value), "only one factor"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(adapters, tmp_path, edit, message):
@@ -196,3 +196,20 @@ def test_an_empty_list_takes_adapters_back_and_packaged_values_give_way(method):
     assert RoutedLoraConfig(method=method, experts_from=[]).to_dict() == own.to_dict()
     values = {name: getattr(own, name) for name in ("target_modules", "num_experts", "r", "alpha")}
     assert RoutedLoraConfig(method=method, experts_from=["x/y"], **values).experts_from == ["x/y"]
+
+
+def test_embeddings_that_are_the_bases_own_are_dropped_and_others_refused(tmp_path, recwarn):
+    """PEFT saves them beside an adapter of the language head."""
+    stock(tmp_path / "headed", r=2, target_modules=["q_proj", "lm_head"])
+    path = tmp_path / "headed" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    (name,) = [name for name in tensors if "lora_" not in name]
+    plain, kept = (
+        stock(tmp_path / "plain", r=2, target_modules=["q_proj", "lm_head"]),
+        routed(tmp_path, ["headed"]),
+    )
+    assert not [warning for warning in recwarn if "left out" in str(warning.message)]
+    torch.testing.assert_close(kept.eval()(**batch()).logits, plain(**batch()).logits)
+    save_file({**tensors, name: tensors[name] + 1}, path)
+    with pytest.raises(UserError, match=r"lm_head\.weight.* differs from the base's"):
+        routed(tmp_path, ["headed"])

@@ -26,6 +26,7 @@ from moe_adapt.hub.composition.ingredients import (
     read_all,
     stack_site,
     task_of,
+    without_base_tensors,
 )
 from moe_adapt.hub.composition.tokens import Example, TokenRouter, train_text_gate
 from moe_adapt.hub.folder import check_target, new_folder
@@ -275,6 +276,7 @@ def compose(
     if gates and (by_token is None or by_token.name != "phatgoose"):
         raise UserError("gates are for the router phatgoose.")
     model = base if base is not None else open_base(str(backbone), task_of(loras))
+    loras = without_base_tensors(loras, model)
     name = check_together(loras, model, backbone)
     reads = built is not None or (by_token is not None and by_token.name == "phatgoose")
     if reads and tokenizer is None:

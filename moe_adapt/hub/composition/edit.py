@@ -16,7 +16,7 @@ from moe_adapt.files import exclusively
 from moe_adapt.hub.composition.base import open_base, open_tokenizer
 from moe_adapt.hub.composition.build import Composer, ComposeReport, check_tokens, write
 from moe_adapt.hub.composition.folder import Record, read_folder
-from moe_adapt.hub.composition.ingredients import check_together, read_all
+from moe_adapt.hub.composition.ingredients import check_together, read_all, without_base_tensors
 from moe_adapt.hub.composition.tokens import Example, TokenRouter
 from moe_adapt.tuner.peft_plugin import PREFIX
 from moe_adapt.tuner.sample_config import SampleConfig
@@ -74,6 +74,7 @@ def _add(
     if router is not None and not list(examples):
         raise UserError(f"the router needs texts that {name!r} is for; give at least one.")
     model = base if base is not None else open_base(_backbone(backbone, record), record.task)
+    new = without_base_tensors(new, model)
     check_together(new, model, backbone or record.backbone, record.base_model)
     trains = by_token is not None and by_token.name == "phatgoose"
     if tokenizer is None and (router is not None or trains):

@@ -14,9 +14,18 @@ from torch import Tensor, nn
 from moe_adapt.errors import UserError
 from moe_adapt.experts import pad_rank
 from moe_adapt.tuner.peft_plugin import is_supported_layer, layer_shape
+from moe_adapt.tuner.saved_whole import is_head, without_copies
 from moe_adapt.tuner.stock_lora import StockLora, check_base, read_lora
 
-__all__ = ["check_together", "head_of", "linear_shapes", "read_all", "stack_site", "task_of"]
+__all__ = [
+    "check_together",
+    "head_of",
+    "linear_shapes",
+    "read_all",
+    "stack_site",
+    "task_of",
+    "without_base_tensors",
+]
 
 
 def read_all(adapters: Sequence[str] | Mapping[str, str]) -> dict[str, StockLora]:
@@ -29,7 +38,7 @@ def read_all(adapters: Sequence[str] | Mapping[str, str]) -> dict[str, StockLora
         UserError: If one cannot be used, names repeat or cannot be used.
     """
     pairs = list(adapters.items()) if isinstance(adapters, Mapping) else [(None, a) for a in adapters]
-    read = [read_lora(str(source), uid, keep_head=True) for uid, source in pairs]
+    read = [read_lora(str(source), uid) for uid, source in pairs]
     names = [lora.uid for lora in read]
     for name in names:
         if names.count(name) > 1:
@@ -41,6 +50,28 @@ def read_all(adapters: Sequence[str] | Mapping[str, str]) -> dict[str, StockLora
     if not read:
         raise UserError("there is no adapter to compose; give at least one.")
     return {lora.uid: lora for lora in sorted(read, key=lambda lora: lora.uid)}
+
+
+def without_base_tensors(loras: Mapping[str, StockLora], base: nn.Module) -> dict[str, StockLora]:
+    """Return the adapters with what is their own: factors, and heads of classes.
+
+    Args:
+        loras: The adapters.
+        base: The base model.
+
+    Raises:
+        UserError: If one has trained a module whole that is no head of the base.
+    """
+    kept = {uid: without_copies(lora, base) for uid, lora in loras.items()}
+    for lora in kept.values():
+        for path in lora.head_paths:
+            if lora.task not in (None, "SEQ_CLS") or not is_head(base, path):
+                raise UserError(
+                    f"the adapter {lora.source!r} has trained {path!r} whole (modules_to_save), which is no "
+                    f"classification head of this {type(base).__name__}; only low-rank factors and such "
+                    "heads can be composed."
+                )
+    return kept
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -3,13 +3,14 @@
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from moe_adapt.errors import UserError
 from moe_adapt.hub.composition import add_adapter, compose, evaluate, remove_adapter
-from tests.hub.composition.kitchen import WORDS, bert, llama, llama_adapters, save_lora, tokenizer
+from tests.hub.composition.kitchen import WORDS, batch, bert, llama, llama_adapters, save_lora, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +126,25 @@ def test_heads_are_all_or_none(tmp_path):
             base=bert(),
             tokenizer=tokenizer(),
         )
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", None])
+@pytest.mark.parametrize("whole", ["lm_head", "embed_tokens", "norm"])
+def test_modules_trained_whole_are_no_heads_of_classes(tmp_path, whole, task):
+    """Stacked as heads they would make a vocabulary as large as those of all adapters together."""
+    source = save_lora(llama(), tmp_path / "a", 0, modules_to_save=[whole], task_type=task)
+    with pytest.raises(UserError, match=f"{whole}|layernorm") as refusal:
+        compose({"a": source}, None, tmp_path / "all", base=llama(), router=None)
+    assert "no classification head" in str(refusal.value) or "no LoRA factor" in str(refusal.value)
+    assert not (tmp_path / "all").exists()
+
+
+def test_embeddings_saved_beside_an_adapter_are_dropped_if_they_are_the_bases(tmp_path):
+    source = save_lora(llama(), tmp_path / "a", 0, target_modules=["q_proj", "lm_head"])
+    base = llama()
+    compose({"a": source}, None, tmp_path / "all", base=base, router=None)
+    composed = peft.PeftModel.from_pretrained(base, str(tmp_path / "all")).eval()
+    plain = peft.PeftModel.from_pretrained(llama(), source).eval()
+    inputs = batch(WORDS["bank"])
+    found = composed(**inputs, adapter_ids=["a"] * len(WORDS["bank"])).logits
+    torch.testing.assert_close(found, plain(**inputs).logits, rtol=1e-4, atol=1e-5)
