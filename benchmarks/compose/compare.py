@@ -12,14 +12,15 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from encoder import MIDDLE, Cached, Halves, answers, vectors
+from encoder import MIDDLE, Cached, Halves, answers
+from material import Cell, Material, final_embeddings, router, task_means
 from prepare import LENGTH, SIZES, adapter_folder, all_of, cell_folder, data_of, halves_of
+from removal import membership, removal
 from torch import Tensor
 from torch.nn import functional as F
 from xlora import learned_mixture
@@ -30,20 +31,8 @@ from moe_adapt.hub.composition.base import text_features
 from moe_adapt.hub.composition.ingredients import read_all
 from moe_adapt.hub.composition.merges import Merged, best_merges
 from moe_adapt.manifest import collect
-from moe_adapt.routing.sample import SAMPLE_ROUTERS, SampleRouter, leave_one_out
+from moe_adapt.routing.sample import leave_one_out
 from moe_adapt.tuner import RoutedLoraConfig
-
-Cell = dict[str, Any]
-
-
-def task_means(right: Tensor, tasks: list[str]) -> dict[str, float]:
-    """Return the accuracy of every task and their mean."""
-    names = list(dict.fromkeys(tasks))
-    own = {
-        name: float(right[[i for i, task in enumerate(tasks) if task == name]].float().mean())
-        for name in names
-    }
-    return own | {"mean": sum(own.values()) / len(own)}
 
 
 def whole_model(halves: Halves, model: Any, data: Cached) -> tuple[Tensor, list[Any]]:
@@ -63,57 +52,6 @@ def whole_model(halves: Halves, model: Any, data: Cached) -> tuple[Tensor, list[
             right[number] = int((data.choices[row.candidates] @ vectors[place]).argmax()) == row.answer
             names[number] = routed[place]
     return right, names
-
-
-@torch.no_grad()
-def final_embeddings(halves: Halves, data: Cached) -> Tensor:
-    """Return the base's own embeddings of rows, [N, d]."""
-    parts = [range(i, min(i + 64, len(data))) for i in range(0, len(data), 64)]
-    return torch.cat([vectors(halves.base, data.take(part)) for part in parts])
-
-
-def router(name: str, features: dict[str, Tensor], seen: int, **options: Any) -> SampleRouter:
-    """Return a router that saw the first `seen` examples of each task."""
-    found = SAMPLE_ROUTERS.build({"name": name, **options})
-    for task, own in features.items():
-        found.observe(own[:seen], task)
-    return found
-
-
-@dataclass
-class Material:
-    """What all methods of a form and seed share.
-
-    Attributes:
-        halves: The base.
-        rows: Rows of every task by split.
-        sources: Folder of every task's adapter.
-        folder: Where the cell keeps its files.
-
-    Attributes:
-        right: Whether each test row is answered right, by adapter, once `singles` has run.
-    """
-
-    halves: Halves
-    rows: dict[str, dict[str, Cached]]
-    sources: dict[str, str]
-    folder: Path
-
-    def __post_init__(self) -> None:
-        self.test, self.held = all_of(self.rows, "test"), all_of(self.rows, "validation")
-        self.tasks = [row.task for row in self.test.rows]
-        self.middle = {task: parts["train"].features() for task, parts in self.rows.items()}
-        self.few = {task: parts["train"].take(range(32)) for task, parts in self.rows.items()}
-        kept = self.folder / "right.pt"
-        self.right: dict[str, Tensor] = torch.load(kept) if kept.is_file() else {}
-
-    def score(self, right: Tensor) -> dict[str, float]:
-        """Return the accuracies of answers to the test rows."""
-        return task_means(right, self.tasks)
-
-    def sent(self, names: Sequence[Any]) -> Tensor:
-        """Return whether each test row is answered right by the adapter it is sent to."""
-        return torch.tensor([bool(self.right[str(name)][i]) for i, name in enumerate(names)])
 
 
 def run_cell(halves: Halves, args: argparse.Namespace, form: Any, seed: int) -> Path:
@@ -295,22 +233,6 @@ def subset(m: Material, sources: dict[str, str]) -> dict[str, float]:
     return {name: task_means(answered, tasks)["mean"] for name, answered in found.items()}
 
 
-def removal(m: Material, lda: SampleRouter, x: Tensor) -> dict[str, dict[str, float]]:
-    """Remove every adapter in turn: what its own rows and those of the others lose."""
-    before, found = lda.decide(x).names(), {}
-    kept = m.sent(before)
-    for gone in m.sources:
-        less = router("lda", {}, 0)
-        less.load({k: v for k, v in lda.state().items() if not k.startswith(f"{gone}/")})
-        went = less.decide(x).names()
-        mine = torch.tensor([task == gone for task in m.tasks])
-        moved = torch.tensor([a != b for a, b in zip(before, went, strict=True)])
-        right = {"before": kept, "own rows": m.sent(went), "base": m.right["base"]}
-        found[gone] = {name: float(answered[mine].float().mean()) for name, answered in right.items()}
-        found[gone]["others moved"] = float(moved[~mine].float().mean())
-    return found
-
-
 #: What can be measured of a form and seed; ``singles`` first, the last two need ``prepare.py --baselines``.
 #: Images have no tokeniser: ``layers``, ``composed``, ``soft`` and ``xlora`` are for texts.
 MEASURES: dict[str, Callable[[Material, Cell], None]] = {
@@ -319,6 +241,7 @@ MEASURES: dict[str, Callable[[Material, Cell], None]] = {
         singles,
         routers,
         layers,
+        membership,
         merged,
         composed,
         arrow,

@@ -26,6 +26,7 @@ __all__ = [
     "having",
     "means_of",
     "of_tenants",
+    "seeds_note",
     "spread",
     "task_row",
     "tenant_row",
@@ -95,10 +96,14 @@ def spread(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
+def seeds_note(some: int, seeds: int) -> str:
+    """Return a note if something was not measured for all seeds."""
+    return "" if some == seeds else f" ({some} of {seeds} seeds)"
+
+
 def _row(own: list[list[float]], one: list[list[float]], other: list[list[float]], seeds: int) -> Row:
     """Return the row of a method from values by seed: its own, and those whose difference is told."""
-    note = "" if len(own) == seeds else f" ({len(own)} of {seeds} seeds)"
-    accuracy = f"{spread([statistics.mean(part) for part in own])}{note}"
+    accuracy = f"{spread([statistics.mean(part) for part in own])}{seeds_note(len(own), seeds)}"
     if one == other:
         return Row(accuracy)
     differences = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(one, other, strict=True)]

@@ -19,7 +19,7 @@ from encoder import Cached, Halves, Settings, answers, lora_config, train
 from images import GROUPS, IMAGES, ImageHalves, load_group
 from tasks import READERS, Form, load
 
-__all__ = ["SIZES", "adapter_folder", "cell_folder", "data_of", "halves_of"]
+__all__ = ["SIZES", "adapter_folder", "all_of", "cell_folder", "data_of", "halves_of"]
 
 SIZES = {"train": 320, "validation": 40, "test": 100}
 EPOCHS, LENGTH = 4, 32

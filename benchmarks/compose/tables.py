@@ -21,6 +21,7 @@ from intervals import (
     having,
     means_of,
     of_tenants,
+    seeds_note,
     spread,
     task_row,
     tenant_row,
@@ -81,6 +82,15 @@ def removals(cells: list[dict[str, Any]]) -> str:
     ):
         values = [statistics.mean(task[key] for task in cell["removal"].values()) for cell in cells]
         lines.append(f"| {label} | {spread(values)} |")
+    attacked = [cell["membership"] for cell in cells if "membership" in cell]
+    for label, key in (
+        ("attack on membership by the loss, area under its curve (50: knows nothing), before", "before"),
+        ("the same afterwards", "after"),
+        ("the same attack on the base", "base"),
+    ):
+        if attacked:
+            values = [statistics.mean(task[key] for task in found.values()) for found in attacked]
+            lines.append(f"| {label}{seeds_note(len(attacked), len(cells))} | {spread(values)} |")
     return "\n".join(lines)
 
 
