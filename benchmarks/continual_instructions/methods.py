@@ -96,6 +96,18 @@ MECHANISMS: dict[str, Method] = {
         ("inc_moelora", {**ADAPTER, "modifiers": GROUPED, "aux_losses": BALANCE[:1]}),
         {},
     ),
+    "inc_moelora_warm": (
+        "experts per task, no guidance, copies of the most useful",
+        "dymoe",
+        ("inc_moelora", ADAPTER),
+        {"start": "most_useful"},
+    ),
+    "dymoe_warm": (
+        "DyMoE, new experts as copies of the most useful",
+        "dymoe",
+        ("dymoe", ADAPTER),
+        {"start": "most_useful"},
+    ),
     "dymoe_pairs": ("DyMoE with two experts per token", "dymoe", ("dymoe", PAIRS), {}),
     "dymoe_balanced": (
         "the same with balance of new experts",

@@ -78,15 +78,8 @@ def adapted(
     )
 
 
-def trained(
-    options: dict[str, Any],
-    seed: int,
-    args: argparse.Namespace,
-    sites: str = SITES,
-    callbacks: Sequence[Callback] = (),
-    procedure: Procedure | None = None,
-) -> tuple[SequenceClassifier, TextClassificationData, dict[str, Any]]:
-    """Return a module trained with one seed, its data, ready to test, and the facts of its training."""
+def text_data(seed: int, args: argparse.Namespace) -> TextClassificationData:
+    """Return the mixture as data to train on, in an order that the seed gives."""
     rows = mixture(args.data, args.train, args.test)
     data = TextClassificationData(
         str(args.backbone),
@@ -101,6 +94,19 @@ def trained(
     )
     data.prepare_data()
     data.setup("fit")
+    return data
+
+
+def trained(
+    options: dict[str, Any],
+    seed: int,
+    args: argparse.Namespace,
+    sites: str = SITES,
+    callbacks: Sequence[Callback] = (),
+    procedure: Procedure | None = None,
+) -> tuple[SequenceClassifier, TextClassificationData, dict[str, Any]]:
+    """Return a module trained with one seed, its data, ready to test, and the facts of its training."""
+    data = text_data(seed, args)
     module = adapted(options, data.num_classes, args, sites, procedure)
     facts = train(module, data, args.epochs, callbacks=callbacks)
     data.setup("test")
