@@ -133,6 +133,7 @@ def run(options: argparse.Namespace) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 row = run_cell(options.sequence, order, method, options.data, options.model)
+                row["manifest"] = _manifest(options.sequence)
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(row))
             temporary.replace(path)
@@ -142,13 +143,23 @@ def run(options: argparse.Namespace) -> None:
 
 
 def gather(sequence: str, work: Path) -> None:
-    """Write the cells of a sequence into one result file."""
-    rows = [json.loads(path.read_text()) for path in sorted(work.glob(f"{sequence}-*.json"))]
-    facts = collect()
+    """Write the cells of a sequence beside the rows of its result file; a cell keeps its own manifest."""
+    to = RESULTS / f"continual_instructions_{sequence}.json"
+    settings = {**SIZES[sequence], **learning_of(sequence)}
+    before = json.loads(to.read_text()) if to.is_file() else {"rows": [], "manifest": _manifest(sequence)}
+    if before.get("settings", settings) != settings:
+        raise SystemExit(f"{to.name} was made with {before['settings']}; rows would not compare.")
+    rows = {(row["method"], row["order"]): row for row in before["rows"]}
+    for path in sorted(work.glob(f"{sequence}-*.json")):
+        row = json.loads(path.read_text())
+        rows[row["method"], row["order"]] = row
+    report = {"settings": settings, "rows": list(rows.values()), "manifest": before["manifest"]}
+    to.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _manifest(sequence: str) -> dict[str, Any]:
     model = "SMOLLM2" if sequence == "language" else "MINILM"
-    facts["command"] = f"run.py {sequence} --data DATA --model {model} --work WORK"
-    report = {"settings": {**SIZES[sequence], **learning_of(sequence)}, "rows": rows, "manifest": facts}
-    (RESULTS / f"continual_instructions_{sequence}.json").write_text(json.dumps(report, indent=1) + "\n")
+    return collect() | {"command": f"run.py {sequence} --data DATA --model {model} --work WORK"}
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ MIRRORED = {
     "benchmarks/continual_instructions/README.md": "results/continual_instructions.md",
     "benchmarks/results/drift.md": "results/drift.md",
     "benchmarks/results/compose.md": "results/compose.md",
+    "benchmarks/results/mechanisms.md": "results/mechanisms.md",
     "benchmarks/results/defaults.md": "results/defaults.md",
 }
 #: Those of them that the site has a page of its own for.
