@@ -197,7 +197,8 @@ def separated_cells(
         first: Number of the first line, for messages.
 
     Raises:
-        UserError: If a row is longer or shorter, a quote is left open, or two columns share a name.
+        UserError: If a row is longer or shorter, a quote is left open, two columns share a name, or something
+            else separates the cells of the header.
     """
     reader = cell_reader(lines, tabs)
     width = 0
@@ -209,6 +210,7 @@ def separated_cells(
             if not cells:
                 continue
             if not width:
+                _check_separator(cells, source, ";|," if tabs else ";|\t")
                 width, names = _check_names(cells, source), cells
             elif len(cells) != width:
                 quotes = "" if tabs else " (a cell that holds a comma or a quote stands in double quotes)"
@@ -227,3 +229,12 @@ def _check_names(names: Sequence[str], source: str) -> int:
     if twice is not None:
         raise UserError(f"{source} has two columns named {twice!r}: rename one.")
     return len(names)
+
+
+def _check_separator(header: Sequence[str], source: str, others: str) -> None:
+    other = next((mark for mark in others if mark in header[0]), None) if len(header) == 1 else None
+    if other is not None:
+        raise UserError(
+            f"{source} has one column, {header[0][:60]!r}: are its cells separated by {other!r}? Commas "
+            "separate those of a .csv file, tabs those of a .tsv file; save it as one of them."
+        )

@@ -6,17 +6,18 @@ Exit codes: 0 done, 1 a fault in the program (with its traceback), 2 a mistake i
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from moe_adapt.cli.short_help import short_help
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.extras import advice, unmet
 from moe_adapt.runs.trust import trusting
 
-__all__ = ["COMMANDS", "Command", "Interrupted", "main"]
+__all__ = ["COMMANDS", "Command", "Interrupted", "main", "plain_warnings"]
 
 EPILOG = """\
 Every command explains itself with --help; `moe-adapt fit --model.help CausalLM` lists one model's options.
@@ -141,7 +142,7 @@ def _dispatch(words: list[str]) -> None:
             return
     rest = ["--help" if word == "--help-all" else word for word in rest]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), plain_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="lightning|transformers")
             COMMANDS[name].load()(rest)
     except ModuleNotFoundError as missing:
@@ -150,6 +151,27 @@ def _dispatch(words: list[str]) -> None:
         if mended is None:
             raise
         raise mended from missing
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show what a user is warned of as one line, once; other warnings keep their place in the code."""
+    usual: Any = warnings.formatwarning
+    told: set[str] = set()
+
+    def plain(message: Any, category: type[Warning], *place: Any) -> str:
+        if category is not UserWarning:
+            return usual(message, category, *place)
+        text = str(message)
+        seen = text in told
+        told.add(text)
+        return "" if seen else f"warning: {text}\n"
+
+    warnings.formatwarning = plain  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def help_text() -> str:

@@ -1,7 +1,10 @@
+import warnings
 from pathlib import Path
 
 import pytest
 import yaml
+
+from moe_adapt.cli.main import plain_warnings
 
 CONFIG = "moe_adapt_config.yaml"
 
@@ -130,3 +133,12 @@ def test_mistakes_in_yaml_are_one_line(moe_adapt, content, expected):
     assert result.code == 2
     for part in expected:
         assert part in one_line(result.err)
+
+
+def test_what_a_command_warns_of_is_one_line_and_told_once():
+    usual = warnings.formatwarning
+    with plain_warnings():
+        told = [warnings.formatwarning("mind the gap.", UserWarning, "a.py", 1) for _ in range(2)]
+        other = warnings.formatwarning("old name", DeprecationWarning, "a.py", 1)
+    assert told == ["warning: mind the gap.\n", ""] and "a.py:1: DeprecationWarning: old name" in other
+    assert warnings.formatwarning is usual

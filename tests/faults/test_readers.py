@@ -10,6 +10,7 @@ from moe_adapt.cli.texts import read_texts
 from moe_adapt.errors import UserError
 from moe_adapt.hub.composition.questions import read_questions
 from moe_adapt.serving.rows import read_rows
+from moe_adapt.textfiles import separated_rows
 
 CELLS = ["007", "NA", '"lone', "x\u2028y", "2020-05-17"]
 
@@ -112,3 +113,13 @@ def test_answers_of_questions(rows, answers):
 def test_questions_in_one_sentence(rows, message):
     with pytest.raises(UserError, match=message):
         read_questions(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"), [("rows.csv", ";"), ("rows.csv", "\t"), ("rows.csv", "|"), ("rows.tsv", ",")]
+)
+def test_another_separator_is_named(tmp_path, name, mark):
+    (tmp_path / name).write_text(f"text{mark}label\na{mark}b\n")
+    with pytest.raises(UserError, match=r"one column, .*: are its cells separated by"):
+        list(separated_rows(tmp_path / name))
+    assert list(separated_rows(tmp_path / name, ["text"]))[1:] == [[f"text{mark}label"], [f"a{mark}b"]]

@@ -1,10 +1,12 @@
 """A recipe for a file of one's own: DriftMoE beside the simple learners and one forest, in minutes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from moe_adapt.drift.comparison.recipe import read_recipe
+from moe_adapt.drift.streams.base import DriftStream
 from moe_adapt.drift.streams.own import file_stream
 from moe_adapt.errors import UserError
 
@@ -15,7 +17,7 @@ _LEAST_ROWS = 20
 
 
 def own_recipe(data: Path, label: str | None, nominal: tuple[str, ...], out: Path) -> Path:
-    """Write the recipe of a comparison into its folder and return its path.
+    """Write the recipe of a comparison into its folder, say how the file is read, and return its path.
 
     Args:
         data: The file of the rows.
@@ -29,6 +31,7 @@ def own_recipe(data: Path, label: str | None, nominal: tuple[str, ...], out: Pat
     stream = file_stream(data, label, nominal=nominal)
     if len(stream) < _LEAST_ROWS:
         raise UserError(f"{data} has {len(stream)} rows; a comparison needs {_LEAST_ROWS} or more.")
+    print(_as_read(stream))
     name = data.name.partition(".")[0]
     entry = {"name": name, "file": str(data.resolve()), "label": label, "nominal": list(nominal)}
     content = {
@@ -47,3 +50,25 @@ def own_recipe(data: Path, label: str | None, nominal: tuple[str, ...], out: Pat
     path.write_text(text, encoding="utf-8")
     read_recipe(path)
     return path
+
+
+def _as_read(stream: DriftStream) -> str:
+    """Return what the columns of a stream are taken for."""
+    numbers = [name for name in stream.features if name not in stream.nominal]
+    names = [name for name in stream.features if name in stream.nominal]
+    kinds = [
+        f"{len(own):,} {'column' if len(own) == 1 else 'columns'} of {what} ({_listed(own)})"
+        for what, own in (("numbers", numbers), ("names", names))
+        if own
+    ]
+    return f"{len(stream):,} rows, {stream.n_classes:,} classes; {', '.join(kinds)}"
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    """Return some names and how many there are besides.
+
+    >>> _listed(list("abc"), most=2)
+    'a, b and 1 more'
+    """
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

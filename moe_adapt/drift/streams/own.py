@@ -6,9 +6,11 @@ Everything is checked before the first row is learned.
 
 Cells of CSV and TSV files are texts, and a column of them is numbers if every cell is one; ``NA``, ``null``
 and the like are missing there, and words in a column of words. ``007`` is a code, so its column is nominal.
+What seems to be meant otherwise, such as a column of numbers with one word in it, is warned of.
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from moe_adapt.textfiles import json_lines, reader_suffix, separated_rows
 __all__ = ["SUFFIXES", "file_stream"]
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".arff")
+#: Rows from which on, and different values per row above which, values are taken for identifiers.
+_ENOUGH_ROWS, _IDENTIFIERS = 40, 0.5
 #: Different labels above which a column of numbers is taken for something to predict by regression.
 _MANY_LABELS = 1000
 _NUMBER = re.compile(
@@ -81,6 +85,8 @@ def file_stream(
         )
         if numbers is None:
             words.append(column)
+            if column not in nominal and (doubt := _doubt(cells, column)):
+                warnings.warn(f"{path.name}: {doubt}", stacklevel=2)
             numbers = [None if cell is None or cell == "" else str(cell) for cell in cells]
         data.append(numbers)
     return DriftStream(
@@ -152,12 +158,44 @@ def _labels(cells: list[Any], name: str, path: Path, written: bool) -> list[Any]
         raise UserError(
             f"{path}: the label {name!r} is {labels[0]!r} in every row; there is nothing to learn."
         )
-    if kinds > _MANY_LABELS:
+    if kinds > _MANY_LABELS or (len(labels) >= _ENOUGH_ROWS and kinds > _IDENTIFIERS * len(labels)):
         raise UserError(
-            f"{path}: the label {name!r} has {kinds:,} different values; is it an identifier, or a "
-            f"number to predict? At most {_MANY_LABELS:,} classes are compared."
+            f"{path}: the label {name!r} has {kinds:,} different values in {len(labels):,} rows; is it an "
+            f"identifier, or a number to predict? At most {_MANY_LABELS:,} classes are compared, and each "
+            "has rows enough to be learned."
         )
     return labels
+
+
+def _doubt(cells: list[Any], name: str) -> str:
+    """Return why a column of names may be meant otherwise; empty if nothing speaks for it.
+
+    >>> print(_doubt(["0.5", "1.5", "$2"], "price").partition("; ")[0])
+    the column 'price' is read as names: 2 of 3 cells are numbers, but row 3 is '$2'
+    """
+    known = [(row, cell) for row, cell in enumerate(cells, start=1) if cell is not None and cell != ""]
+    other = [(row, cell) for row, cell in known if not _is_number(cell)]
+    codes = all(isinstance(cell, str) and cell.isdigit() for _, cell in other)  # such as 007
+    if not codes and len(known) > 2 * len(other):
+        row, cell = other[0]
+        return (
+            f"the column {name!r} is read as names: {len(known) - len(other)} of {len(known)} cells are "
+            f"numbers, but row {row} is {str(cell)[:40]!r}; correct it, or say nominal."
+        )
+    kinds = len({str(cell) for _, cell in known})
+    if len(known) >= _ENOUGH_ROWS and kinds > _IDENTIFIERS * len(known):
+        return (
+            f"the column {name!r} is read as names and has {kinds:,} different ones in {len(known):,} rows, "
+            f"such as {str(known[0][1])[:40]!r}: names that do not come back teach nothing; leave "
+            "identifiers out, and write numbers as such."
+        )
+    return ""
+
+
+def _is_number(cell: Any) -> bool:
+    if isinstance(cell, str):
+        return _NUMBER.fullmatch(cell) is not None or cell.strip().lower() in _MISSING
+    return not isinstance(cell, bool) and hasattr(cell, "__float__")
 
 
 def _one_kind(cells: list[Any], name: str, path: Path, written: bool) -> list[Any]:

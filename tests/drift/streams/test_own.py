@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import warnings
 
 import pandas as pd
 import pytest
@@ -175,3 +176,45 @@ def test_quotes_of_arff(tmp_path):
     assert [x.get("c") for x, _ in found] == ["v, w", "?", None]
     with pytest.raises(UserError, match="line 6 has 'x' in the numeric column 'n'"):
         stream_of(tmp_path / "a.arff", head + "u,x,0\n")
+
+
+@pytest.mark.parametrize(
+    ("cell", "place", "said"),
+    [
+        ("n.n.", 50, r"'x' is read as names: 99 of 100 cells are numbers, but row 51 is 'n\.n\.'"),
+        ("\x00", 99, "99 of 100 cells are numbers, but row 100"),
+    ],
+)
+def test_a_word_in_a_column_of_numbers_is_told(tmp_path, cell, place, said):
+    cells = [str(row / 8) for row in range(100)]
+    cells[place] = cell
+    (tmp_path / "rows.csv").write_text("x,y\n" + "".join(f"{x},{row % 2}\n" for row, x in enumerate(cells)))
+    with pytest.warns(UserWarning, match=said):
+        stream = file_stream(tmp_path / "rows.csv")
+    assert stream.nominal == {"x"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        file_stream(tmp_path / "rows.csv", nominal=["x"])
+
+
+@pytest.mark.parametrize("form", ["${}.50", "{},5", "user-{}"])
+def test_names_that_do_not_come_back_are_told(tmp_path, form):
+    rows = "".join(f'"{form.format(row)}",{row % 2}\n' for row in range(60))
+    (tmp_path / "rows.csv").write_text("x,y\n" + rows)
+    with pytest.warns(UserWarning, match="60 different ones in 60 rows"):
+        file_stream(tmp_path / "rows.csv")
+
+
+def test_labels_that_do_not_come_back_are_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("x,y\n" + "".join(f"{row % 7},{row / 8}\n" for row in range(60)))
+    with pytest.raises(UserError, match="60 different values in 60 rows; is it an identifier, or a number"):
+        file_stream(tmp_path / "rows.csv")
+
+
+def test_ordinary_columns_raise_no_doubt(tmp_path):
+    colours = ["red", "blue", "7", "NA"]
+    rows = "".join(f"{colours[row % 4]},{row / 8},{row % 2}\n" for row in range(80))
+    (tmp_path / "rows.csv").write_text("c,x,y\n" + rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert file_stream(tmp_path / "rows.csv").nominal == {"c"}
