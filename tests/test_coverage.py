@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.test_site import load, resolve
 
 TESTS = Path(__file__).parent
 TABLE = yaml.safe_load((TESTS.parent / "docs" / "systems.yaml").read_text(encoding="utf-8"))
+RESULTS = TESTS.parent / "benchmarks" / "results"
 BUILT = [entry for entry in TABLE if entry.get("parts")]
 CONFIGURED = {"fit", "stream"}
 
@@ -71,6 +73,15 @@ def test_commands_exist(entry, capsys):
     assert main([command, *([words[0]] if command == "pool" else []), "--help"]) == 0
     known = capsys.readouterr().out
     assert [option for option in options if not re.search(rf"{option}\b", known)] == []
+
+
+@named(BUILT)
+def test_rows_exist(entry):
+    for row in entry.get("rows", []):
+        file, _, name = row.partition(" ")
+        report = json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))
+        rows = report["rows"] if "rows" in report else report["experiments"]
+        assert name in ({own["method"] for own in rows} if isinstance(rows, list) else rows), row
 
 
 @named(BUILT)

@@ -23,7 +23,6 @@ def _top_k(*losses: dict[str, Any]) -> dict[str, Any]:
 
 VARIANTS = {
     "top-k, nothing balances": _top_k(),
-    "top-k, load_balance 1e-3": _top_k({"name": "load_balance", "weight": 1e-3}),
     "top-k, load_balance 1e-2": _top_k({"name": "load_balance", "weight": 1e-2}),
     "BIP, 4 rounds (the preset)": _bip(4),
     "BIP, 8 rounds": _bip(8),
@@ -74,7 +73,7 @@ EXPERIMENTS = {
             "tokens": "tokens per step",
             "accuracy": "accuracy",
         },
-        settings=MIXTURE | {"train": 200, "epochs": 1, "batch": 64},
+        settings=MIXTURE | {"train": 100, "epochs": 1, "batch": 64},
         baseline="top-k, nothing balances",
         judged="mean",
         margin=0.1,

@@ -28,9 +28,19 @@ contains zero and is wider than one point ([tables](../benchmarks/results/README
 [checks](../REPRODUCIBILITY.md)). A verdict says nothing about the paper's own setting, which is most often
 pretraining.
 
-This page is made from one table, `docs/systems.yaml`, and a test checks that every part, command and test
-file in it exists."""
+This page is made from one table, `docs/systems.yaml`, and a test checks that every part, command, test file
+and row of a result in it exists."""
 
+#: Page of the tables of a result file.
+PAGES = {
+    "routed_lora": "../benchmarks/results/README.md",
+    "mechanisms": "../benchmarks/results/mechanisms.md",
+    "class_incremental": "../benchmarks/results/class_incremental.md",
+    "compose": "../benchmarks/results/compose.md",
+    "continual_instructions_small": "../benchmarks/continual_instructions/README.md",
+    "continual_instructions_mechanisms": "../benchmarks/continual_instructions/README.md",
+    "drift_streams": "../benchmarks/results/drift.md",
+}
 COLUMNS = ("no.", "system", "parts", "command", "tests", "measured here", "outside, and why")
 
 
@@ -46,6 +56,7 @@ class System:
         command: How it is used.
         tests: Files under ``tests``.
         verdict: What was measured.
+        rows: Where, as ``file row``: a result file and a method or an experiment in it.
         outside: What is not here, and why.
     """
 
@@ -56,6 +67,7 @@ class System:
     command: str = ""
     tests: list[str] = field(default_factory=list)
     verdict: str = ""
+    rows: list[str] = field(default_factory=list)
     outside: str = ""
 
     def row(self) -> str:
@@ -66,10 +78,15 @@ class System:
             ", ".join(f"`{part}`" for part in self.parts),
             f"`{self.command}`" if self.command else "",
             ", ".join(f"[{Path(test).stem.removeprefix('test_')}](../tests/{test})" for test in self.tests),
-            self.verdict,
+            self.verdict + (f" ({', '.join(map(_row_link, self.rows))})" if self.rows else ""),
             self.outside,
         )
         return "| " + " | ".join(cells) + " |"
+
+
+def _row_link(row: str) -> str:
+    file, _, name = row.partition(" ")
+    return f"[{name.replace('_', ' ')}]({PAGES[file]})"
 
 
 def systems() -> list[System]:
