@@ -30,6 +30,7 @@ def clients(session: nox.Session) -> None:
         "tests/tuner/test_compile.py",
         "tests/tuner/test_quantized.py",
         "tests/tuner/test_bitsandbytes.py",
+        "tests/cli/test_quantize.py",
         "tests/tuner/test_sharded.py",
         "tests/tuner/test_offload.py",
         "tests/backbones/test_timm_families.py",

@@ -28,7 +28,8 @@ def source(tmp_path: Path) -> Path:
 
 def expected(source: Path) -> set[str]:
     """The files to install, as paths in site-packages."""
-    modules = [*(source / "moe_adapt").rglob("*.py"), source / "moe_adapt" / "py.typed"]
+    package = source / "moe_adapt"
+    modules = [*package.rglob("*.py"), *package.rglob("costs/*.json"), package / "py.typed"]
     configs = [*(source / "configs").rglob("*.yaml"), source / "configs" / "__init__.py"]
     return {path.relative_to(source).as_posix() for path in modules} | {
         f"moe_adapt/{path.relative_to(source).as_posix()}" for path in configs

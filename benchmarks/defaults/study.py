@@ -5,8 +5,8 @@ rows; ``test`` rows are other rows, which the table shows. Cells are written one
 goes on where the first stopped. Needs the data folder in MOE_ADAPT_DATA and the extra ``demo``.
 
     python benchmarks/defaults/study.py starts
-    python benchmarks/defaults/study.py texts --start "soft probe, 1e-2"
-    python benchmarks/defaults/study.py images --start "soft probe, 1e-2"
+    python benchmarks/defaults/study.py texts --start "probe, 1e-3"
+    python benchmarks/defaults/study.py images --start "probe, 1e-3"
     python benchmarks/defaults/study.py language
     python benchmarks/defaults/tables.py
 """
@@ -186,7 +186,7 @@ def main() -> None:
     """Run what is not in the file yet."""
     parser = argparse.ArgumentParser()
     parser.add_argument("stage", choices=("starts", "texts", "images", "language"))
-    parser.add_argument("--start", default="soft probe, 1e-2", choices=list(STARTS))
+    parser.add_argument("--start", default="probe, 1e-3", choices=list(STARTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     warnings.filterwarnings("ignore")

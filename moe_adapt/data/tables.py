@@ -210,17 +210,21 @@ def require_columns(
         UserError: If one is missing; the message lists those that exist.
     """
     wanted, there = list(columns), table.column_names
-    for column in wanted:
-        if column not in there:
-            option = (options or {}).get(column)
-            rest = [name for name in there if name not in wanted]
-            hint = f" Choose one with {option} {shlex.quote(rest[0]) if len(rest) == 1 else 'NAME'}."
-            if not set(wanted) & set(there) and _is_separated(source):
-                hint += " If its first line is a row already, name the columns with --data.column_names."
-            raise UserError(
-                f"{describe(source)} has no column {column!r}.{did_you_mean(column, there)} "
-                f"Its columns: {', '.join(there)}." + (hint if option else "")
-            )
+    missing = [column for column in wanted if column not in there]
+    if not missing:
+        return
+    chosen = [options[column] for column in missing if options and column in options]
+    rest = [name for name in there if name not in wanted]
+    name = shlex.quote(rest[0]) if len(rest) == len(missing) == 1 else "NAME"
+    hint = f" Choose {'one' if len(missing) == 1 else 'them'} with {f' {name} '.join(chosen)} {name}."
+    if not set(wanted) & set(there) and _is_separated(source):
+        hint += " If its first line is a row already, name the columns with --data.column_names."
+    words = "column" if len(missing) == 1 else "columns"
+    meant = "".join(did_you_mean(column, there) for column in missing)
+    raise UserError(
+        f"{describe(source)} has no {words} {' and '.join(map(repr, missing))}.{meant} "
+        f"Its columns: {', '.join(there)}." + (hint if chosen else "")
+    )
 
 
 def _is_separated(source: TableSource) -> bool:

@@ -19,7 +19,6 @@ A sample costs one forward of the base for the router, up to its block, and one 
 candidate.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -35,10 +34,9 @@ from moe_adapt.learners.heads.base import direction
 from moe_adapt.learners.heads.per_task import TaskHeads
 from moe_adapt.learners.heads.slda import SldaHead
 from moe_adapt.learners.instructions.base import select
-from moe_adapt.learners.task_routes import block_path, hidden_at, route_report
+from moe_adapt.learners.task_routes import REFERENCE, RouteCount, block_path, features_at
 from moe_adapt.streams import Batch, Task, TaskRecord
 from moe_adapt.tuner import RoutedLoraConfig
-from moe_adapt.tuner.blocks import block_features
 
 __all__ = ["Compose"]
 
@@ -65,7 +63,7 @@ class Compose(Learner):
         UserError: If the encoder has no such block, or an option is out of range.
     """
 
-    reference = "no paper: adapters trained apart, composed by a router of ours"
+    reference = REFERENCE
 
     def __init__(
         self,
@@ -93,7 +91,7 @@ class Compose(Learner):
             backbone.adapt(tuner)
         self.heads = TaskHeads(backbone.width)
         self.router = self._discriminants(backbone.width)
-        self._routed: Counter[tuple[int, int]] = Counter()
+        self._routed = RouteCount()
 
     @property
     def encoder(self) -> Encoder:
@@ -195,9 +193,8 @@ class Compose(Learner):
             if self._path is None:
                 return self.encoder(batch)
             base: nn.Module = self.encoder.model if tuner is None else tuner.model
-            hidden = hidden_at(base, self._path, lambda: self.encoder(batch))
-        mask = batch.get("attention_mask")
-        return block_features(hidden, None if mask is None else mask.bool())
+            mask = batch.get("attention_mask")
+            return features_at(base, self._path, lambda: self.encoder(batch), lambda: mask)
 
     @torch.no_grad()
     def task_probabilities(self, batch: Batch) -> Tensor:
@@ -263,7 +260,7 @@ class Compose(Learner):
         if len(wrong):
             answers = self.scores_by(select(batch, wrong.tolist()), own[wrong]).argmax(dim=1)
             inside[wrong] = answers == labels[wrong]
-        self._routed.update(zip(own.tolist(), probabilities.argmax(dim=1).tolist(), strict=True))
+        self._routed.add(own.tolist(), probabilities.argmax(dim=1).tolist())
         return Outcome(correct, prediction, inside)
 
     def _own(self, within: Tensor) -> Tensor:
@@ -274,5 +271,5 @@ class Compose(Learner):
         return (within[:, None] == classes).sum(dim=2).argmax(dim=1)
 
     def report(self) -> dict[str, Any]:
-        """Return where the test samples since the task's end went (`route_report`)."""
-        return route_report(self._routed, len(self.history))
+        """Return where the test samples since the task's end went (`RouteCount.report`)."""
+        return self._routed.report(len(self.history))

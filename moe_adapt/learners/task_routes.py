@@ -1,6 +1,7 @@
 """What learners that compose adapters share: the block that routes, features there, where samples went."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 from moe_adapt.errors import UserError
 from moe_adapt.learners.growth import TensorStore
 from moe_adapt.routing.sample import LdaRouter
-from moe_adapt.tuner.blocks import block_paths, hidden_of
+from moe_adapt.tuner.blocks import block_features, block_paths, hidden_of
 
-__all__ = ["block_path", "hidden_at", "route_report", "task_router", "task_uid"]
+__all__ = ["REFERENCE", "RouteCount", "block_path", "features_at", "task_router", "task_uid"]
+
+REFERENCE = "no paper: adapters trained apart, composed by a router of ours"
 
 
 class _Reached(Exception):
@@ -34,13 +37,16 @@ def block_path(model: nn.Module, block: int | None) -> str | None:
     return paths[(len(paths) + 1) // 2 - 1 if block is None else block - 1]
 
 
-def hidden_at(model: nn.Module, path: str, run: Callable[[], Any]) -> Tensor:
-    """Return what a block gives, [B, S, d]; the rest of the model does not run.
+def features_at(
+    model: nn.Module, path: str, run: Callable[[], Any], mask: Callable[[], Tensor | None]
+) -> Tensor:
+    """Return the mean hidden states that a block gives, [B, d]; the rest of the model does not run.
 
     Args:
         model: The model without adapters around it.
         path: Path of the block.
         run: Runs the model.
+        mask: Says which tokens are real, [B, S], once the model ran; None if all are.
 
     Raises:
         UserError: If the model never runs that block.
@@ -55,7 +61,8 @@ def hidden_at(model: nn.Module, path: str, run: Callable[[], Any]) -> Tensor:
     try:
         run()
     except _Reached:
-        return seen[0]
+        real = mask()
+        return block_features(seen[0], None if real is None else real.bool())
     finally:
         handle.remove()
     raise UserError(f"the encoder never runs its block {path}; choose another block.")
@@ -73,24 +80,37 @@ def task_router(moments: TensorStore, shrinkage: float | None) -> LdaRouter:
     return router
 
 
-def route_report(routed: Mapping[tuple[int, int], int], tasks: int) -> dict[str, float]:
-    """Return where test samples went.
+class RouteCount:
+    """Where test samples went since the last task ended."""
 
-    ``routed_to_own_task`` is the share that went to its own task: what is missing to 1 is all that can be
-    forgotten. ``routes/<t>`` is the share of all samples that task `t` answers, ``kept/<t>`` the share of
-    its own samples that still reach it.
+    def __init__(self) -> None:
+        self._routed: Counter[tuple[int, int]] = Counter()
 
-    Args:
-        routed: Number of samples by own task and task that answered.
-        tasks: How many tasks there are.
-    """
-    total = sum(routed.values())
-    if not total:
-        return {}
-    found = {"routed_to_own_task": sum(n for (own, to), n in routed.items() if own == to) / total}
-    for task in range(tasks):
-        owned = sum(n for (own, _), n in routed.items() if own == task)
-        found[f"routes/{task}"] = sum(n for (_, to), n in routed.items() if to == task) / total
-        if owned:
-            found[f"kept/{task}"] = routed.get((task, task), 0) / owned
-    return found
+    def clear(self) -> None:
+        """Forget what was counted."""
+        self._routed.clear()
+
+    def add(self, own: Sequence[int], went: Sequence[int]) -> None:
+        """Count samples by their own task and the one that answered."""
+        self._routed.update(zip(own, went, strict=True))
+
+    def report(self, tasks: int) -> dict[str, float]:
+        """Return shares; nothing if no sample was counted.
+
+        ``routed_to_own_task`` is the share that went to its own task: what is missing to 1 is all that can be
+        forgotten. ``routes/<t>`` is the share of all samples that task `t` answers, ``kept/<t>`` the share of
+        its own samples that still reach it.
+
+        Args:
+            tasks: How many tasks there are.
+        """
+        total = sum(self._routed.values())
+        if not total:
+            return {}
+        found = {"routed_to_own_task": sum(n for (own, to), n in self._routed.items() if own == to) / total}
+        for task in range(tasks):
+            owned = sum(n for (own, _), n in self._routed.items() if own == task)
+            found[f"routes/{task}"] = sum(n for (_, to), n in self._routed.items() if to == task) / total
+            if owned:
+                found[f"kept/{task}"] = self._routed.get((task, task), 0) / owned
+        return found

@@ -39,6 +39,7 @@ def quantised_layers(model):
     return {bits for bits, kind in kinds.items() if kind in names}
 
 
+@pytest.mark.slow
 def test_classifier_in_four_bits(moe_adapt, tmp_path):
     pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
     bert = tiny_bert(tmp_path / "bert", hidden_size=64)
@@ -58,6 +59,7 @@ def test_classifier_in_four_bits(moe_adapt, tmp_path):
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_language_model_in_eight_bits(moe_adapt, tmp_path):
     pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
     llama = tiny_llama(tmp_path / "llama", hidden_size=64)

@@ -125,6 +125,15 @@ def test_missing_column_lists_the_columns():
         require_columns(load_table(ROWS), ["label", "txt"], ROWS)
 
 
+def test_all_missing_columns_are_told_at_once():
+    table = load_table([{"message": "hello", "topic": "greeting"}], "train")
+    options = {"text": "--data.text_column", "label": "--data.label_column"}
+    with pytest.raises(UserError, match=r"no columns 'text' and 'label'\.") as caught:
+        require_columns(table, ["text", "label"], "rows.csv", options)
+    assert "Its columns: message, topic." in str(caught.value)
+    assert "Choose them with --data.text_column NAME --data.label_column NAME." in str(caught.value)
+
+
 def test_rows_without_text_are_named():
     rows = [{"text": "a"}, {"text": None}]
     with pytest.raises(UserError, match="row 1 of the rows given in memory has None in column 'text'"):

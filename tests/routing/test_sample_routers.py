@@ -1,5 +1,7 @@
 """Sample routers: sums that add up, exact removal, leave-one-out in closed form, limits that hold."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -101,12 +103,12 @@ def test_leave_one_out_is_what_leaving_out_gives():
     own = examples(experts=3, rows=6, width=5, spread=0.8)
     fitted_all = fitted(own=own)
     shrinkage, freedom = fitted_all.pooled().shrinkage, fitted_all.pooled().freedom
-    right = []
+    right, routes = [], {}
     level = fitted_all.pooled()
     covariance = sum(m.scatter() for m in fitted_all.moments.values()) / freedom
     identity = torch.eye(5, dtype=torch.float64) * covariance.trace() / 5
     for place, (uid, features) in enumerate(sorted(own.items())):
-        hits = 0
+        went = Counter()
         for i in range(len(features)):
             rest = Moments.of(torch.cat([features[:i], features[i + 1 :]]))
             scatter = covariance * freedom - fitted_all.moments[uid].scatter() + rest.scatter()
@@ -115,9 +117,12 @@ def test_leave_one_out_is_what_leaving_out_gives():
             means[place] = rest.mean
             u = features[i].double() - means
             distances = (u @ torch.linalg.inv(shrunk) * u).sum(1)
-            hits += int(distances.argmin() == place)
-        right.append(hits / len(features))
-    assert leave_one_out(own).accuracy == pytest.approx(sum(right) / 3)
+            went[sorted(own)[int(distances.argmin())]] += 1
+        right.append(went[uid] / len(features))
+        routes[uid] = dict(went)
+    found = leave_one_out(own)
+    assert found.accuracy == pytest.approx(sum(right) / 3)
+    assert found.routes == routes and any(len(row) > 1 for row in routes.values())
 
 
 def test_limits_hold_about_the_share_that_was_asked_for():

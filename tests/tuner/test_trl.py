@@ -110,12 +110,14 @@ def test_one_warning_if_nobody_collects(tmp_path):
     assert "RoutingCallback" in ours[0] and "load_balance, z_loss" in ours[0]
 
 
+@pytest.mark.slow
 def test_a_layer_that_nothing_calls_is_told(tmp_path):
     trainer = sft(tmp_path, model=with_spare(), targets=["q_proj", "spare"])
     with pytest.warns(UserWarning, match=SPARE_WARNING):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_without_the_callback_nothing_is_added(tmp_path):
     found, _, _ = moved(sft(tmp_path, callbacks=False))
     assert all(not value.any() for value in found.values())

@@ -75,7 +75,7 @@ def voice_names(experts: Any) -> list[str]:
                 name, count = f"{type(voice).__name__} {count}", count + 1
             names.append(name)
         else:
-            raise UserError(f"a voice is a name or a classifier of River, not {voice!r}.")
+            raise UserError(f"a voice is a name or a classifier of River, not {type(voice).__name__!r}.")
     if not names:
         raise UserError(f"experts is empty; leave it out for {', '.join(DEFAULT)}.")
     return names

@@ -7,7 +7,7 @@ Nothing is trained but statistics: the mean hidden states of the examples in a m
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from moe_adapt.hub.composition.tokens import Example, TokenRouter, train_text_ga
 from moe_adapt.hub.folder import check_target, new_folder
 from moe_adapt.hub.load import check_adapter_folder
 from moe_adapt.registry import Spec
-from moe_adapt.routing.sample import SAMPLE_ROUTERS, SampleRouter, leave_one_out
+from moe_adapt.routing.sample import SAMPLE_ROUTERS, LdaRouter, SampleRouter, leave_one_out
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.peft_plugin import PREFIX
 from moe_adapt.tuner.sample_config import SampleConfig
@@ -58,13 +58,24 @@ class ComposeReport:
         folder: The adapter's folder.
         record: What it is made of.
         parameters: Values in the adapter.
+        left_out: Where each expert's examples go if `lda` has not seen them; empty for other routers.
     """
 
     folder: Path
     record: Record
     parameters: int
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        return "\n".join([self._what(), *(f"  {line}" for line in map(self._where, self.left_out))])
+
+    def _where(self, uid: str) -> str:
+        went = self.left_out[uid]
+        others = ", ".join(f"{count} to {to}" for to, count in went.items() if to != uid)
+        found = f"{uid}: of {sum(went.values())} examples left out, {went.get(uid, 0)} find it"
+        return f"{found}; {others}" if others else found
+
+    def _what(self) -> str:
         names = ", ".join(f"{uid} ({e['examples']} examples)" for uid, e in self.record.experts.items())
         text = f"{self.folder}: {len(self.record.experts)} experts ({names}), {self.parameters:,} values"
         if self.record.router is None:
@@ -89,6 +100,7 @@ class Composer:
         router: The router over samples; None if experts are chosen by ids alone, or token by token.
         record: What becomes ``compose.json``.
         tokens: The router over tokens, if there is one.
+        left_out: Where each expert's examples go if `lda` has not seen them.
     """
 
     model: nn.Module
@@ -97,6 +109,7 @@ class Composer:
     router: SampleRouter | None
     record: Record
     tokens: TokenRouter | None = None
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def features(self, texts: Sequence[str]) -> Tensor:
         """Return the features of texts at the router's block, [M, d]."""
@@ -124,8 +137,11 @@ class Composer:
             for block, features in by_block.items():
                 found.setdefault(block, {})[uid] = features
         self.record.block = self._choose(found) if layer == "auto" else int(layer)
-        for uid, features in found[self.record.block].items():
+        own = found[self.record.block]
+        for uid, features in own.items():
             self.router.observe(features, uid)
+        if len(own) > 1 and isinstance(self.router, LdaRouter):
+            self.left_out = leave_one_out(own).routes
 
     def gate(
         self, uid: str, examples: Sequence[Example], trained: Mapping[str, Tensor] | None = None
@@ -313,7 +329,8 @@ def write(
         write_folder(work, config, tensors, composer.router, composer.record)
         compose_card(composer.record, config, to.name).save(work / "README.md")
         check_adapter_folder(work)
-    return ComposeReport(to, composer.record, sum(tensor.numel() for tensor in tensors.values()))
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    return ComposeReport(to, composer.record, parameters, composer.left_out)
 
 
 def check_tokens(loras: Mapping[str, StockLora]) -> None:

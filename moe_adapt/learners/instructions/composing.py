@@ -10,7 +10,6 @@ task is forgotten only where its samples go to another one; the report of every 
 makes the matrix of routes over time. No sample and no text is kept.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,11 +20,17 @@ from moe_adapt.backbones.instructions import InstructionModel
 from moe_adapt.learners.base import LEARNERS, Outcome, TaskRun
 from moe_adapt.learners.growth import TensorStore
 from moe_adapt.learners.instructions.prototypes import PrototypeLoRA
-from moe_adapt.learners.task_routes import block_path, hidden_at, route_report, task_router, task_uid
+from moe_adapt.learners.task_routes import (
+    REFERENCE,
+    RouteCount,
+    block_path,
+    features_at,
+    task_router,
+    task_uid,
+)
 from moe_adapt.routing.sample import SampleRule
 from moe_adapt.streams import Batch, Task, TaskRecord
 from moe_adapt.tuner import RoutedLoraConfig
-from moe_adapt.tuner.blocks import block_features
 
 __all__ = ["ComposeInstructions"]
 
@@ -46,7 +51,7 @@ class ComposeInstructions(PrototypeLoRA):
         UserError: If the model has no such block, or the shrinkage is out of range.
     """
 
-    reference = "no paper: adapters trained apart, composed by a router of ours"
+    reference = REFERENCE
 
     def __init__(
         self,
@@ -63,7 +68,7 @@ class ComposeInstructions(PrototypeLoRA):
         task_router(self.moments, shrinkage)  # refuses a shrinkage that is none
         self._rule: list[SampleRule] = []
         self._went: list[int] = []
-        self._routes: Counter[tuple[int, int]] = Counter()
+        self._routes = RouteCount()
 
     def restore(self, history: Iterable[TaskRecord], state: Mapping[str, Tensor]) -> None:
         """Become the learner that had this history and this state (see `Learner.restore`)."""
@@ -98,11 +103,14 @@ class ComposeInstructions(PrototypeLoRA):
         handle = base.register_forward_pre_hook(ask, with_kwargs=True)
         try:
             with self.answerer.without_adapter():
-                hidden = hidden_at(base, self._path, lambda: self.answerer.run(batch))
+                return features_at(
+                    base,
+                    self._path,
+                    run=lambda: self.answerer.run(batch),
+                    mask=lambda: masks[0] if masks else None,
+                )
         finally:
             handle.remove()
-        mask = masks[0] if masks else None
-        return block_features(hidden, None if mask is None else mask.bool())
 
     def nearest(self, batch: Batch) -> Tensor:
         """Return the guessed task of each sample, int64 [B]; the first one before any has ended."""
@@ -120,8 +128,8 @@ class ComposeInstructions(PrototypeLoRA):
 
     def after_test(self, own: Tensor) -> None:
         """Count the routes of the batch that was evaluated last."""
-        self._routes.update(zip(own.tolist(), self._went, strict=True))
+        self._routes.add(own.tolist(), self._went)
 
     def report(self) -> dict[str, Any]:
-        """Return sizes, and where the test samples since the task's end went (`route_report`)."""
-        return super().report() | route_report(self._routes, len(self.history))
+        """Return sizes, and where the test samples since the task's end went (`RouteCount.report`)."""
+        return super().report() | self._routes.report(len(self.history))

@@ -10,6 +10,7 @@ $$u^\top P u + \frac{c\,(v^\top P u)^2}{1 - c\, v^\top P v}, \qquad u = x_i - m_
 Shrinkage and the number of degrees of freedom stay as they are. Experts with one example are not judged.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -27,10 +28,12 @@ class LeaveOneOut(NamedTuple):
     Attributes:
         accuracy: Share that goes to its own expert, averaged over experts; NaN if none could be judged.
         novelty: Least distance to a mean of every judged example, [M].
+        routes: How many of an expert's examples go to which expert, for experts that could be judged.
     """
 
     accuracy: float
     novelty: Tensor
+    routes: dict[str, dict[str, int]]
 
 
 def leave_one_out(examples: Mapping[str, Tensor], shrinkage: float | None = None) -> LeaveOneOut:
@@ -45,7 +48,7 @@ def leave_one_out(examples: Mapping[str, Tensor], shrinkage: float | None = None
         router.observe(features, uid)
     pooled = router.pooled()
     scale = (1 - pooled.shrinkage) / max(pooled.freedom, 1)
-    shares, novelty = [], []
+    shares, novelty, routes = [], [], {}
     for own, uid in enumerate(router.uids):
         x = examples[uid].double()
         count = len(x)
@@ -60,8 +63,10 @@ def leave_one_out(examples: Mapping[str, Tensor], shrinkage: float | None = None
         across = torch.einsum("md,med->me", projected, u)
         left = (1 - c * (projected * v).sum(dim=1, keepdim=True)).clamp(min=1e-9)
         distances = direct + c * across.square() / left
-        shares.append(float((distances.argmin(dim=1) == own).double().mean()))
+        went = Counter(router.uids[place] for place in distances.argmin(dim=1).tolist())
+        shares.append(went[uid] / count)
+        routes[uid] = dict(went.most_common())
         novelty.append(distances.amin(dim=1))
     if not shares:
-        return LeaveOneOut(float("nan"), torch.zeros(0, dtype=torch.float64))
-    return LeaveOneOut(sum(shares) / len(shares), torch.cat(novelty))
+        return LeaveOneOut(float("nan"), torch.zeros(0, dtype=torch.float64), {})
+    return LeaveOneOut(sum(shares) / len(shares), torch.cat(novelty), routes)

@@ -47,6 +47,15 @@ def test_each_text_finds_its_adapter(composed):
     assert model.base_model.sample_routes().names() == OWNERS
 
 
+def test_the_report_says_where_examples_go_that_were_left_out(adapters, tmp_path):
+    pair = {uid: adapters[uid] for uid in ("bank", "news")}
+    words = {uid: WORDS[uid] for uid in pair} | {"news": [*WORDS["news"], WORDS["bank"][0]]}
+    report = compose(pair, words, tmp_path / "pair", base=llama(), tokenizer=tokenizer(), layer=1)
+    assert report.left_out["news"]["bank"] >= 1
+    assert f"of {len(words['news'])} examples left out, " in str(report) and " to bank" in str(report)
+    assert remove_adapter(tmp_path / "pair", "news").left_out == {}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_is_what_its_adapter_alone_gives(composed, adapters, dtype):
     routed = logits(opened(composed, dtype), adapter_ids=OWNERS)

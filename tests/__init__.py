@@ -1,0 +1,1 @@
+"""Tests; a package by name, as some libraries install a package of the same name."""
