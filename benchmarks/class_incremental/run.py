@@ -55,6 +55,8 @@ FROZEN = (
     "fecam_shared",
     "joint",
     "compose_heads",
+    "whitened_mean",
+    "whitened_layers",
 )
 #: After how many tasks the learners that run the encoder are tested; the last task always counts.
 EVERY = {
