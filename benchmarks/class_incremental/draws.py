@@ -52,16 +52,19 @@ def drawn(labels: np.ndarray, per_class: int, draw: int) -> np.ndarray:
 @torch.no_grad()
 def run(name: str, per_class: int, draw: int, method: str, runs: Path) -> dict[str, Any]:
     """Return the row of a head that learned a draw."""
-    stream, learner = build(name, method, 1993, seed=0)
+    _, learner = build(name, method, 1993, seed=0)
+    stream, of_six = build(name, "layup", 1993, seed=0)
     assert isinstance(learner, ClosedForm)
-    encoded(stream, learner.backbone, runs / "features")
+    encoded(stream, of_six.backbone, runs / "features")
+    width = learner.backbone.width  # the last layer of six is the encoder's own output
+    train, test = (data.features[:, -width:] for data in (stream.train, stream.test))
     rows = torch.from_numpy(drawn(stream.train_labels, per_class, draw))
     labels = torch.from_numpy(stream.train_labels)[rows]
     start = time.process_time()
-    features = learner._taken(stream.train.features[rows])
+    features = learner.taken(train[rows])
     learner.head.update(features, labels)
     learner.head.end_task(features, labels)
-    scores = learner.head(learner._taken(stream.test.features))
+    scores = learner.head(learner.taken(test))
     right = scores.argmax(dim=1).numpy() == stream.test_labels
     return {
         "stream": name,

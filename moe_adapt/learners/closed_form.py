@@ -92,22 +92,23 @@ class ClosedForm(Learner):
             first, self._accuracies = choose_layers(features, labels, self._given, self.layers)
             self.first_layer.fill_(first)
         for part, of in pairs:
-            self.head.update(self._taken(part), of)
-        self.head.end_task(self._taken(features), labels)
+            self.head.update(self.taken(part), of)
+        self.head.end_task(self.taken(features), labels)
 
     @property
     def _given(self) -> int:
         assert isinstance(self.backbone, Encoder)
         return self.backbone.num_layers
 
-    def _taken(self, features: Tensor) -> Tensor:
+    def taken(self, features: Tensor) -> Tensor:
+        """Return the features [B, d] of the layers that the head reads, out of those of all that are given."""
         if self.layers is None:
             return features
         return take_layers(features, self._given, int(self.first_layer), self.layers)
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the features [B, d] that the head reads."""
-        return self._taken(super().encode(batch))
+        return self.taken(super().encode(batch))
 
     def scores(self, batch: Batch) -> Tensor:
         """Return scores [B, C_seen]."""
