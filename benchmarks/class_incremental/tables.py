@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import draws
+import leads
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
@@ -220,8 +220,8 @@ def stream_table(name: str, rows: list[dict[str, Any]]) -> str:
             shown = ", ".join(f"{100 * b['router']:.0f}/{100 * b['expert']:.0f}" for b in row["recall"])
             lines += [
                 "",
-                f"Own task among the two routers / kept experts of {LABELS[row['method']]}, per block, in per "
-                f"cent: {shown} (by chance {200 / row['tasks']:.1f} for the routers).",
+                f"Own task among the two routers / kept experts of {LABELS[row['method']]}, per block, in "
+                f"per cent: {shown} (by chance {200 / row['tasks']:.1f} for the routers).",
             ]
     return "\n".join(lines)
 
@@ -272,7 +272,7 @@ def ranpac_speed() -> list[str]:
 
 def render() -> None:
     """Write ``benchmarks/results/class_incremental.md``."""
-    parts = [HEAD, *draws.table(LABELS)]
+    parts = [HEAD, *leads.table(LABELS)]
     path = RESULTS / "class_incremental.json"
     if path.is_file():
         report = json.loads(path.read_text())

@@ -101,7 +101,7 @@ class ClosedForm(Learner):
         return self.backbone.num_layers
 
     def taken(self, features: Tensor) -> Tensor:
-        """Return the features [B, d] of the layers that the head reads, out of those of all that are given."""
+        """Return the features [B, d] of the layers that the head reads, out of all that are given."""
         if self.layers is None:
             return features
         return take_layers(features, self._given, int(self.first_layer), self.layers)
