@@ -4,7 +4,8 @@
 
 A head in closed form does not depend on the order of its data, so it gets the rows of a draw in one update.
 Draws are disjoint: 5 of the 20 texts per intent, 10 of the 50 images per class. All are judged on the same
-test rows; `leads.py` says who leads by how much. A row (stream, samples per class, draw, method) that is in the result is not run again.
+test rows; `leads.py` says who leads by how much. A row (stream, samples per class, draw, method)
+that is in the result is not run again.
 """
 
 import argparse
