@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--prepared", type=Path, required=True, help="the folder that prepare.py wrote")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the kept features")
     parser.add_argument("--streams", nargs="+", default=sorted({name for name, *_ in SETTINGS}))
+    parser.add_argument("--rows", type=int, default=1000, help="stop after that many new rows")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     runs = options.runs.resolve()
@@ -83,6 +84,8 @@ def main() -> None:
                 skip = (name, method) in LEFT_OUT or name not in options.streams
                 if skip or (name, per_class, draw, method) in done:
                     continue
+                if len(rows) - len(done) == options.rows:
+                    return
                 rows.append(run(name, per_class, draw, method, runs))
                 part = RESULT.with_suffix(".part")
                 part.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
