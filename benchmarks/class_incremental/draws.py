@@ -13,6 +13,7 @@ import json
 import os
 import time
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from leads import OURS, PUBLISHED, RESULT, SETTINGS
 from run import build, facts
 
 from moe_adapt.learners.closed_form import ClosedForm
+from moe_adapt.streams import TaskStream
 
 #: A covariance for each of 1,500 classes takes 1.8 GB.
 LEFT_OUT = (("omniglot_300", "fecam"),)
@@ -34,13 +36,20 @@ def drawn(labels: np.ndarray, per_class: int, draw: int) -> np.ndarray:
     return np.sort(np.concatenate([of[draw * per_class : (draw + 1) * per_class] for of in rows]))
 
 
+@cache
+def kept(name: str, runs: Path) -> TaskStream:
+    """Return a stream whose inputs are the features of the encoder's last six layers."""
+    stream, learner = build(name, "layup", 1993, seed=0)
+    encoded(stream, learner.backbone, runs / "features")
+    return stream
+
+
 @torch.no_grad()
 def run(name: str, per_class: int, draw: int, method: str, runs: Path) -> dict[str, Any]:
     """Return the row of a head that learned a draw."""
     _, learner = build(name, method, 1993, seed=0)
-    stream, of_six = build(name, "layup", 1993, seed=0)
     assert isinstance(learner, ClosedForm)
-    encoded(stream, of_six.backbone, runs / "features")
+    stream = kept(name, runs)
     width = learner.backbone.width  # the last layer of six is the encoder's own output
     train, test = (data.features[:, -width:] for data in (stream.train, stream.test))
     rows = torch.from_numpy(drawn(stream.train_labels, per_class, draw))
