@@ -123,13 +123,13 @@ def run_cell(sequence: str, order: int, method: str, data: Path, model: str) -> 
 
 
 def noted_answers(learner: Learner) -> list[torch.Tensor]:
-    """Return a list that gets, for every batch that is tested from now on, which answers are right, bool [B]."""
+    """Return a list that gets, for every batch tested from now on, which answers are right, bool [B]."""
     noted: list[torch.Tensor] = []
     original = learner.evaluate
 
     def evaluate(batch: Any, within: torch.Tensor) -> Any:
         outcome = original(batch, within)
-        noted.append(outcome.right.cpu())
+        noted.append(outcome.correct.cpu())
         return outcome
 
     learner.evaluate = evaluate  # type: ignore[method-assign]
