@@ -18,6 +18,7 @@ __all__ = ["OURS", "PUBLISHED", "RESULT", "SETTINGS", "table"]
 RESULT = Path(__file__).resolve().parent.parent / "results" / "class_incremental_draws.json"
 #: Stream, samples per class, draws.
 SETTINGS = (
+    ("intents_15", 5, 1),
     ("intents_more_48", 5, 4),
     ("intents_more_48", 20, 1),
     ("tiny_imagenet_more_20", 10, 5),
@@ -61,7 +62,7 @@ def table(labels: dict[str, str]) -> list[str]:
         of = known.setdefault((row["stream"], row["per_class"]), {})
         of.setdefault(row["method"], []).append(row)
     settings = [(name, k) for name, k, _ in SETTINGS if (name, k) in known]
-    titles = [f"{name.split('_more')[0].rsplit('_300')[0]}, {k} per class" for name, k in settings]
+    titles = [f"{name.rsplit('_', 1)[0].removesuffix('_more')}, {k} per class" for name, k in settings]
     lines = ["| head | " + " | ".join(titles) + " |", "|---" * (len(settings) + 1) + "|"]
     for method in (*PUBLISHED, *OURS):
         cells = [spread(known[setting].get(method, [])) for setting in settings]
