@@ -34,13 +34,14 @@ from moe_adapt.learners import LEARNERS, Learner
 from moe_adapt.manifest import collect
 from moe_adapt.streams import TaskStream
 from moe_adapt.training.stream import StreamRunner
+from moe_adapt.training.stream.evaluate import evaluate
 from moe_adapt.tuner import RoutedLoraConfig
 
 SMALL = {"train": 64, "test": 32, "epochs": 3, "max_length": 18}
 #: Sizes of the sequences: samples per task, epochs, tokens.
 SIZES = {
     "small": SMALL,
-    "wide": {"train": 120, "test": 250, "epochs": 2, "max_length": 18},
+    "wide": {"train": 240, "test": 250, "epochs": 2, "max_length": 18},
     "mechanisms": SMALL,
     "long": {"train": 48, "test": 16, "epochs": 2, "max_length": 24},
     "language": {"train": 48, "test": 8, "epochs": 2, "max_length": 96},
@@ -93,14 +94,7 @@ def run_cell(sequence: str, order: int, method: str, data: Path, model: str) -> 
     learner = LEARNERS.get(name)(backbone=backbone, **settings)  # type: ignore[call-arg]
     start, cpu = time.perf_counter(), time.process_time()
     wide = sequence == "wide"
-    runner = StreamRunner(
-        seed=order,
-        eval_at="final" if wide else "all",
-        eval_batch_size=40,
-        verdicts=writes,
-        attribution=not wide,
-    )
-    answers = noted_answers(learner)
+    runner = StreamRunner(seed=order, eval_batch_size=40, verdicts=writes, attribution=not wide)
     result = runner.run(learner, stream)
     row = {
         "sequence": sequence,
@@ -110,36 +104,23 @@ def run_cell(sequence: str, order: int, method: str, data: Path, model: str) -> 
         **{key: result.matrix.to_dict()[key] for key in ("total", "correct")},
         "report": {k: v for k, v in learner.report().items() if not k.endswith("_by_site")},  # type: ignore[operator]
         "attribution": result.attribution or None,
-        "right": packed(torch.cat(answers), stream) if wide else None,
+        "right": packed(learner, stream) if wide else None,
         "verdicts": result.verdicts or None,
         "format_artefacts": result.format_artefacts() or None,
         "train_seconds": sum(task["seconds"]["steps"] for task in result.tasks if task["learned"]),
         "cpu_seconds": time.process_time() - cpu,
         "wall_seconds": time.perf_counter() - start,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "manifest": collect(),
     }
     return row
 
 
-def noted_answers(learner: Learner) -> list[torch.Tensor]:
-    """Return a list that gets, for every batch tested from now on, which answers are right, bool [B]."""
-    noted: list[torch.Tensor] = []
-    original = learner.evaluate
-
-    def evaluate(batch: Any, within: torch.Tensor) -> Any:
-        outcome = original(batch, within)
-        noted.append(outcome.correct.cpu())
-        return outcome
-
-    learner.evaluate = evaluate  # type: ignore[method-assign]
-    return noted
-
-
-def packed(right: torch.Tensor, stream: TaskStream) -> list[str]:
+def packed(learner: Learner, stream: TaskStream) -> list[str]:
     """Return per task which test samples are answered right at the end: bits, as hexadecimal digits."""
-    _, tasks = stream.test_until(len(stream) - 1)
-    return [np.packbits(right.numpy()[tasks == task]).tobytes().hex() for task in range(len(stream))]
+    last = len(stream) - 1
+    right = evaluate(learner, stream, last, 40).right
+    _, tasks = stream.test_until(last)
+    return [np.packbits(right[tasks == task]).tobytes().hex() for task in range(last + 1)]
 
 
 def run(options: argparse.Namespace) -> None:
