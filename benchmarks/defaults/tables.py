@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from methods import IMAGE_METHODS, METHODS
+from methods import IMAGE_METHODS, METHODS, TEXT_METHODS
 from sets import TEXT_SETS
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -77,7 +77,7 @@ def complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[str, int], set[str]] = defaultdict(set)
     for row in rows:
         found[row["set"], row["seed"]].add(row["method"])
-    planned = {"tiny-imagenet": set(IMAGE_METHODS)}
+    planned = {"tiny-imagenet": set(IMAGE_METHODS), **dict.fromkeys(TEXT_SETS, set(TEXT_METHODS))}
     return [r for r in rows if found[r["set"], r["seed"]] >= planned.get(r["set"], set(METHODS))]
 
 
