@@ -74,7 +74,7 @@ def settle(raw, mean, squares, scaled, count):
 
 @kernel
 def _squares(rows, vector, count, out):
-    """Write the squared distances of the first `count` rows; sums in the order of the columns, as in numpy."""
+    """Write the squared distances of the first `count` rows, added up column by column as in numpy."""
     for j in range(count):
         out[j] = 0.0
     n = len(vector)

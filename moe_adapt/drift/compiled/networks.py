@@ -2,7 +2,8 @@
 
 Weights are walked row by row, so that the inner loops run over units that lie side by side. A step computes
 all errors first, then the gradients, which go into Adam at once and are not kept. It takes the four rows
-that wait (`STEP_EVERY`) together, so that every weight is read once. Adam's direction is divided in single precision, on both paths: that is half of the time of a step.
+that wait (`STEP_EVERY`) together, so that every weight is read once. Adam's direction is divided in single
+precision, on both paths: that is half of the time of a step.
 """
 
 import math

@@ -45,7 +45,7 @@ def left_share(n, mean, squares, low, high, threshold):
 
 @kernel
 def _add_class(n, mean, squares, low, high, bottom, step, sums):
-    """Add what a class leaves of each threshold's two sides, and the sum of w log2 w, to `sums` [3, points]."""
+    """Add to `sums` [3, points] what a class leaves below and above each threshold, and its w log2 w."""
     own, deviation = xlog2x(n), _deviation(n, squares)
     for point in range(sums.shape[1]):
         at = bottom + step * (point + 1)
@@ -77,8 +77,8 @@ def reaches(moments, seen, bottom, top):
 def numeric_merit(gauss, moments, f, seen, bottom, top, before, least_share, sums):
     """Return the gain of the best threshold of a numeric column, and the threshold.
 
-    `seen` are the leaf's classes, `bottom` and `top` how far the column reaches; `sums` [3, points] is room to
-    work in, its width the number of thresholds.
+    `seen` are the leaf's classes, `bottom` and `top` how far the column reaches; `sums` [3, points] is room
+    to work in, its width the number of thresholds.
     """
     best, threshold = -np.inf, 0.0
     if not bottom < top:
