@@ -21,11 +21,16 @@ settings.register_profile(
 settings.load_profile("steady")
 
 
+def _no_numba() -> bool:
+    """Stand for `compiled.available` where numba is not installed."""
+    return False
+
+
 @pytest.fixture(autouse=True)
 def compile_no_stream_learners(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """DriftMoE takes its plain path, but in the tests of the compiled one: compiling takes half a minute."""
     if "compiled" not in request.path.parts:
-        monkeypatch.setattr(compiled, "available", lambda: False)
+        monkeypatch.setattr(compiled, "available", _no_numba)
 
 
 @pytest.fixture(scope="session")
