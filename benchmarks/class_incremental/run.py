@@ -30,7 +30,7 @@ from moe_adapt.evaluation.accuracy_matrix import AccuracyMatrix
 from moe_adapt.evaluation.continual import accuracy_seen, continual_metrics
 from moe_adapt.learners import Care, Learner
 from moe_adapt.learners.closed_form import ClosedForm
-from moe_adapt.manifest import collect
+from moe_adapt.manifest import collect, git_commit
 from moe_adapt.streams import TaskStream
 from moe_adapt.training.stream import StreamRunner
 
@@ -55,6 +55,8 @@ FROZEN = (
     "fecam_shared",
     "joint",
     "compose_heads",
+    "whitened_mean",
+    "whitened_layers",
 )
 #: After how many tasks the learners that run the encoder are tested; the last task always counts.
 EVERY = {
@@ -187,7 +189,7 @@ def run(stream_name: str, method: str, order: int, prepared: Path, runs: Path) -
         row["recall"] = recall(learner, stream)
     if found := learner.report():
         row["report"] = found
-    row["manifest"] = collect() | {"command": COMMAND}
+    row["manifest"] = facts(COMMAND)
     (runner.folder / "last.ckpt").unlink(missing_ok=True)
     return row
 
@@ -217,6 +219,11 @@ def gather(runs: Path) -> None:
     manifest = collect() | {"command": "run.py --collect"}
     report = {"manifest": manifest, "rows": rows, "unfinished": unfinished(runs)}
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def facts(command: str) -> dict[str, Any]:
+    """Return the manifest of a row; the commit is that of this script, since runs work in the data folder."""
+    return collect() | {"command": command, "git_commit": git_commit(HERE)}
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, str, int]:

@@ -4,43 +4,17 @@ python benchmarks/class_incremental/tables.py
 """
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
+import leads
+from labels import LABELS
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 
-#: Label of every method, in the order of the rows.
-LABELS = {
-    "care": "CaRE",
-    "care_normalized": "CaRE, entropies by task size",
-    "care_linear": "CaRE, linear routers",
-    "care_released": "CaRE, as released",
-    "care_ensemble": "CaRE, a forward per task",
-    "care_unaligned": "CaRE without alignment",
-    "care_paper": "CaRE, as printed",
-    "care_trained": "CaRE, five epochs",
-    "aligned_heads": "aligned cosine heads, no experts",
-    "lora": "LoRA, sequential fine-tuning",
-    "compose": "compose, a LoRA per task, routed by classes",
-    "compose_heads": "compose by classes, a head per task, no LoRA",
-    "compose_tasks": "compose, routed by means of tasks, heads from zero",
-    "ncm": "nearest mean",
-    "slda": "SLDA",
-    "slda_oas": "SLDA, OAS shrinkage",
-    "slda_layers": "SLDA, OAS, three layers",
-    "ncm_layers": "nearest mean, three layers",
-    "ranpac_layers": "RanPAC, three layers",
-    "ridge": "ridge",
-    "ranpac": "RanPAC",
-    "ridge_grid": "ridge, lambda by each task",
-    "ranpac_grid": "RanPAC, lambda by each task (published)",
-    "ranpac_lora": "RanPAC after a LoRA on task 1",
-    "fecam": "FeCAM",
-    "fecam_shared": "FeCAM, one covariance",
-    "joint": "linear head, all tasks at once",
-}
 HEADS = (
     "method",
     "orders",
@@ -132,34 +106,48 @@ def line(method: str, rows: list[dict[str, Any]], steps: list[int]) -> str:
 #: Heads as published.
 PUBLISHED = ("ncm", "slda", "ridge", "ridge_grid", "ranpac", "ranpac_grid", "fecam", "fecam_shared")
 #: The same with shrinkage from their own sums, and with layers that the first task chose.
-LAYERED = ("slda_oas", "slda_layers", "ncm_layers", "ranpac_layers")
+LAYERED = ("slda_oas", "slda_layers", "ncm_layers", "ranpac_layers", "whitened_mean", "whitened_layers")
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """Say how the best CaRE and the best head with layers stand to the best head as published."""
-    final: dict[str, dict[int, float]] = {}
+    """Name the winner of a stream with its interval, or say that there is none; then the best CaRE."""
+    of: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        final.setdefault(row["method"], {})[row["order"]] = row["metrics"]["final_accuracy"]
-    care = [method for method in final if method.startswith("care")]
-    layered = [method for method in LAYERED if method in final]
-    found = [beside(final, "CaRE", care)] if care else ["CaRE has no finished row here."]
-    if layered:
-        found.append(beside(final, "head with shrinkage or layers", layered))
-    return " ".join(found)
+        of.setdefault(row["method"], []).append(row)
+    first = max((method for method in of if method != "joint"), key=lambda method: final(of[method]))
+    rival = max((method for method in PUBLISHED if method in of), key=lambda method: final(of[method]))
+    if first == rival:
+        return f"No winner of ours: first is {LABELS[first]}, as published."
+    beside = gap(of[first], of[rival])
+    found = [
+        f"**{'Winner' if beside[0] > beside[1] else 'No winner; first is'}: {LABELS[first]}**, "
+        f"{signed(beside)} points beside the best head as published ({LABELS[rival]})"
+    ]
+    if "joint" in of:
+        found.append(
+            f" and {signed(gap(of[first], of['joint']))} beside the linear head on all tasks at once"
+        )
+    found.append(" (95 %, test rows taken as independent, which is wider than a paired interval).")
+    care = [method for method in of if method.startswith("care")]
+    if care:
+        best = max(care, key=lambda method: final(of[method]))
+        found.append(f" The best CaRE ({LABELS[best]}): {signed(gap(of[best], of[rival]))}.")
+    return "".join(found)
 
 
-def beside(final: dict[str, dict[int, float]], what: str, ours: list[str]) -> str:
-    """Return a sentence on the best of some methods beside the best published head, on shared orders."""
-    best = max(ours, key=lambda method: statistics.mean(final[method].values()))
-    orders = set(final[best])
-    comparable = {m: [final[m][o] for o in orders] for m in PUBLISHED if orders <= set(final.get(m, {}))}
-    rival = max(comparable, key=lambda method: statistics.mean(comparable[method]))
-    gap = statistics.mean(final[best].values()) - statistics.mean(comparable[rival])
-    word = "above" if gap > 0 else "below"
-    return (
-        f"The best {what} ({LABELS[best]}) is {abs(100 * gap):.1f} points {word} the best head as published "
-        f"({LABELS[rival]}) in A_B, on {len(orders)} order(s)."
-    )
+def final(rows: list[dict[str, Any]]) -> float:
+    """Return the mean final accuracy over orders."""
+    return statistics.mean(row["metrics"]["final_accuracy"] for row in rows)
+
+
+def gap(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return how far two methods are apart in points, and half the interval over test rows."""
+    errors = [rows[0]["metrics"]["final_accuracy_standard_error"] for rows in (ours, theirs)]
+    return 100 * (final(ours) - final(theirs)), 196 * math.hypot(*errors)
+
+
+def signed(value: tuple[float, float]) -> str:
+    return f"{value[0]:+.1f} ± {value[1]:.1f}"
 
 
 def stopped(rows: list[dict[str, Any]], cell: dict[str, Any]) -> str:
@@ -195,16 +183,14 @@ def stream_table(name: str, rows: list[dict[str, Any]]) -> str:
         f"Shared steps: {after}. Standard error of A_B about {100 * samples:.1f}. * over "
         f"features that were computed once{kept}. {verdict(rows)}",
     ]
-    recalls = [row for row in rows if row["method"] == "care" and "recall" in row]
-    if recalls:
-        blocks = recalls[0]["recall"]
-        shown = ", ".join(f"{100 * b['router']:.0f}/{100 * b['expert']:.0f}" for b in blocks)
-        tasks = rows[0]["tasks"]
-        lines += [
-            "",
-            f"Own task among CaRE's two routers / kept experts, per block, in per cent: {shown} (by chance "
-            f"{200 / tasks:.1f} for the routers).",
-        ]
+    for row in rows:
+        if row["method"] in ("care", "care_trained") and row["order"] == 1993 and "recall" in row:
+            shown = ", ".join(f"{100 * b['router']:.0f}/{100 * b['expert']:.0f}" for b in row["recall"])
+            lines += [
+                "",
+                f"Own task among the two routers / kept experts of {LABELS[row['method']]}, per block, in "
+                f"per cent: {shown} (by chance {200 / row['tasks']:.1f} for the routers).",
+            ]
     return "\n".join(lines)
 
 
@@ -254,7 +240,7 @@ def ranpac_speed() -> list[str]:
 
 def render() -> None:
     """Write ``benchmarks/results/class_incremental.md``."""
-    parts = [HEAD]
+    parts = [HEAD, *leads.table(LABELS)]
     path = RESULTS / "class_incremental.json"
     if path.is_file():
         report = json.loads(path.read_text())

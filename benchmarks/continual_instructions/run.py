@@ -59,8 +59,10 @@ WIDE_METHODS = (
     "seq_moelora",
     "compose",
     "replay",
+    "same",
     "same_strict",
     "dymoe",
+    "dymoe_guarded",
     "olora",
     "prototype_lora",
 )

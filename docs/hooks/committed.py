@@ -70,7 +70,7 @@ def row_owners() -> dict[str, set[Name]]:
     report = json.loads((BENCHMARKS / "results" / "routed_lora.json").read_text(encoding="utf-8"))
     for row in report["rows"]:
         owners[row["label"]].add(("routed", methods[row["method"]][1]["method"]))
-    labels = runpy.run_path(str(BENCHMARKS / "class_incremental" / "tables.py"))["LABELS"]
+    labels = runpy.run_path(str(BENCHMARKS / "class_incremental" / "labels.py"))["LABELS"]
     for name, label in labels.items():
         config = yaml.safe_load((BENCHMARKS / "class_incremental" / "methods" / f"{name}.yaml").read_text())
         owners[label].add(("learner", config["learner"]["class_path"]))

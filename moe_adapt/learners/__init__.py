@@ -2,7 +2,7 @@
 
 from moe_adapt.learners.base import LEARNERS, Learner, Outcome, TaskRun
 from moe_adapt.learners.care import Care
-from moe_adapt.learners.closed_form import FeCam, NearestMean, RanPac, Ridge, Slda
+from moe_adapt.learners.closed_form import FeCam, NearestMean, RanPac, Ridge, Slda, WhitenedMean
 from moe_adapt.learners.compose import Compose
 from moe_adapt.learners.ewc import Ewc
 from moe_adapt.learners.fine_tuning import FineTuning, Joint
@@ -34,6 +34,7 @@ __all__ = [
     "Ridge",
     "Slda",
     "TaskRun",
+    "WhitenedMean",
     "grow_rows",
     "resize_to",
 ]

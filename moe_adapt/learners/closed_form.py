@@ -28,11 +28,12 @@ from moe_adapt.learners.heads.ranpac import RanPacHead
 from moe_adapt.learners.heads.ridge import LambdaRule, RidgeHead
 from moe_adapt.learners.heads.slda import Shrinkage, SldaHead
 from moe_adapt.learners.heads.trainable import GrowingLinear
+from moe_adapt.learners.heads.whitened import WhitenedMeanHead
 from moe_adapt.optim.groups import Schedule, momentum_sgd
 from moe_adapt.streams import Batch, Task, TaskRecord
 from moe_adapt.tuner import RoutedLoraConfig
 
-__all__ = ["ClosedForm", "FeCam", "NearestMean", "RanPac", "Ridge", "Slda"]
+__all__ = ["ClosedForm", "FeCam", "NearestMean", "RanPac", "Ridge", "Slda", "WhitenedMean"]
 
 
 class ClosedForm(Learner):
@@ -91,22 +92,23 @@ class ClosedForm(Learner):
             first, self._accuracies = choose_layers(features, labels, self._given, self.layers)
             self.first_layer.fill_(first)
         for part, of in pairs:
-            self.head.update(self._taken(part), of)
-        self.head.end_task(self._taken(features), labels)
+            self.head.update(self.taken(part), of)
+        self.head.end_task(self.taken(features), labels)
 
     @property
     def _given(self) -> int:
         assert isinstance(self.backbone, Encoder)
         return self.backbone.num_layers
 
-    def _taken(self, features: Tensor) -> Tensor:
+    def taken(self, features: Tensor) -> Tensor:
+        """Return the features [B, d] of the layers that the head reads, out of all that are given."""
         if self.layers is None:
             return features
         return take_layers(features, self._given, int(self.first_layer), self.layers)
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the features [B, d] that the head reads."""
-        return self._taken(super().encode(batch))
+        return self.taken(super().encode(batch))
 
     def scores(self, batch: Batch) -> Tensor:
         """Return scores [B, C_seen]."""
@@ -167,6 +169,27 @@ class Slda(ClosedForm):
     ) -> None:
         super().__init__(backbone, lambda width: SldaHead(width, shrinkage, rule), layers)
         self.shrinkage, self.rule = shrinkage, rule
+
+
+@LEARNERS.register("whitened_mean")
+class WhitenedMean(ClosedForm):
+    """Nearest class mean by the cosine in a whitened space of several layers.
+
+    Args:
+        backbone: The encoder.
+        shrinkage: Weight of the mean variance in the covariance, or ``oas`` for the oracle-approximating
+            one. Higher: closer to the nearest mean by cosine.
+        layers: How many of the layers that the encoder gives to read, from the last one down; None for all.
+    """
+
+    reference = "Whitened cosine, Liu 2007, IEEE TPAMI 29(6); layers as in LayUP, arXiv 2312.08888"
+
+    def __init__(self, backbone: Encoder, shrinkage: Shrinkage = 0.4, layers: int | None = None) -> None:
+        held = layers or backbone.num_layers
+        super().__init__(backbone, lambda width: WhitenedMeanHead(width, shrinkage, held), layers)
+        self.shrinkage = shrinkage
+        if layers is not None:
+            self.first_layer.fill_(backbone.num_layers - layers)
 
 
 @LEARNERS.register("ridge")

@@ -10,7 +10,7 @@ import torch
 from moe_adapt.checks import ToyEncoder, gaussian_stream
 from moe_adapt.cli import main
 from moe_adapt.errors import UserError
-from moe_adapt.learners import FeCam, FineTuning, NearestMean, Ridge, Slda
+from moe_adapt.learners import FeCam, FineTuning, NearestMean, Ridge, Slda, WhitenedMean
 from moe_adapt.training.loggers import RunCSVLogger
 from moe_adapt.training.stream import StreamRunner
 from moe_adapt.training.stream.features import cached_stream
@@ -63,7 +63,7 @@ def test_a_learner_refuses_tensors_of_another_shape():
         FineTuning(ToyEncoder()).restore(history, {**state, "more": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("kind", [NearestMean, Slda, Ridge, FeCam])
+@pytest.mark.parametrize("kind", [NearestMean, Slda, Ridge, FeCam, WhitenedMean])
 def test_a_head_refuses_statistics_of_another_shape(kind):
     learner = kind(ToyEncoder())
     StreamRunner().run(learner, gaussian_stream(tasks=2, train=6, test=4))

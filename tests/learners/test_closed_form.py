@@ -5,7 +5,7 @@ import torch
 
 from moe_adapt.checks import ToyEncoder, gaussian_stream
 from moe_adapt.errors import UserError
-from moe_adapt.learners import FeCam, NearestMean, RanPac, Ridge, Slda
+from moe_adapt.learners import FeCam, NearestMean, RanPac, Ridge, Slda, WhitenedMean
 from moe_adapt.learners.heads import RidgeHead
 from moe_adapt.streams.arrays import ArrayStream
 from moe_adapt.training.stream import StreamRunner
@@ -18,6 +18,7 @@ LEARNERS = {
     "ridge": Ridge,
     "fecam": FeCam,
     "ranpac": lambda encoder: RanPac(encoder, proj_dim=40),
+    "whitened_mean": WhitenedMean,
 }
 
 
@@ -59,7 +60,7 @@ class Pass:
         yield self.stream.collate([data[i] for i in range(len(data))])
 
 
-@pytest.mark.parametrize("name", ["ncm", "slda", "fecam"])
+@pytest.mark.parametrize("name", ["ncm", "slda", "fecam", "whitened_mean"])
 def test_the_order_of_the_tasks_does_not_matter(name):
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(6, 8, generator=generator)

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel
 from moe_adapt.backbones import Encoder, TextEncoder
 from moe_adapt.checks import gaussian_stream
 from moe_adapt.errors import UserError
-from moe_adapt.learners import FeCam, NearestMean, RanPac, Ridge, Slda
+from moe_adapt.learners import FeCam, NearestMean, RanPac, Ridge, Slda, WhitenedMean
 from moe_adapt.learners.heads import SldaHead
 from moe_adapt.learners.heads.layer_choice import choose_layers
 from moe_adapt.training.stream import StreamRunner
@@ -100,6 +100,16 @@ def test_the_choice_is_kept_in_the_state_and_by_publishing(tmp_path):
     again = Slda.from_pretrained(tmp_path / "slda", backbone=Stacked(2))
     batch = stream.collate([stream.test[0], stream.test[1]])
     assert torch.equal(again.scores(batch), learner.scores(batch))
+
+
+def test_whitened_means_read_the_last_layers_without_choosing():
+    stream = gaussian_stream()
+    learner = WhitenedMean(Stacked(2), layers=2)
+    result = StreamRunner().run(learner, stream)
+    assert learner.report() == {"first_layer": 2, "last_layer": 3}
+    assert (learner.head.width, learner.head.layers) == (16, 2)
+    assert result.matrix.rates()[3].mean() > 0.8
+    assert (WhitenedMean(Stacked()).head.width, WhitenedMean(Stacked()).head.layers) == (24, 3)
 
 
 def test_more_layers_than_the_encoder_gives_are_refused():

@@ -49,6 +49,7 @@ CLASSES = {
     "slda": Reached(0.92, 0.92, 0.92),
     "ridge": Reached(0.9, 0.9, 0.9),
     "fecam": Reached(0.92, 0.92, 0.9),
+    "whitened_mean": Reached(0.92, 0.92, 0.92),
     "ranpac": Reached(0.92, 0.92, 0.92, options={"proj_dim": 40}),
 }
 INSTRUCTIONS = {

@@ -7,6 +7,7 @@ from moe_adapt.learners.heads.ncm import NearestMeanHead
 from moe_adapt.learners.heads.ranpac import RanPacHead
 from moe_adapt.learners.heads.ridge import RidgeHead
 from moe_adapt.learners.heads.slda import SldaHead
+from moe_adapt.learners.heads.whitened import WhitenedMeanHead
 
 __all__ = [
     "ClosedFormHead",
@@ -16,6 +17,7 @@ __all__ = [
     "RanPacHead",
     "RidgeHead",
     "SldaHead",
+    "WhitenedMeanHead",
     "cross_validated_cosines",
     "ridge_path_errors",
 ]

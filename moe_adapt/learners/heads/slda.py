@@ -30,7 +30,7 @@ from moe_adapt.errors import UserError
 from moe_adapt.learners.heads.base import LinearHead
 from moe_adapt.routing.sample.lda import oas
 
-__all__ = ["Shrinkage", "SldaHead"]
+__all__ = ["Shrinkage", "SldaHead", "shrunk_covariance"]
 
 #: The weight of the identity, or the rule that finds it.
 Shrinkage = float | Literal["oas"]
@@ -133,14 +133,30 @@ class SldaHead(LinearHead):
         weight = torch.cholesky_solve(self.means.T, factor).T
         return weight, -0.5 * (weight * self.means).sum(dim=-1)
 
+    @property
+    def freedom(self) -> int:
+        """Samples beyond the first of every class, at least 1."""
+        return max(int(self.counts.sum() - (self.counts > 0).sum()), 1)
+
     def _shrunk(self) -> Tensor:
+        if self.shrinkage == "oas":
+            return shrunk_covariance(self.scatter, self.freedom, self.shrinkage)
         eye = torch.eye(self.width, dtype=torch.float64, device=self.scatter.device)
-        if self.shrinkage != "oas":
-            return (1 - self.shrinkage) * self.covariance + self.shrinkage * eye
-        freedom = max(int(self.counts.sum() - (self.counts > 0).sum()), 1)
-        covariance = self.scatter / freedom
-        level = float(covariance.trace()) / self.width
-        if level == 0.0:  # one sample per class: the nearest mean decides
-            return eye
-        weight = max(oas(covariance, freedom), 1e-6)
-        return (1 - weight) * covariance + weight * level * eye
+        return (1 - self.shrinkage) * self.covariance + self.shrinkage * eye
+
+
+def shrunk_covariance(scatter: Tensor, freedom: int, shrinkage: Shrinkage) -> Tensor:
+    """Return the covariance of a scatter [d, d], shrunk towards its mean variance times the identity.
+
+    Args:
+        scatter: Sum of outer products of centred rows, float64 [d, d]; zero gives the identity.
+        freedom: How many independent rows are in it.
+        shrinkage: Weight of the mean variance, or ``oas`` for the oracle-approximating one.
+    """
+    eye = torch.eye(len(scatter), dtype=scatter.dtype, device=scatter.device)
+    covariance = scatter / freedom
+    level = float(covariance.trace()) / len(scatter)
+    if level == 0.0:  # one sample per class: the nearest mean decides
+        return eye
+    weight = max(oas(covariance, freedom) if shrinkage == "oas" else shrinkage, 1e-6)
+    return (1 - weight) * covariance + weight * level * eye

@@ -106,7 +106,7 @@ def test_lists_of_voices():
         (["nets"], "no voice 'nets'"),
         (["mlp", "mlp"], "twice"),
         ([], "empty"),
-        ([3], "not 3"),
+        ([3], "not 'int'"),
         ("mlp", "list"),
     ):
         with pytest.raises(UserError, match=words):

@@ -16,12 +16,20 @@ from moe_adapt.learners.heads import (
     RanPacHead,
     RidgeHead,
     SldaHead,
+    WhitenedMeanHead,
     cross_validated_cosines,
     ridge_path_errors,
 )
 
 WIDTH = 6
-HEADS = dict(ncm=NearestMeanHead, slda=SldaHead, ridge=RidgeHead, ranpac=RanPacHead, fecam=FeCamHead)
+HEADS = dict(
+    ncm=NearestMeanHead,
+    slda=SldaHead,
+    ridge=RidgeHead,
+    ranpac=RanPacHead,
+    fecam=FeCamHead,
+    whitened=WhitenedMeanHead,
+)
 #: Heads that do not depend on the order of their data.
 EXACT = {
     "ncm": {},
@@ -32,6 +40,8 @@ EXACT = {
     "ranpac": {"lam": 0.3, "proj_dim": 15},
     "fecam": {},
     "fecam, shared": {"name": "fecam", "shared": True},
+    "whitened": {},
+    "whitened, two layers": {"name": "whitened", "layers": 2, "shrinkage": "oas"},
 }
 
 
@@ -93,6 +103,7 @@ def test_batches_and_order_do_not_matter(name, seed, cuts):
         {"name": "ranpac", "proj_dim": 40},
         {"name": "fecam"},
         {"name": "fecam", "shared": True},
+        {"name": "whitened"},
     ],
     ids=str,
 )
@@ -248,6 +259,44 @@ def test_slda_with_an_isotropic_covariance_ranks_as_the_nearest_mean():
     assert torch.equal(head(features).argsort(dim=1, descending=True), nearest)
 
 
+def test_whitened_cosines_equal_the_formula_over_layers_of_length_one():
+    features, labels = data()
+    head = WhitenedMeanHead(WIDTH, shrinkage=0.3, layers=2)
+    head.update(features, labels)
+    unit = torch.nn.functional.normalize(features.reshape(60, 2, 3), dim=2).reshape(60, WIDTH)
+    means = torch.stack([unit[labels == c].mean(0) for c in range(4)])
+    scatter = (unit - means[labels]).T @ (unit - means[labels]) / 56
+    shrunk = 0.7 * scatter + 0.3 * scatter.diagonal().mean() * torch.eye(WIDTH).double()
+    values, vectors = torch.linalg.eigh(shrunk)
+    root = vectors / values.sqrt()
+    rows, centres = (unit - means.mean(0)) @ root, (means - means.mean(0)) @ root
+    expected = torch.nn.functional.cosine_similarity(rows[:, None], centres[None], dim=2)
+    torch.testing.assert_close(head(features), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_classes_with_one_sample_are_found_beside_classes_with_many():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60).repeat(12)
+    rare = labels >= 30
+    kept = ~rare | (torch.arange(720) < 60)
+    centres = torch.randn(60, 40, generator=generator) + 5.0
+    rows, tests = (centres[labels] + 1.3 * torch.randn(720, 40, generator=generator) for _ in range(2))
+    found = {}
+    for head in (WhitenedMeanHead(40), SldaHead(40, shrinkage="oas")):
+        head.update(rows[kept], labels[kept])
+        right = (head(tests).argmax(dim=1) == labels).double()
+        found[type(head)] = (float(right[rare].mean()), float(right[~rare].mean()))
+    assert found[WhitenedMeanHead][0] > found[SldaHead][0] + 0.2
+    assert found[WhitenedMeanHead][1] > 0.9
+
+
+def test_heads_over_different_layers_are_not_merged():
+    first, second = WhitenedMeanHead(WIDTH, layers=2), WhitenedMeanHead(WIDTH, layers=3)
+    second.update(*data())
+    with pytest.raises(UserError, match="numbers of layers"):
+        first.merge(second)
+
+
 def test_ridge_equals_normal_equations_and_their_dual():
     features, labels = data()
     targets = torch.nn.functional.one_hot(labels).double()
@@ -391,6 +440,8 @@ def test_a_power_transform_refuses_negative_features():
         ({"name": "ridge", "lam": "auto"}, "'gcv' or 'grid'"),
         ({"name": "ranpac", "proj_dim": 0}, "at least 1"),
         ({"name": "fecam", "gamma1": -1.0}, "not negative"),
+        ({"name": "whitened", "layers": 4}, "divide the 6 features"),
+        ({"name": "whitened", "shrinkage": -0.1}, "between 0 and 1"),
         ({"name": "ncm", "width": 0}, "at least one feature"),
     ],
 )
