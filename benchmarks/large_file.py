@@ -6,10 +6,13 @@ Writes synthetic JSON lines of prompts and responses, then trains a small langua
 of its own with ``on_disk``, over both passes: writing the Arrow file, and taking batches in random order. The
 peak is that process's largest resident memory (VmHWM), which counts the mapped pages of the file as well, and
 its largest private memory (RssAnon). The model is stories260k with an adapter, so nearly all of it is Python,
-torch and the rows. The file and the folder are deleted at the end.
+torch and the rows. A second process ends itself without warning in the middle, a third one goes on from its
+last checkpoint: the trained tensors have to be those of the first. The file and the folder are deleted at the
+end.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -47,11 +50,20 @@ def memory(name: str) -> int:
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(name))
 
 
-def train(path: str, folder: str, steps: int, out: Any) -> None:
-    """Train some steps and put the peaks into a queue."""
+def train(path: str, folder: str, steps: int, part: str, out: Any) -> None:
+    """Train and put the peaks and a hash of the trained tensors into a queue.
+
+    Args:
+        path: The rows.
+        folder: Where the Arrow file and the checkpoints are.
+        steps: Steps of a whole run.
+        part: ``whole``, ``killed`` (in the middle) or ``resumed``.
+        out: The queue.
+    """
     import lightning as L
     import torch
 
+    from moe_adapt.training.callbacks import LastCheckpoint
     from moe_adapt.training.datamodules import CausalLMData
     from moe_adapt.training.modules import CausalLM
     from moe_adapt.tuner import RoutedLoraConfig
@@ -64,6 +76,11 @@ def train(path: str, folder: str, steps: int, out: Any) -> None:
     def watch() -> None:
         while not ended.wait(0.2):
             private[0] = max(private[0], memory("RssAnon"))
+
+    class Kill(L.Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            if part == "killed" and args[-1] > steps // 2:
+                os._exit(1)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -83,18 +100,20 @@ def train(path: str, folder: str, steps: int, out: Any) -> None:
     began = time.perf_counter()
     data.setup("fit")
     prepared = time.perf_counter() - began
+    torch.manual_seed(0)
     module = CausalLM(model, tuner=RoutedLoraConfig(method="top_k", target_modules="ffn"), lr=1e-3)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=steps,
         limit_val_batches=5,
         logger=False,
-        enable_checkpointing=False,
+        callbacks=[LastCheckpoint(every_n_train_steps=max(1, steps // 4)), Kill()],
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=folder,
+        default_root_dir=f"{folder}/{'whole' if part == 'whole' else 'parts'}",
     )
-    trainer.fit(module, data)
+    last = f"{folder}/parts/checkpoints/last.ckpt" if part == "resumed" else None
+    trainer.fit(module, data, ckpt_path=last)
     ended.set()
     watcher.join()
     out.put(
@@ -105,8 +124,18 @@ def train(path: str, folder: str, steps: int, out: Any) -> None:
             "peak_private_mb": max(private[0], memory("RssAnon")),
             "seconds_to_write_arrow": round(prepared, 1),
             "steps": trainer.global_step,
+            "tensors": hashed(module),
         }
     )
+
+
+def hashed(module: Any) -> str:
+    """Return a hash of the trained tensors."""
+    found = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            found.update(name.encode() + parameter.detach().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def main() -> None:
@@ -121,13 +150,26 @@ def main() -> None:
         path = Path(folder) / "rows.jsonl"
         rows = write_rows(path, int(options.gigabytes * 1e9))
         context = multiprocessing.get_context("spawn")
-        queue = context.Queue()
-        process = context.Process(target=train, args=(str(path), f"{folder}/disk", options.steps, queue))
-        process.start()
-        found = queue.get()
-        process.join()
+        found: dict[str, dict[str, Any]] = {}
+        for part in ("whole", "killed", "resumed"):
+            queue = context.Queue()
+            process = context.Process(
+                target=train, args=(str(path), f"{folder}/disk", options.steps, part, queue)
+            )
+            process.start()
+            if part != "killed":
+                found[part] = queue.get()
+            process.join()
         size = path.stat().st_size
-    report = {"manifest": manifest.collect(), "file_bytes": size, "rows": rows, **found}
+    whole, resumed = found["whole"], found["resumed"]
+    same = whole.pop("tensors") == resumed["tensors"]
+    report = {
+        "manifest": manifest.collect(),
+        "file_bytes": size,
+        "rows": rows,
+        **whole,
+        "resumed": {"same_tensors_bit_for_bit": same, "peak_resident_mb": resumed["peak_resident_mb"]},
+    }
     RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))
 

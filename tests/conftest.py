@@ -9,6 +9,7 @@ import lightning  # noqa: F401  so that its loggers exist
 import pytest
 from hypothesis import HealthCheck, settings
 
+from moe_adapt.drift import compiled
 from moe_adapt.experts import BANKS
 from moe_adapt.routing import AUX_LOSSES, MODIFIERS, SCORERS, SELECTORS
 from tests.training.tiny import tiny_tokenizer
@@ -18,6 +19,18 @@ settings.register_profile(
     "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("steady")
+
+
+def _no_numba() -> bool:
+    """Stand for `compiled.available` where numba is not installed."""
+    return False
+
+
+@pytest.fixture(autouse=True)
+def compile_no_stream_learners(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DriftMoE takes its plain path, but in the tests of the compiled one: compiling takes half a minute."""
+    if "compiled" not in request.path.parts:
+        monkeypatch.setattr(compiled, "available", _no_numba)
 
 
 @pytest.fixture(scope="session")

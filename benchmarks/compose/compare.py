@@ -19,7 +19,7 @@ import peft
 import torch
 from encoder import MIDDLE, Cached, Halves, answers
 from material import Cell, Material, final_embeddings, router, task_means
-from prepare import LENGTH, SIZES, adapter_folder, all_of, cell_folder, data_of, halves_of
+from prepare import LENGTH, adapter_folder, all_of, cell_folder, data_of, halves_of, sizes_of
 from removal import membership, removal
 from torch import Tensor
 from torch.nn import functional as F
@@ -57,7 +57,7 @@ def whole_model(halves: Halves, model: Any, data: Cached) -> tuple[Tensor, list[
 def run_cell(halves: Halves, args: argparse.Namespace, form: Any, seed: int) -> Path:
     """Measure what is asked for and not there yet, for a form and seed; return the cell's file."""
     path = cell_folder(args.runs, form, seed) / "cell.json"
-    cell: Cell = {"form": form, "seed": seed, "accuracy": {}, "sizes": SIZES, "done": {}}
+    cell: Cell = {"form": form, "seed": seed, "accuracy": {}, "sizes": sizes_of(form), "done": {}}
     if path.is_file():
         cell = json.loads(path.read_text())
     missing = [name for name in args.measures if name not in cell["done"]]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from encoder import UPPER, Cached, Halves
+from encoder import UPPER, Cached, Halves, Settings
 from tasks import CODES, Row
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,11 +25,15 @@ from transformers import Dinov2Model
 
 from moe_adapt.data.image_sources import ImageSource, open_images
 
-__all__ = ["GROUPS", "IMAGES", "ImageHalves", "load_group"]
+__all__ = ["GROUPS", "IMAGES", "IMAGE_SIZES", "TRAINED", "ImageHalves", "load_group"]
 
 #: How classes are put into groups.
 IMAGES = ("images", "mixed_images")
 GROUPS = tuple(f"group {number}" for number in range(8))
+#: Rows of a group; routers that see 320 texts see all 160 images.
+IMAGE_SIZES = {"train": 160, "validation": 20, "test": 50}
+#: How single adapters are trained; the learning rate is the one that texts chose.
+TRAINED = Settings(lr=4e-3, epochs=3)
 BLOCKS, PIXELS = 9, 56
 FILES = {"train": "train_100_per_class.npz", "test": "val_50_per_class.npz"}
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

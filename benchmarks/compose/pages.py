@@ -24,7 +24,7 @@ _ROWS = (
     ("best single adapter", "best single"),
     ("base model", "base"),
 )
-_FORMS = {"codes": "colliding codes", "names": "label names"}
+_FORMS = {"codes": "colliding codes", "names": "label names", "images": "images, colliding codes"}
 
 
 def fill(page: str, mark: str, text: str) -> None:

@@ -16,17 +16,17 @@ from typing import Any, get_args
 import peft
 import torch
 from encoder import Cached, Halves, Settings, answers, lora_config, train
-from images import GROUPS, IMAGES, ImageHalves, load_group
+from images import GROUPS, IMAGE_SIZES, IMAGES, TRAINED, ImageHalves, load_group
 from tasks import READERS, Form, load
 
-__all__ = ["SIZES", "adapter_folder", "all_of", "cell_folder", "data_of", "halves_of"]
+__all__ = ["adapter_folder", "all_of", "cell_folder", "data_of", "halves_of", "sizes_of"]
 
 SIZES = {"train": 320, "validation": 40, "test": 100}
 EPOCHS, LENGTH = 4, 32
 #: Learning rates that are tried on the validation rows of seed 0: `choose`.
 RATES = (1e-3, 2e-3, 4e-3)
-#: Tasks on which the learning rate of the single adapters is chosen, with colliding codes.
-CHOSEN_ON = {"texts": ("agnews", "sst2", "cola", "banking77"), "images": ("group 0", "group 1")}
+#: Form and tasks on which the learning rate of the single adapters is chosen.
+CHOSEN_ON = ("codes", ("agnews", "sst2", "cola", "banking77"))
 #: Learning rate of the adapters of rank 64.
 JOINT_RATE = 1e-3
 
@@ -46,6 +46,11 @@ def halves_of(args: argparse.Namespace, form: str) -> Halves:
     return ImageHalves(args.backbone, args.data) if form in IMAGES else Halves(args.backbone, LENGTH)
 
 
+def sizes_of(form: str) -> dict[str, int]:
+    """Return how many rows a task has in every split."""
+    return IMAGE_SIZES if form in IMAGES else SIZES
+
+
 def data_of(halves: Halves, data: Path, runs: Path, form: Any, seed: int) -> dict[str, dict[str, Cached]]:
     """Return the rows of every task by split, with their middle states."""
     path = cell_folder(runs, form, seed) / "rows.pt"
@@ -54,7 +59,7 @@ def data_of(halves: Halves, data: Path, runs: Path, form: Any, seed: int) -> dic
     found = {}
     tasks, read = (GROUPS, load_group) if form in IMAGES else (READERS, load)
     for task in tasks:
-        splits = read(data, task, form, **SIZES, seed=seed)
+        splits = read(data, task, form, **sizes_of(form), seed=seed)
         found[task] = {name: halves.cache(rows) for name, rows in splits.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(found, path)
@@ -85,17 +90,17 @@ def fit(halves: Halves, rank: int, rows: list[Cached], settings: Settings, seed:
     return model
 
 
-def choose(halves: Halves, args: argparse.Namespace, form: str) -> Settings:
+def choose(halves: Halves, args: argparse.Namespace) -> Settings:
     """Return how single adapters are trained: the rate with the best mean on validation rows of seed 0."""
-    kind, form = ("images", "images") if form in IMAGES else ("texts", "codes")
-    path = args.runs / ("chosen-images.json" if kind == "images" else "chosen.json")
+    path = args.runs / "chosen.json"
+    form, tasks = CHOSEN_ON
     tried = json.loads(path.read_text()) if path.is_file() else {}
     rows = data_of(halves, args.data, args.runs, form, 0)
     for rate in RATES:
         if str(rate) in tried:
             continue
         settings, right = Settings(lr=rate, epochs=EPOCHS, length=LENGTH), []
-        for task in CHOSEN_ON[kind]:
+        for task in tasks:
             torch.manual_seed(0)
             model = peft.get_peft_model(halves.fresh(), lora_config(8))
             train(model, rows[task]["train"], settings, 0)
@@ -110,7 +115,7 @@ def prepare_cell(halves: Halves, args: argparse.Namespace, form: str, seed: int,
     """Train all adapters of a form and seed that are not there."""
     rows = data_of(halves, args.data, args.runs, form, seed)
     rank = 8 * len(rows)
-    big = Settings(lr=JOINT_RATE, epochs=EPOCHS, length=LENGTH)
+    big = Settings(lr=JOINT_RATE, epochs=single.epochs, length=LENGTH)
     jobs = {task: (8, [parts["train"]], single) for task, parts in rows.items()}
     if "joint" in args.baselines:
         jobs["joint"] = (rank, [all_of(rows, "train")], big)
@@ -145,7 +150,7 @@ def main() -> None:
     args.runs.mkdir(parents=True, exist_ok=True)
     for form in args.forms:
         halves = halves_of(args, form)
-        single = choose(halves, args, form)
+        single = TRAINED if form in IMAGES else choose(halves, args)
         for seed in args.seeds:
             prepare_cell(halves, args, form, seed, single)
 

@@ -31,6 +31,13 @@ from pictures import draw
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PICTURES = Path(__file__).resolve().parents[2] / "docs" / "images"
+#: What the forms of A are called.
+FORMS = {
+    "codes": "Eight text tasks, codes that collide",
+    "names": "Eight text tasks, names of labels",
+    "images": "Eight groups of Tiny-ImageNet classes by their numbers, codes that collide",
+    "mixed_images": "Eight groups of Tiny-ImageNet classes at random, codes that collide",
+}
 #: Headings of B and C, and the order of their methods.
 TENANTS = {
     "B": "Four tenants, 64 rows each, their names in every text",
@@ -71,6 +78,11 @@ def accuracies(cells: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def seeds_told(seeds: int) -> str:
+    """Return how many seeds there are; one says that nothing is known of the spread."""
+    return f"{seeds} seeds" if seeds > 1 else "One seed, so no interval"
+
+
 def removals(cells: list[dict[str, Any]]) -> str:
     """Return what removing each adapter did, averaged over adapters."""
     lines = ["| | % |", "|---|---|"]
@@ -101,8 +113,8 @@ def adapters(report: dict[str, Any]) -> str:
         cells = [cell for cell in report["cells"] if cell["form"] == form]
         size = cells[0]["sizes"]["test"]
         parts.append(
-            f"## {form}, {len(cells)} seeds, {size} test rows per task\n\n{accuracies(cells)}\n\n"
-            f"Removing one adapter, LDA without abstention:\n\n{removals(cells)}\n"
+            f"## {FORMS[form]}\n\n{seeds_told(len(cells))}, {size} test rows per task.\n\n"
+            f"{accuracies(cells)}\n\nRemoving one adapter, LDA without abstention:\n\n{removals(cells)}\n"
         )
     return "\n".join(parts)
 
@@ -147,7 +159,7 @@ def _tenant_table(cells: list[dict[str, Any]]) -> str:
             f"| {label} | {row.accuracy} | {row.resampled} | {row.over_seeds} | {own[0]['parameters']:,} "
             f"| {training['lr']:g}, {training['epochs']} |"
         )
-    return f"{len(by_method['plain LoRA'])} seeds.\n\n" + "\n".join(lines)
+    return f"{seeds_told(len(by_method['plain LoRA']))}.\n\n" + "\n".join(lines)
 
 
 def costs(report: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from moe_adapt.evaluation.trace.record import RoutingTrace
 from moe_adapt.tuner.offsets import fit_offsets, routing_offsets, steering_offsets
 from moe_adapt.tuner.tracing import TraceRecorder
 
-SETTINGS = {"characters": 400_000, "length": 128, "steps": 400, "lr": 5e-3, "texts": 12}
+SETTINGS = {"characters": 400_000, "length": 128, "steps": 400, "lr": 5e-3, "texts": 8}
 
 
 def rewired(seed: int, args: argparse.Namespace) -> Found:
@@ -87,7 +87,7 @@ EXPERIMENTS = {
     "rewired": Experiment(
         title="Offsets fitted at test time (Rewiring Experts)",
         text=MODEL
-        + "For each of 12 held-out texts of each kind, offsets of the router's logits are fitted to its "
+        + "For each of 8 held-out texts of each kind, offsets of the router's logits are fitted to its "
         "first 64 tokens. Next-token loss of these, and of the 64 after them, in nats.",
         measure=rewired,
         heads={"first": "first half", "second": "second half"},

@@ -54,6 +54,6 @@ EXPERIMENTS = {
         + TEXT,
         measure=language,
         heads=HEADS,
-        settings=SETTINGS,
+        settings=SETTINGS | {"texts": 12},
     ),
 }

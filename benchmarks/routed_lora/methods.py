@@ -8,10 +8,9 @@ Experts that share one LoRA get more rank instead: its scale stays 2 as that of 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from moe_adapt.training.procedures import GatePolicy, Procedure, TwoPass
+from moe_adapt.training.procedures import Procedure, TwoPass
 
 __all__ = ["CONTROLS", "METHODS", "PROCEDURES"]
 
@@ -105,7 +104,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "recurrent router (RMoE)",
         {"method": "rmoe", **_EIGHT, "scorer": {"name": "recurrent", "width": 8}},
     ),
-    "gate_policy": ("experts by reward alone (MoE-GRPO)", {"method": "gate_policy", **_EIGHT}),
     "read_me": (
         "one gate before all layers (Read-ME)",
         {"method": "read_me", **_NINE, "scorer": {"name": "pre_gate", "width": 64}},
@@ -113,10 +111,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 #: How a method is trained, where that is not one pass and the task loss.
-PROCEDURES: dict[str, Callable[[], Procedure]] = {
-    "thor": TwoPass,
-    "gate_policy": partial(GatePolicy, rollouts=4, updates=1),
-}
+PROCEDURES: dict[str, Callable[[], Procedure]] = {"thor": TwoPass}
 
 #: The rows without which no gain can be credited to routing.
 CONTROLS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -12,7 +12,9 @@ from moe_adapt.errors import UserError
 
 __all__ = ["compose"]
 
-ROUTERS = ("lda", "prototype", "trained", "arrow", "phatgoose", "none")
+ROUTERS = ("lda", "prototype", "trained", "arrow", "phatgoose", "glider", "none")
+#: Routers whose gates learn from prompts with responses.
+GATED = ("phatgoose", "glider")
 
 
 def compose(argv: Sequence[str]) -> None:
@@ -45,7 +47,7 @@ def _build(options: Namespace) -> None:
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two adapters are called {twice!r}; name them yourself: NAME=FOLDER.")
     router: Any = None if options.router == "none" else options.router
-    pairs = options.router == "phatgoose"
+    pairs = options.router in GATED
     files = dict(_named(word, "--examples") for word in options.examples or ())
     named = [_named(word, "--gates") for word in options.gates or ()]
     if router not in (None, "arrow") and not files and not named:
@@ -80,7 +82,7 @@ def _add(options: Namespace) -> None:
     router = router_of(folder)
     if len(words) != 1 and router not in (None, "arrow"):
         raise UserError("--add needs --examples FILE, with texts that the adapter is for.")
-    texts = read_examples(Path(words[0].rpartition("=")[2]), router == "phatgoose") if words else []
+    texts = read_examples(Path(words[0].rpartition("=")[2]), router in GATED) if words else []
 
     print(add_adapter(folder, source, texts, uid=uid, backbone=options.backbone))
 
@@ -150,7 +152,7 @@ def _parser() -> CommandParser:
         nargs="+",
         metavar="NAME=FILE",
         help="texts that an adapter is for: one per line, or JSONL rows with a text or prompt (--add: FILE); "
-        "phatgoose learns the response, answer or output of a row if there is one",
+        "phatgoose and glider learn the response, answer or output of a row if there is one",
     )
     parser.add_argument("--backbone", metavar="DIR|NAME", help="the base model")
     parser.add_argument("--to", metavar="DIR", help="folder to write")
@@ -158,13 +160,13 @@ def _parser() -> CommandParser:
         "--router",
         choices=ROUTERS,
         default="lda",
-        help="how to choose (lda); arrow and phatgoose choose for every token and layer",
+        help="how to choose (lda); arrow, phatgoose and glider choose for every token and layer",
     )
     parser.add_argument(
         "--gates",
         nargs="+",
         metavar="NAME=FILE",
-        help="phatgoose: gates that were trained before (safetensors)",
+        help="phatgoose, glider: gates that were trained before (safetensors)",
     )
     parser.add_argument(
         "--layer", default="auto", metavar="auto|N", help="after how many blocks the router reads (auto)"

@@ -5,12 +5,16 @@ in the text's own colour (`moe_adapt.evaluation.svg`), or PNG files that the sty
 """
 
 import base64
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
 __all__ = ["facts", "image", "page", "table", "verdict"]
+
+#: An option of the command line.
+OPTION = re.compile(r"--\w[\w.]*\w")
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1c2127; --faint: #65707c; --line: #d8dde3;
@@ -27,6 +31,7 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 a { color: var(--accent); }
 .verdict { font-size: 1.1rem; border-left: 4px solid var(--accent); background: var(--band);
   padding: .7rem 1rem; margin: 0 0 1.4rem; }
+.verdict code { white-space: nowrap; }
 .note { color: var(--faint); font-size: .9rem; }
 .wide { overflow-x: auto; margin: .6rem 0; -webkit-overflow-scrolling: touch; }
 table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums;
@@ -76,8 +81,9 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 def verdict(sentence: str) -> str:
-    """Return the sentence that a report begins with."""
-    return f'<p class="verdict">{escape(sentence[:1].upper() + sentence[1:])}</p>'
+    """Return the sentence that a report begins with; options of the command line stay in one piece."""
+    text = OPTION.sub(r"<code>\g<0></code>", escape(sentence[:1].upper() + sentence[1:]))
+    return f'<p class="verdict">{text}</p>'
 
 
 def image(path: Path, alt: str) -> str:

@@ -289,7 +289,8 @@ class RouteContext:
         Raises:
             UserError: If the tokens are no multiple of the samples.
         """
-        return self._of_samples(self.sample_scores, "scores", tokens)
+        routes = self.routes.get(self.site[0])
+        return self._of_samples(self.sample_scores if routes is None else routes.added(), "scores", tokens)
 
     def _of_samples(self, table: Tensor | None, name: str, tokens: int) -> Tensor | None:
         if table is None:

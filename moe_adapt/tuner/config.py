@@ -240,6 +240,10 @@ class RoutedLoraConfig(PeftConfig):
         classes = [AUX_LOSSES.resolve(loss)[0] for loss in self.aux_losses or []]
         return any(issubclass(cls, ExpertLoss) and cls.needs_start for cls in classes)
 
+    def routes_samples(self) -> bool:
+        """Return whether decisions are made once per sample, and not by the layers."""
+        return self.sample_router is not None and not SampleConfig.of(self.sample_router).adds
+
     def needs_anchor(self) -> bool:
         """Return whether a loss compares routers with their start."""
         return any(AUX_LOSSES.resolve(loss)[0].needs_anchor for loss in self.aux_losses or [])

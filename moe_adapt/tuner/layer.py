@@ -133,7 +133,7 @@ class RoutedLoraLayer(nn.Module, MergesConstantGates, SharesExperts):
         self.specs[adapter_name] = spec
         self.scales[adapter_name] = spec.scale(config.use_rslora)
         self.base_compute[adapter_name] = config.compute_dtype == "base"
-        self.by_sample[adapter_name] = config.sample_router is not None
+        self.by_sample[adapter_name] = config.routes_samples()
         if config.needs_start():
             self._await_start(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)

@@ -219,7 +219,7 @@ class RoutedLoraModel(BaseTuner):
 
     def routes_samples(self, adapter_name: str | None = None) -> bool:
         """Return whether an adapter decides once per sample, as composed adapters with such a router do."""
-        return self._config(adapter_name or self.active_adapters[0]).sample_router is not None
+        return self._config(adapter_name or self.active_adapters[0]).routes_samples()
 
     def sample_routes(self, adapter_name: str | None = None) -> SampleRoutes:
         """Return the latest decision of a composed adapter about samples.

@@ -24,6 +24,7 @@ class SampleConfig:
         heads: Shapes of each expert's own head, by tensor, if the experts have heads.
         classes: How many classes each expert's head has.
         head: Path of the head in the base model; empty if the experts have none.
+        adds: Whether the scores do not decide, but are added to the logits of every token (`SampleScore`).
     """
 
     experts: list[str]
@@ -35,6 +36,7 @@ class SampleConfig:
     heads: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
     head: str = ""
+    adds: bool = False
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "SampleConfig":
@@ -61,8 +63,8 @@ class SampleConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values as JSON types."""
-        return asdict(self)
+        """Return the values as JSON types; `adds` only if it is true, which older versions do not know."""
+        return {name: value for name, value in asdict(self).items() if name != "adds" or value}
 
     def places(self, ids: Sequence[str | int | None]) -> list[int]:
         """Return the place of each sample's expert, -1 where none is given.

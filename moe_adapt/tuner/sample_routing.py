@@ -9,6 +9,9 @@ order, from
 4. the router: the mean of the prompt's hidden states after block `l`. If no expert of the adapter sits in
    blocks 1 to `l`, they are those of the same forward; else the base alone runs up to block `l` first.
 
+Where an adapter adds its scores to the logits of tokens (`SampleConfig.adds`) its layers decide, and all of
+this is about the scores.
+
 Only real tokens count, and of a sequence with `labels` only those that are not to be predicted; `prompt_mask`
 [B, S] says otherwise.
 """

@@ -56,3 +56,9 @@ def test_the_best_value_of_a_column_is_bold():
     assert text.count("class=best") == 2
     assert "<td class=best>0.750</td>" in text and "<td class=best>2.000</td>" in text
     assert "<td class=best>4 ± 1</td>" in table(["", "n"], [["a", "4 ± 1"], ["b", "3"]], bold={(0, 1)})
+
+
+def test_options_in_a_verdict_are_not_broken_and_nothing_else_becomes_markup():
+    shown = verdict("hold out more with --data.validation_fraction or --data.validation. <b> -- end")
+    assert "<code>--data.validation_fraction</code> or <code>--data.validation</code>." in shown
+    assert "&lt;b&gt; -- end" in shown and shown.startswith('<p class="verdict">Hold out')

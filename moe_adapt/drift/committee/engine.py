@@ -182,9 +182,10 @@ class CommitteeEngine:
             seen = self.look(x, row)
         self._seen = None
         replaced = self.step(seen, x, label, w)
-        self.drifts += [(self.events["rows"], tree) for tree in replaced]
-        del self.drifts[:-MOST_DRIFTS]
-        self.events["replaced"] += len(replaced)
+        if replaced:
+            self.drifts += [(self.events["rows"], tree) for tree in replaced]
+            del self.drifts[:-MOST_DRIFTS]
+            self.events["replaced"] += len(replaced)
         self.events["rows"] += 1
 
     @property

@@ -9,10 +9,12 @@ outputs, or half of the squared error, each row with its weight, divided by the 
 
 import numpy as np
 
-__all__ = ["BETAS", "EPSILON", "Layers", "softmax"]
+__all__ = ["BETAS", "EPSILON", "FADED", "Layers", "softmax"]
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+#: Moments below this count as 0: of units that are off they fade for ever, and subnormal numbers are slow.
+FADED = 1e-35
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -124,5 +126,7 @@ class Layers:
         first += (1.0 - one) * gradient
         second *= two
         second += (1.0 - two) * gradient * gradient
+        first *= np.abs(first) > FADED
+        second *= second > FADED
         short = np.sqrt(second.astype(np.float32)) + np.float32(eps)
         parameters -= scale * (first.astype(np.float32) / short).astype(np.float64)

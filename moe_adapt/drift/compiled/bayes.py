@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 _LOWEST = -1e200
+#: Products of numbers between these two are added up as one logarithm; two such numbers do not overflow.
+_TINY, _HUGE = 1e-150, 1e150
 _KNOWN = 2048
 _LOGS = np.array([0.0, *(math.log(number) for number in range(1, _KNOWN))])
 
@@ -130,7 +132,7 @@ def count_right(leaf, marks, classes, scores, y, w):
 def observe(marks, classes, weights, gauss, moments, table, whole, numeric, nominal, numbers, codes, y, w):
     """Add a row to the distributions of class `y` in the columns that the tree looks at."""
     mean, precision, own = gauss[0, y], gauss[1, y], moments[y]
-    logs = 0.0
+    logs, product = 0.0, 1.0
     for k in range(len(numbers)):
         if not numeric[k]:
             continue
@@ -144,9 +146,15 @@ def observe(marks, classes, weights, gauss, moments, table, whole, numeric, nomi
             own[2, k], own[3, k] = min(own[2, k], x), max(own[3, k], x)
             precision[k] = (1.0 - n) * 0.5 / squares if squares > 0.0 and n > 1.0 else 0.0
         if precision[k] < 0.0:
-            logs += math.log(precision[k] * (-1.0 / math.pi))
+            factor = precision[k] * (-1.0 / math.pi)
+            if _TINY < factor < _HUGE:  # the logarithm of a product instead of many
+                product *= factor
+                if not _TINY < product < _HUGE:
+                    logs, product = logs + math.log(product), 1.0
+            else:
+                logs += math.log(factor)
     if len(numbers):
-        weights[NORMALISER, y] = 0.5 * logs
+        weights[NORMALISER, y] = 0.5 * (logs + math.log(product))
     for g in range(len(codes)):
         if nominal[g] and codes[g] >= 0:
             table[0, g, codes[g], y] += w

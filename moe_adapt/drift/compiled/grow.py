@@ -31,7 +31,7 @@ from moe_adapt.drift.compiled.layout import (
     TOTAL,
     TRIED,
 )
-from moe_adapt.drift.compiled.splits import left_share, nominal_merit, numeric_merit, xlog2x
+from moe_adapt.drift.compiled.splits import left_share, nominal_merit, numeric_merit, reaches, xlog2x
 from moe_adapt.drift.hoeffding.nodes import LEAF
 
 __all__ = ["forget", "is_due", "new_leaf", "replace_tree", "split"]
@@ -112,7 +112,11 @@ def split(f, tree, node, n_classes):
     """Look for a split of a leaf and make it; return how many free leaves it lacks, 0 if none."""
     slot = f.nodes[node, SLOT]
     total, before, most = f.leaf[slot, TOTAL], 0.0, 0.0
+    seen, n_seen = np.empty(n_classes, dtype=np.int64), 0
     for c in range(n_classes):
+        if f.weights[slot, COUNT, c] > 0.0:
+            seen[n_seen] = c
+            n_seen += 1
         before -= xlog2x(f.weights[slot, COUNT, c])
         most = max(most, f.weights[slot, COUNT, c])
     before = (before + xlog2x(total)) / total
@@ -121,14 +125,16 @@ def split(f, tree, node, n_classes):
         refresh_base(f.marks[slot], f.classes[slot], f.weights[slot])
         return 0
     n_numeric, n_nominal = f.gauss.shape[3], f.whole.shape[1]
+    sums, bottom, top = np.empty((3, int(f.settings[_POINTS]))), np.empty(n_numeric), np.empty(n_numeric)
+    reaches(f.moments[slot], seen[:n_seen], bottom, top)
     best, second, column, test_at, value = -np.inf, -np.inf, -1, 0.0, -1
     for one in range(n_numeric + n_nominal):
         merit, at, v = -np.inf, 0.0, -1
         if one < n_numeric:
             if f.numeric[tree, one]:
                 merit, at = numeric_merit(
-                    f.gauss[slot], f.moments[slot], one, n_classes, before, f.settings[_BRANCH],
-                    int(f.settings[_POINTS])
+                    f.gauss[slot], f.moments[slot], one, seen[:n_seen], bottom[one], top[one], before,
+                    f.settings[_BRANCH], sums,
                 )  # fmt: skip
         elif f.nominal[tree, one - n_numeric]:
             merit, v = nominal_merit(

@@ -74,9 +74,20 @@ def settle(raw, mean, squares, scaled, count):
 
 @kernel
 def _squares(rows, vector, count, out):
+    """Write the squared distances of the first `count` rows, added up column by column as in numpy."""
     for j in range(count):
         out[j] = 0.0
-    for d in range(len(vector)):
+    n = len(vector)
+    whole = n - n % 4
+    for d in range(0, whole, 4):
+        one, two, three, four = rows[d], rows[d + 1], rows[d + 2], rows[d + 3]
+        a, b, c, e = vector[d], vector[d + 1], vector[d + 2], vector[d + 3]
+        for j in range(count):
+            total = out[j] + (one[j] - a) * (one[j] - a)
+            total += (two[j] - b) * (two[j] - b)
+            total += (three[j] - c) * (three[j] - c)
+            out[j] = total + (four[j] - e) * (four[j] - e)
+    for d in range(whole, n):
         row, x = rows[d], vector[d]
         for j in range(count):
             gap = row[j] - x
@@ -92,15 +103,17 @@ def nearest_proba(rows, labels, weights, seen, vector, n_classes, squares, out):
     if count > 0:
         _squares(rows, vector, count, squares)
         near = np.empty(NEAREST, dtype=np.int64)
-        kept = 0
+        kept, limit = 0, np.inf
         for j in range(count):
-            if kept < NEAREST or squares[j] < squares[near[kept - 1]]:
+            if squares[j] < limit or kept < NEAREST:
                 at = kept if kept < NEAREST else NEAREST - 1
                 while at > 0 and squares[j] < squares[near[at - 1]]:
                     near[at] = near[at - 1]
                     at -= 1
                 near[at] = j
                 kept = min(kept + 1, NEAREST)
+                if kept == NEAREST:
+                    limit = squares[near[NEAREST - 1]]
         for place in range(kept):  # in the order of the ring, as the plain path adds up
             for later in range(place + 1, kept):
                 if near[later] < near[place]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from river import base
 
+from moe_adapt.drift import compiled
 from moe_adapt.drift.committee.engine import CommitteeEngine
 from moe_adapt.drift.committee.voices import PLAIN, voice_names
-from moe_adapt.drift.compiled import available
 from moe_adapt.drift.driftmoe.engine import Engine
 from moe_adapt.drift.driftmoe.task import TaskEngine
 from moe_adapt.errors import UserError
@@ -50,9 +50,9 @@ def _committee(model: "DriftMoEClassifier") -> CommitteeEngine:
         raise UserError(
             "backend='compiled' has neither voices and detectors of River nor 'samknn'; use backend='auto'."
         )
-    if model.backend == "compiled" and not available():
+    if model.backend == "compiled" and not compiled.available():
         raise UserError("backend='compiled' needs numba: pip install 'moe-adapt[drift]'.")
-    if foreign or not available() or model.backend in ("array", "river"):
+    if foreign or not compiled.available() or model.backend in ("array", "river"):
         return CommitteeEngine(model)
     from moe_adapt.drift.compiled.engine import CompiledEngine
 

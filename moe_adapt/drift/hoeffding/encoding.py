@@ -27,6 +27,7 @@ __all__ = ["LARGEST", "MOST_VALUES", "FeatureTable", "Row", "ordered", "present"
 
 MOST_VALUES = 1000
 LARGEST = 1e100
+_NO_NUMBERS = np.empty(0)
 
 
 @dataclass(slots=True)
@@ -126,16 +127,17 @@ class FeatureTable:
         Raises:
             UserError: If a numeric feature holds text or infinity.
         """
+        numbers = _NO_NUMBERS
         try:
-            numbers = array("d", self._get_numbers(x)) if self._get_numbers else array("d")
+            if self._get_numbers:
+                values = self._get_numbers(x)
+                if not math.hypot(*values) <= LARGEST:  # one is NaN, infinite or too large
+                    return self._read_slowly(x)
+                numbers = np.frombuffer(array("d", values))
             codes: list[int] = list(map(getitem, self.values, self._get_codes(x))) if self._get_codes else []
         except (KeyError, TypeError, ValueError, OverflowError):
             return self._read_slowly(x)
-        if numbers and not -LARGEST <= min(numbers) <= max(numbers) <= LARGEST:
-            return self._read_slowly(x)
-        if not math.isfinite(sum(numbers)):
-            return self._read_slowly(x)
-        return Row(np.frombuffer(numbers) if numbers else np.empty(0), codes, True)
+        return Row(numbers, codes, True)
 
     def learn(self, x: Mapping[Hashable, Any]) -> Row:
         """Return a row after adding the features and values that are new.

@@ -28,7 +28,7 @@ from moe_adapt.hub.composition.ingredients import (
     task_of,
     without_base_tensors,
 )
-from moe_adapt.hub.composition.tokens import Example, TokenRouter, train_text_gate
+from moe_adapt.hub.composition.tokens import TOKEN_ROUTERS, Example, TokenRouter, asked, train_text_gate
 from moe_adapt.hub.folder import check_target, new_folder
 from moe_adapt.hub.load import check_adapter_folder
 from moe_adapt.registry import Spec
@@ -80,8 +80,9 @@ class ComposeReport:
         text = f"{self.folder}: {len(self.record.experts)} experts ({names}), {self.parameters:,} values"
         if self.record.router is None:
             return f"{text}; chosen by adapter_ids alone, the base answers where none is given"
-        if self.record.block == 0:
-            return f"{text}; router {self.record.router['name']} for every token and layer"
+        if self.record.router["name"] in TOKEN_ROUTERS:
+            text += f"; router {self.record.router['name']} for every token and layer"
+            return text + (f", prompts after block {self.record.block}" if self.record.block else "")
         text += f"; router {self.record.router['name']} after block {self.record.block}"
         score = self.record.auto.get(str(self.record.block))
         return text + (
@@ -190,11 +191,11 @@ class Composer:
             tensors[f"{_ROOT}{site}.{PREFIX}A_frozen"] = a
             tensors[f"{_ROOT}{site}.{PREFIX}B_frozen"] = b
             if self.tokens is not None:
-                tensors |= self.tokens.tensors(site, names)
-        if self.tokens is not None:
-            return adapter_config(specs, self.tokens.parts(self.record.k), self.record), tensors
-        sample = {"sample_router": self._sample_config(tensors).to_dict()}
-        return adapter_config(specs, {**_BY_SAMPLE, **sample}, self.record), tensors
+                tensors |= self.tokens.tensors(site, names, list(self.loras))
+        parts = _BY_SAMPLE if self.tokens is None else self.tokens.parts(self.record.k)
+        if self.tokens is None or self.router is not None:
+            parts = {**parts, "sample_router": self._sample_config(tensors).to_dict()}
+        return adapter_config(specs, parts, self.record), tensors
 
     def _sample_config(self, tensors: dict[str, Tensor]) -> SampleConfig:
         """Return how samples are routed, and put the router's and the heads' tensors beside the others."""
@@ -206,6 +207,7 @@ class Composer:
             abstains = self.record.abstain > 0 and self.router.can_abstain() and not head
             options = {"shape": rule.shape, "block": self.record.block, "k": self.record.k}
             options["threshold"] = 1.0 if abstains else None
+            options["adds"] = self.tokens is not None
         heads, classes = {}, {}
         for place, uid in enumerate(names if head else []):
             own = head_tensors(self.loras[uid], head)
@@ -226,9 +228,8 @@ def adapter_config(specs: dict[str, Any], routing: Mapping[str, Any], record: Re
         r=1,
         alpha=1.0,
         dropout=0.0,
-        modifiers=[],
         aux_losses=[],
-        **routing,
+        **{"modifiers": [], **routing},
         sites=specs,
         task_type=None if record.task == "SEQ_CLS" else record.task,
         base_model_name_or_path=record.base_model,
@@ -259,14 +260,14 @@ def compose(
 
     Args:
         adapters: LoRA adapters as PEFT saves them: folders or names on the Hub; a mapping names the experts.
-        examples: Texts that each expert is for; a few will do, more are better. For ``phatgoose`` also pairs
-            of prompt and response. None without a router, and for ``arrow``.
+        examples: Texts that each expert is for; a few will do, more are better. For ``phatgoose`` and
+            ``glider`` also pairs of prompt and response. None without a router, and for ``arrow``.
         to: Folder to write.
         backbone: Name or folder of the base model.
         base: The base model itself, if it is at hand; frozen by this.
         tokenizer: Its tokeniser; None takes the backbone's.
-        router: Short name (``lda``, ``prototype``, ``trained``; ``arrow`` or ``phatgoose`` decide for every
-            token and layer), or mapping of name and options. None for none: experts are chosen by
+        router: Short name (``lda``, ``prototype``, ``trained``; ``arrow``, ``phatgoose``, ``glider`` decide
+            for every token and layer), or mapping of name and options. None for none: experts are chosen by
             `adapter_ids` alone.
         layer: After how many blocks the router reads; ``auto`` finds out on the examples.
         k: Experts per input, or per token; 0 mixes all by their probabilities (soft).
@@ -274,7 +275,7 @@ def compose(
             never leaves a text to the base. Only ``lda`` can; adapters with heads of their own never do.
         max_length: Tokens read of an example; None for all that the model takes, 512 at most.
         overwrite: Replace an earlier adapter in `to`.
-        gates: Gate vectors [d] by expert and layer that were trained before, for ``phatgoose``.
+        gates: Gate vectors [d] by expert and layer that were trained before, for ``phatgoose``, ``glider``.
 
     Raises:
         UserError: If an adapter, a name, an example or an option cannot be used, or `to` is in use. Nothing
@@ -287,14 +288,17 @@ def compose(
         raise UserError(f"k is at least 0 and abstain in [0, 1), got {k} and {abstain}.")
     loras = read_all(adapters)
     by_token = TokenRouter.of(router)
-    built = None if router is None or by_token is not None else _router(router, abstain)
+    if by_token is not None:
+        built = by_token.prompts()
+    else:
+        built = None if router is None else _router(router, abstain)
     _check_examples(loras, examples, built)
-    if gates and (by_token is None or by_token.name != "phatgoose"):
-        raise UserError("gates are for the router phatgoose.")
+    if gates and (by_token is None or not by_token.has_gates):
+        raise UserError("gates are for the routers phatgoose and glider.")
     model = base if base is not None else open_base(str(backbone), task_of(loras))
     loras = without_base_tensors(loras, model)
     name = check_together(loras, model, backbone)
-    reads = built is not None or (by_token is not None and by_token.name == "phatgoose")
+    reads = built is not None or (by_token is not None and by_token.has_gates)
     if reads and tokenizer is None:
         tokenizer = open_tokenizer(str(backbone or getattr(model, "name_or_path", "")))
     described = None if built is None else _described(router, abstain)
@@ -311,10 +315,11 @@ def compose(
     composer = Composer(model, tokenizer, loras, built, record, by_token)
     if by_token is not None:
         check_tokens(loras)
-        for uid in list(loras) if by_token.name == "phatgoose" else []:
+        for uid in list(loras) if by_token.has_gates else []:
             composer.gate(uid, (examples or {}).get(uid, ()), (gates or {}).get(uid))
-    elif built is not None and examples is not None:
-        composer.observe_all({uid: [str(text) for text in examples[uid]] for uid in loras}, layer)
+    if built is not None and examples is not None:
+        texts = {uid: [asked(example) for example in examples[uid]] for uid in loras}
+        composer.observe_all(texts, layer)
     for uid, lora in loras.items():
         record.experts[uid] = {"source": lora.source, "examples": len((examples or {}).get(uid, ()))}
     return write(composer, Path(to), overwrite)
@@ -341,8 +346,8 @@ def check_tokens(loras: Mapping[str, StockLora]) -> None:
     """
     if head_of(loras):
         raise UserError(
-            "adapters with heads of their own need one decision per input; arrow and phatgoose decide for "
-            "every token: take --router lda."
+            "adapters with heads of their own need one decision per input; arrow, phatgoose and glider "
+            "decide for every token: take --router lda."
         )
 
 

@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from moe_adapt.hub.card import TAGS, hub_id
 from moe_adapt.hub.composition.folder import Record
+from moe_adapt.hub.composition.tokens import TOKEN_ROUTERS
 
 __all__ = ["compose_card"]
 
@@ -31,7 +32,7 @@ def compose_card(record: Record, config: Mapping[str, Any], title: str) -> Model
     rows = "\n".join(f"| {uid} | {e['examples']} |" for uid, e in record.experts.items())
     if record.router is None:
         how = "Experts are chosen by `adapter_ids` alone; without one the base answers."
-    elif record.block == 0:
+    elif record.router["name"] in TOKEN_ROUTERS:
         how = (
             f"In every layer the router `{record.router['name']}` chooses for every token. Known ids win: "
             "`model(**batch, adapter_ids=[name, None, ...])`."

@@ -10,6 +10,7 @@ from typing import Any
 from moe_adapt.errors import UserError
 from moe_adapt.hub.composition.base import longest, open_base, open_tokenizer, text_features
 from moe_adapt.hub.composition.folder import read_folder
+from moe_adapt.hub.composition.tokens import TOKEN_ROUTERS
 from moe_adapt.tuner.sample_config import SampleConfig
 
 __all__ = ["ExpertChoice"]
@@ -32,10 +33,10 @@ class ExpertChoice:
     def __init__(self, folder: str | Path, backbone: str | None = None) -> None:
         config, _, router, record = read_folder(Path(folder))
         name = backbone or record.backbone
-        if router is None:
+        if router is None or (record.router or {}).get("name") in TOKEN_ROUTERS:
             raise UserError(
-                f"{folder} was composed without a router, so it chooses nothing: name the expert in each "
-                "request, or compose it with --router lda."
+                f"{folder} was composed without a router over whole inputs, so it chooses nothing: name the "
+                "expert in each request, or compose it with --router lda."
             )
         if name is None:
             raise UserError("it is not known what the adapter was composed on; give --base.")

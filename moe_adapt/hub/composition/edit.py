@@ -17,7 +17,7 @@ from moe_adapt.hub.composition.base import open_base, open_tokenizer
 from moe_adapt.hub.composition.build import Composer, ComposeReport, check_tokens, write
 from moe_adapt.hub.composition.folder import Record, read_folder
 from moe_adapt.hub.composition.ingredients import check_together, read_all, without_base_tensors
-from moe_adapt.hub.composition.tokens import Example, TokenRouter
+from moe_adapt.hub.composition.tokens import Example, TokenRouter, asked
 from moe_adapt.tuner.peft_plugin import PREFIX
 from moe_adapt.tuner.sample_config import SampleConfig
 from moe_adapt.tuner.sample_tensors import HOLDER, head_name
@@ -76,14 +76,14 @@ def _add(
     model = base if base is not None else open_base(_backbone(backbone, record), record.task)
     new = without_base_tensors(new, model)
     check_together(new, model, backbone or record.backbone, record.base_model)
-    trains = by_token is not None and by_token.name == "phatgoose"
+    trains = by_token is not None and by_token.has_gates
     if tokenizer is None and (router is not None or trains):
         tokenizer = open_tokenizer(_backbone(backbone, record))
     ranks = {site: spec["r"] for site, spec in config["sites"].items()}
     loras = composed_loras(config, tensors, record) | new
     composer = Composer(model, tokenizer, dict(sorted(loras.items())), router, record, by_token)
     if router is not None:
-        router.observe(composer.features([str(text) for text in examples]), name)
+        router.observe(composer.features([asked(example) for example in examples]), name)
     if by_token is not None:
         check_tokens(composer.loras)
     if trains:

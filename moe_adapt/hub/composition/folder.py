@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moe_adapt.errors import UserError
 from moe_adapt.files import settle
+from moe_adapt.hub.composition.tokens import TokenRouter
 from moe_adapt.hub.folder import write_json
 from moe_adapt.hub.load import CONFIG_FILE, WEIGHTS_FILE, read_tensors
 from moe_adapt.reading import foreign, read_json
@@ -104,9 +105,13 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], Sample
 
 
 def read_router(record: Record, folder: Path) -> SampleRouter | None:
-    """Return the router over samples of a composed adapter with its statistics; None if it has none."""
-    if record.router is None or record.router.get("name") not in SAMPLE_ROUTERS:
+    """Return what reads whole samples of a composed adapter, with its statistics; None if nothing does."""
+    tokens = TokenRouter.of(record.router)
+    if tokens is not None:
+        router = tokens.prompts()
+    else:
+        router = None if record.router is None else SAMPLE_ROUTERS.build(record.router)
+    if router is None:
         return None
-    router = SAMPLE_ROUTERS.build(record.router)
     router.load(read_tensors_of(folder / ROUTER_FILE, "the statistics of a router"))
     return router

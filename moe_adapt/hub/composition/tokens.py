@@ -1,11 +1,18 @@
-r"""Composed adapters whose router decides for every token in every layer: Arrow and PHATGOOSE.
+r"""Composed adapters whose router decides for every token in every layer: Arrow, PHATGOOSE and Glider.
 
 `arrow` needs nothing but the adapters: a token goes to the experts whose change of weight is largest in its
 direction. `phatgoose` has a gate vector per adapter and layer, trained for it alone while everything else is
 frozen (`moe_adapt.hub.gates.train_gate`), or published with it. Examples are pieces of text, or prompts
-with responses, of which the response is learned. No adapter's gate depends on the others, so adding and
+with responses, of which the response is learned. `glider` has such gates, and adds to a token's logit for an
+expert what speaks for it in the whole prompt: `scale` times the cosine of the prompt with the mean of the
+expert's examples, both as mean hidden states after a middle block. The paper compares descriptions of tasks
+that a language model wrote, under a sentence encoder; here the base model and the examples do.
+
+No adapter's gate depends on the others, so adding and
 removing is exact as for statistics. But gates of the experts kept for a token are normalised, and a new
 expert takes tokens from all others' rows: unlike one decision per sequence, outputs of other rows do change.
+
+Reference: Muqeeth et al., PHATGOOSE, arXiv 2402.05859; Li et al., Glider, arXiv 2410.07172.
 """
 
 import random
@@ -18,12 +25,14 @@ from torch import Tensor, nn
 
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.hub.gates import train_gate
+from moe_adapt.routing.sample import PrototypeSampleRouter, SampleRouter
 from moe_adapt.tuner.flat_state import ROUTER_PREFIX
 
-__all__ = ["TOKEN_ROUTERS", "Example", "TokenRouter", "train_text_gate"]
+__all__ = ["TOKEN_ROUTERS", "Example", "TokenRouter", "asked", "train_text_gate"]
 
-TOKEN_ROUTERS = ("arrow", "phatgoose")
+TOKEN_ROUTERS = ("arrow", "phatgoose", "glider")
 _WEIGHT = f"{ROUTER_PREFIX}scorer__weight"
+_COLUMNS = f"{ROUTER_PREFIX}modifiers__0__columns"
 _ROOT = "base_model.model."
 _BATCH = 8
 
@@ -36,17 +45,19 @@ class TokenRouter:
     """A router over tokens, and what it knows of every expert.
 
     Attributes:
-        name: ``arrow`` or ``phatgoose``.
+        name: One of `TOKEN_ROUTERS`.
         temperature: Divides Arrow's scores.
         steps: Steps of training for a gate.
         lr: Learning rate of a gate.
-        gates: Gate vectors [d] by expert and layer, for ``phatgoose``.
+        scale: Factor on the cosines of prompts, for ``glider``. Higher: the prompt counts for more.
+        gates: Gate vectors [d] by expert and layer, unless it is ``arrow``.
     """
 
     name: str
     temperature: float = 1.0
     steps: int = 100
     lr: float = 5e-3
+    scale: float = 3.0
     gates: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -59,20 +70,30 @@ class TokenRouter:
         options = {"name": spec} if isinstance(spec, str) else dict(spec or {})
         if options.get("name") not in TOKEN_ROUTERS:
             return None
-        known = ("name", "temperature", "steps", "lr")
+        known = ("name", "temperature", "steps", "lr", "scale")
         strange = next((name for name in options if name not in known), None)
         if strange is not None:
             raise UserError(f"{options['name']} has no option {strange!r}.{did_you_mean(strange, known)}")
         router = cls(**options)
-        if router.temperature <= 0 or router.steps < 1 or router.lr <= 0:
-            raise UserError("temperature and lr are positive, and steps at least 1.")
+        if router.temperature <= 0 or router.steps < 1 or router.lr <= 0 or router.scale < 0:
+            raise UserError("temperature and lr are positive, scale is not negative, and steps at least 1.")
         return router
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether every expert has gates of its own."""
+        return self.name != "arrow"
+
+    def prompts(self) -> SampleRouter | None:
+        """Return what compares prompts with the experts' examples, if that counts; it knows none yet."""
+        return PrototypeSampleRouter(temperature=1.0) if self.name == "glider" else None
 
     def options(self) -> dict[str, Any]:
         """Return name and options as JSON types."""
         if self.name == "arrow":
             return {"name": self.name, "temperature": self.temperature}
-        return {"name": self.name, "steps": self.steps, "lr": self.lr}
+        gates = {"name": self.name, "steps": self.steps, "lr": self.lr}
+        return gates | ({"scale": self.scale} if self.name == "glider" else {})
 
     def parts(self, k: int) -> dict[str, Any]:
         """Return method, scorer and selector of the adapter's configuration.
@@ -84,30 +105,46 @@ class TokenRouter:
         if self.name == "arrow":
             scorer: dict[str, Any] = {"name": "arrow", "temperature": self.temperature}
             return {"method": "arrow", "scorer": scorer, "selector": selector}
-        return {"method": "top_k", "scorer": {"name": "phatgoose"}, "selector": selector}
+        parts: dict[str, Any] = {"method": "top_k", "scorer": {"name": "phatgoose"}, "selector": selector}
+        if self.name == "glider":
+            parts["modifiers"] = [{"name": "sample_score", "scale": self.scale}]
+        return parts
 
-    def tensors(self, site: str, names: Sequence[str]) -> dict[str, Tensor]:
+    def tensors(self, site: str, names: Sequence[str], experts: Sequence[str]) -> dict[str, Tensor]:
         """Return the router's tensors at a layer by their names in the adapter's file.
+
+        Args:
+            site: The layer.
+            names: Its experts.
+            experts: All experts, in the order of the scores of prompts.
 
         Raises:
             UserError: If an expert has no gate there.
         """
-        if self.name == "arrow":
+        if not self.has_gates:
             return {}
         lacking = [name for name in names if site not in self.gates.get(name, {})]
         if lacking:
             raise UserError(f"the adapter {lacking[0]!r} has no gate for the layer {site}; train it again.")
         rows = torch.stack([self.gates[name][site].float() for name in names])
-        return {f"{_ROOT}{site}.{_WEIGHT}": rows}
+        found = {f"{_ROOT}{site}.{_WEIGHT}": rows}
+        if self.name == "glider":
+            found[f"{_ROOT}{site}.{_COLUMNS}"] = torch.tensor([experts.index(name) for name in names])
+        return found
 
     def take(self, tensors: Mapping[str, Tensor], sites: Mapping[str, Mapping[str, Any]]) -> None:
         """Read the gates of all experts from an adapter's tensors."""
-        if self.name == "arrow":
+        if not self.has_gates:
             return
         for site, spec in sites.items():
             rows = tensors[f"{_ROOT}{site}.{_WEIGHT}"]
             for name, row in zip(spec["uids"], rows, strict=True):
                 self.gates.setdefault(name, {})[site] = row
+
+
+def asked(example: Example) -> str:
+    """Return the text of an example, or its prompt."""
+    return example if isinstance(example, str) else example[0]
 
 
 def train_text_gate(

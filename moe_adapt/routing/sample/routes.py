@@ -23,6 +23,7 @@ class SampleRoutes:
         uids: Names of the experts, if they are known.
         held: Whether the decision outlives a forward, as it does while text is generated.
         factors: The experts' factors that layers gathered for a held decision, by layer.
+        scores: Score of every expert, [B, E]; None where no router was asked.
     """
 
     index: Tensor
@@ -32,6 +33,7 @@ class SampleRoutes:
     uids: tuple[str, ...] = ()
     held: bool = False
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    scores: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -58,6 +60,10 @@ class SampleRoutes:
         """Return the weight of every expert, [B, E]."""
         gates = torch.zeros_like(self.posterior)
         return gates.scatter_add(1, self.index, self.gates.to(gates.dtype))
+
+    def added(self) -> Tensor:
+        """Return what is added to the logits of tokens, [B, E]: the scores, 0 where no router was asked."""
+        return torch.zeros_like(self.posterior) if self.scores is None else self.scores
 
     def names(self) -> list[str | None]:
         """Return the main expert of each sample by name; None where the base answers alone."""
@@ -91,6 +97,7 @@ class SampleRoutes:
             self.novelty.repeat_interleave(times, dim=0),
             uids=self.uids,
             held=self.held,
+            scores=None if self.scores is None else self.scores.repeat_interleave(times, dim=0),
         )
 
 
@@ -135,4 +142,4 @@ def decide(
         index = torch.where(told[:, None], known.clamp(min=0)[:, None], index)
         posterior = posterior.masked_fill(told[:, None], torch.nan)
         novelty = novelty.masked_fill(told, torch.nan)
-    return SampleRoutes(index, gates, posterior, novelty, tuple(uids))
+    return SampleRoutes(index, gates, posterior, novelty, tuple(uids), scores=scores)

@@ -88,9 +88,9 @@ class GenerationPreview(L.Callback):
         decode = module.tokenizer.decode
         rows = []
         for example, text in zip(examples, written, strict=True):
-            start = next(place for place, label in enumerate(example.labels) if label != IGNORED)
+            start, end = first_answer(example.labels)
             prompt = str(decode(example.input_ids[:start], skip_special_tokens=True))
-            expected = str(decode(example.input_ids[start:], skip_special_tokens=True))
+            expected = str(decode(example.input_ids[start:end], skip_special_tokens=True))
             rows.append({"step": trainer.global_step, "prompt": prompt, "text": text, "expected": expected})
         with (Path(trainer.default_root_dir) / "previews.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -101,6 +101,17 @@ class GenerationPreview(L.Callback):
                 add = getattr(getattr(logger, "experiment", None), "add_text", None)
                 if add is not None:
                     add(f"preview/{number}", str(row["text"]), global_step=trainer.global_step)
+
+
+def first_answer(labels: list[int]) -> tuple[int, int]:
+    """Return where the first learned part begins and where it ends.
+
+    Args:
+        labels: Labels of a row, [tokens].
+    """
+    start = next(place for place, label in enumerate(labels) if label != IGNORED)
+    end = next((place for place in range(start, len(labels)) if labels[place] == IGNORED), len(labels))
+    return start, end
 
 
 def first_examples(data: CausalLMData, count: int) -> list[Example]:

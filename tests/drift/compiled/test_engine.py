@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from river.checks import check_estimator
 
 from moe_adapt.drift.driftmoe import DriftMoEClassifier
 from moe_adapt.drift.streams import real_stream, synthetic_stream
@@ -65,6 +66,10 @@ def test_both_paths_give_the_same_answers(name):
     assert {v: one[v]["weight"] for v in one} == pytest.approx({v: other[v]["weight"] for v in other})
 
 
+def test_river_checks_without_skips():
+    check_estimator(DriftMoEClassifier(backend="compiled", seed=1))
+
+
 def test_of_equal_labels_the_first_by_name_is_the_answer():
     for model in both({"experts": ("neighbours",)}):
         model.learn_one({"a": 0.0}, "b")
@@ -119,7 +124,8 @@ def test_a_pickle_goes_on():
 
 def test_a_model_kept_by_one_path_goes_on_in_the_other(tmp_path):
     rows = list(synthetic_stream("AGR_a", 500))
-    model = DriftMoEClassifier(seed=1, nominal_attributes=("elevel", "car", "zipcode"))
+    nominal = ("elevel", "car", "zipcode")
+    model = DriftMoEClassifier(seed=1, backend="compiled", nominal_attributes=nominal)
     for x, y in rows[:300]:
         model.learn_one(x, y)
     state, arrays = model.to_parts()
@@ -142,7 +148,7 @@ def test_what_it_cannot_do_is_told(monkeypatch):
     ):
         with pytest.raises(UserError, match="backend='auto'"):
             DriftMoEClassifier(backend="compiled", **options)
-    monkeypatch.setattr("moe_adapt.drift.driftmoe.settings.available", lambda: False)
+    monkeypatch.setattr("moe_adapt.drift.compiled.available", lambda: False)
     with pytest.raises(UserError, match="numba"):
         DriftMoEClassifier(backend="compiled")
     assert type(DriftMoEClassifier()._engine).__name__ == "CommitteeEngine"

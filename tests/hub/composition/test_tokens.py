@@ -1,4 +1,4 @@
-"""Composed adapters that are routed token by token: Arrow, and PHATGOOSE with gates trained per adapter."""
+"""Composed adapters that are routed token by token: Arrow; PHATGOOSE and Glider with gates per adapter."""
 
 import json
 import shutil
@@ -17,6 +17,7 @@ from moe_adapt.routing.scorers.arrow import top_right_singular_vectors
 from tests.hub.composition.kitchen import WORDS, batch, bert, llama, llama_adapters, save_lora, tokenizer
 
 GATES = {"name": "phatgoose", "steps": 3}
+GLIDER = {"name": "glider", "steps": 3}
 TEXTS = [text for texts in WORDS.values() for text in texts]
 
 
@@ -37,6 +38,18 @@ def phatgoose(adapters, tmp_path_factory):
     to = tmp_path_factory.mktemp("composed") / "phatgoose"
     compose(adapters, WORDS, to, base=llama(), tokenizer=tokenizer(), router=GATES)
     return to
+
+
+def glided(adapters, to, base=None, **options):
+    compose(
+        adapters, WORDS, to, base=base or llama(), tokenizer=tokenizer(), router=GLIDER | options, layer=1
+    )
+    return to
+
+
+@pytest.fixture(scope="module")
+def glider(adapters, tmp_path_factory):
+    return glided(adapters, tmp_path_factory.mktemp("composed") / "glider")
 
 
 def opened(folder):
@@ -104,12 +117,64 @@ def test_gates_are_those_that_are_trained_for_each_adapter_alone(phatgoose, adap
         assert torch.equal(rows[config["sites"][site]["uids"].index("food")], gate)
 
 
-@pytest.mark.parametrize("router", ["arrow", GATES], ids=["arrow", "phatgoose"])
+def first_logits(model):
+    with model.base_model.record():
+        logits(model)
+        record = next(iter(model.base_model.hooks.session.context.records.values()))
+    return record.site, record.logits.view(len(TEXTS), -1, record.logits.shape[-1])
+
+
+def test_glider_adds_the_cosine_of_the_prompt_to_the_gates(glider, phatgoose):
+    model = opened(glider)
+    site, found = first_logits(model)
+    assert first_logits(opened(phatgoose))[0] == site
+    routes = model.base_model.sample_routes()
+    own = json.loads((glider / "adapter_config.json").read_text())["sites"][site]["uids"]
+    cosines = routes.scores[:, [routes.uids.index(uid) for uid in own]]
+    assert cosines.abs().max() <= 1.0001 and cosines.std() > 0
+    torch.testing.assert_close(found - 3.0 * cosines[:, None], first_logits(opened(phatgoose))[1])
+
+
+def test_glider_is_phatgoose_without_prompts_and_retrieval_with_nothing_else(adapters, phatgoose, tmp_path):
+    gates = opened(glided(adapters, tmp_path / "gates", scale=0.0))
+    torch.testing.assert_close(logits(gates), logits(opened(phatgoose)))
+    prompts = opened(glided(adapters, tmp_path / "prompts", scale=1e6))
+    with prompts.base_model.record():
+        logits(prompts)
+        records = prompts.base_model.hooks.session.context.records.values()
+    routes, sites = prompts.base_model.sample_routes(), prompts.peft_config["default"].sites
+    for record in records:
+        own = [routes.uids.index(uid) for uid in sites[record.site]["uids"]]
+        last = record.gates.view(len(TEXTS), -1, len(own))[:, -1]
+        assert torch.equal(last.argmax(dim=1), routes.scores[:, own].argmax(dim=1))
+
+
+def test_glider_keeps_the_prompts_cosine_while_it_generates(glider):
+    model, inputs = opened(glider), batch(TEXTS)
+    cached, anew = (
+        model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=cache)
+        for cache in (True, False)
+    )
+    assert torch.equal(cached, anew)
+
+
+def test_known_ids_win_over_glider(glider, adapters):
+    alone = peft.PeftModel.from_pretrained(llama(), adapters["news"]).eval()
+    real = batch(TEXTS)["attention_mask"].bool()
+    told = logits(opened(glider), adapter_ids=["news"] * len(TEXTS))
+    torch.testing.assert_close(told[real], logits(alone)[real], atol=1e-4, rtol=1e-4)
+    some = logits(opened(glider), adapter_ids=["news"] + [None] * (len(TEXTS) - 1))
+    torch.testing.assert_close(some[1:][real[1:]], logits(opened(glider))[1:][real[1:]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("router", ["arrow", GATES, GLIDER], ids=["arrow", "phatgoose", "glider"])
 def test_adding_is_exact_and_its_order_does_not_matter(router, adapters, tmp_path, request):
     whole = request.getfixturevalue(router if isinstance(router, str) else router["name"])
     gates, to = isinstance(router, dict), tmp_path / "grown"
     texts = {"news": WORDS["news"]} if gates else None
-    compose({"news": adapters["news"]}, texts, to, base=llama(), tokenizer=tokenizer(), router=router)
+    compose(
+        {"news": adapters["news"]}, texts, to, base=llama(), tokenizer=tokenizer(), router=router, layer=1
+    )
     before = tensors(to)
     for uid in ("food", "bank"):
         own = WORDS[uid] if gates else []
@@ -123,10 +188,11 @@ def test_adding_is_exact_and_its_order_does_not_matter(router, adapters, tmp_pat
     assert config.pop("bank") == "lora" and "bank" not in json.dumps(config)
 
 
-def test_evaluation_says_who_answered_most(arrow):
+@pytest.mark.parametrize("router", ["arrow", "glider"])
+def test_evaluation_says_who_answered_most(router, request):
     data = {uid: [{"prompt": t, "answer": ("yes", "no")[i % 2]} for i, t in enumerate(texts)]
             for uid, texts in WORDS.items()}  # fmt: skip
-    found = evaluate(arrow, data, base=llama(), tokenizer=tokenizer(), merges=False)
+    found = evaluate(request.getfixturevalue(router), data, base=llama(), tokenizer=tokenizer(), merges=False)
     assert found.columns == ["bank", "food", "news", "base"] and {"oracle", "routed"} <= found.accuracy.keys()
     assert all(sum(row) == 2 * found.rows[uid] for uid, row in found.routing.items())  # two candidates each
 
@@ -169,6 +235,8 @@ def test_bad_input_is_one_sentence(adapters, tmp_path):
 
     refused("no option 'stepps'.*steps", router={"name": "phatgoose", "stepps": 3})
     refused("at least 1", router={"name": "phatgoose", "steps": 0})
+    refused("not negative", router={"name": "glider", "scale": -1.0})
+    refused("needs texts", router="glider", texts={"bank": ["pay"]})
     refused("there are none", texts=None, router="phatgoose")
     refused("gates are for", router="lda", gates={"bank": {}})
     refused(

@@ -7,7 +7,7 @@ import torch
 
 from moe_adapt.errors import UserError
 from moe_adapt.training.callbacks import GenerationPreview
-from moe_adapt.training.callbacks.preview import first_examples
+from moe_adapt.training.callbacks.preview import first_answer, first_examples
 from moe_adapt.training.datamodules import CausalLMData
 from moe_adapt.training.modules import CausalLM
 from tests.training.runs import routed, trainer
@@ -43,6 +43,11 @@ def test_every_epoch_the_same_prompts_and_the_training_unchanged(llama, tmp_path
     assert [row["text"] for row in rows[2:]] == last
     _, _, same = run(llama, tmp_path, [])
     assert all(torch.equal(one, other) for one, other in zip(trained, same, strict=True))
+
+
+def test_of_several_turns_the_first_answer_is_expected():
+    assert first_answer([-100, -100, 5, 6, -100, 7]) == (2, 4)
+    assert first_answer([-100, 5, 6]) == (1, 3)
 
 
 def test_every_so_many_steps_of_plain_text(llama, tmp_path):
