@@ -30,7 +30,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "dynmole": {"method": "dynmole"},
     "constant": {"method": "uniform_dense"},
     "single": {"method": "lora", "num_experts": 1},
+    "film": {"method": "film"},
+    "slices": {"method": "slices", "r": 6},
+    "chain": {"method": "chain"},
+    "atoms": {"method": "atoms", "num_experts": 4, "r": 1, "selector": {"name": "product_top_k", "k": 2}},
+    "pool": {"method": "unipool"},
 }
+#: Other kinds of experts, and experts that layers share; they are tried on the first model alone.
+KINDS = ("film", "slices", "chain", "atoms", "pool")
 #: Models of `test_custom_models.py` and the layers of them that get experts.
 CUSTOM = {"MLP": ["lin0"], "EmbConv1D": ["conv1d"], "Conv2d": ["conv2d"]}
 #: Methods that are tried on the models of transformers.
@@ -51,7 +58,8 @@ def _settings(method: str, **more: Any) -> dict[str, Any]:
 def _custom_grid(names: list[str]) -> tuple[list[tuple[Any, ...]], list[str]]:
     rows, ids = [], []
     for method in METHODS:
-        for model, targets in CUSTOM.items():
+        models = dict(list(CUSTOM.items())[:1]) if method in KINDS else CUSTOM
+        for model, targets in models.items():
             values = {
                 "test_name": f"routed {method} {model}",
                 "model_id": model,

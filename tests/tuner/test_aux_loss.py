@@ -1,10 +1,11 @@
 """The auxiliary loss reaches every router, in every checkpointing mode, scaled as the loss is scaled."""
 
+import peft
 import pytest
 import torch
 
-from moe_adapt.tuner import RoutedLoraConfig
-from tests.tuner.tiny import adapted, adapter_gradients, batch
+from moe_adapt.tuner import ModelHooks, RoutedLoraConfig
+from tests.tuner.tiny import adapted, adapter_gradients, batch, llama
 
 CHECKPOINTING = [None, False, True]
 LOSSES = [
@@ -200,3 +201,13 @@ def test_trainer_flag_adds_it_to_the_loss():
     model.base_model.add_aux_to_loss = True
     torch.testing.assert_close(model(**batch()).loss, expected)
     assert RoutedLoraConfig().method == "top_k"
+
+
+def test_a_model_without_a_tuner_around_it_has_it_too():
+    config = RoutedLoraConfig(method="top_k", target_modules=["q_proj"], aux_losses=LOSSES[2:])
+    base = peft.inject_adapter_in_model(config, llama())  # what `add_adapter` of transformers does
+    (hooks,) = ModelHooks.find(base)
+    out = base.train()(**batch())
+    (0 * out.loss + hooks.aux_loss()).backward()
+    routers = [p.grad for name, p in base.named_parameters() if "router" in name and p.requires_grad]
+    assert routers and all(gradient is not None and gradient.any() for gradient in routers)
