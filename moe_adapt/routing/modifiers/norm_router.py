@@ -73,7 +73,7 @@ class NormRouter(LogitModifier):
         if not 1 <= k <= num_experts:
             raise UserError(f"norm_router needs k between 1 and num_experts={num_experts}, got {k}.")
         self.constant = norm_scale(num_experts, k)
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(1))  # FSDP takes no parameter without a dimension
 
     def forward(self, logits: Logits, x: Tensor, ctx: RouteContext) -> Logits:
         """Return scores that are not negative, [N, E]; masked experts stay at minus infinity in `select`."""
