@@ -43,12 +43,12 @@ def add_to_weight(layer: nn.Module, delta: Tensor, site: str) -> Tensor:
         )
     import bitsandbytes as bnb
 
-    base = cast(Any, layer)
+    base, kinds = cast(Any, layer), cast(Any, bnb.nn)
     weight = base.weight
     merged = bnb_weight(base)
     merged = merged + delta.to(merged)
     if kind == "Linear8bitLt":
-        new = bnb.nn.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=weight.has_fp16_weights)
+        new = kinds.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=weight.has_fp16_weights)
         base.weight = new.to(weight.device)
         base.state.reset_grads()
         return merged
@@ -56,5 +56,5 @@ def add_to_weight(layer: nn.Module, delta: Tensor, site: str) -> Tensor:
         name: getattr(weight, name)
         for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage", "module")
     }
-    base.weight = bnb.nn.Params4bit(merged.cpu(), requires_grad=False, **options).to(weight.device)
+    base.weight = kinds.Params4bit(merged.cpu(), requires_grad=False, **options).to(weight.device)
     return merged
