@@ -75,6 +75,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"method": "smoe_dropout", **_NINE, "selector": {"name": "growing_top_k", "k_min": 4, "k_max": 9}},
     ),
     "thor": ("THOR, two passes", _THOR),
+    "router_coupling": (
+        "top-k with the ERC loss",
+        {"method": "top_k", **_EIGHT, "aux_losses": ["load_balance", "router_coupling"]},
+    ),
     "bip": ("BIP balancing", {"method": "bip", **_EIGHT}),
     "film": ("FiLM experts (MoFME)", {"method": "film", "num_experts": 8, "r": 32, "alpha": 64.0}),
     "chain": ("Chain of Experts", {"method": "chain", "num_experts": 8, "r": 27, "alpha": 54.0}),
