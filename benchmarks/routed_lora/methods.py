@@ -77,7 +77,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "thor": ("THOR, two passes", _THOR),
     "router_coupling": (
         "top-k with the ERC loss",
-        {"method": "top_k", **_EIGHT, "aux_losses": ["load_balance", "router_coupling"]},
+        {
+            "method": "top_k",
+            **_EIGHT,
+            "aux_losses": [{"name": "load_balance", "weight": 0.001}, "router_coupling"],
+        },
     ),
     "bip": ("BIP balancing", {"method": "bip", **_EIGHT}),
     "film": ("FiLM experts (MoFME)", {"method": "film", "num_experts": 8, "r": 32, "alpha": 64.0}),
