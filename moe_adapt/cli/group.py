@@ -82,7 +82,7 @@ def _read(options: Namespace) -> tuple[Counter[str], dict[str, str] | None]:
 
     table = load_table(options.data, "train")
     require_columns(table, [options.key, *([options.truth] if options.truth else [])], options.data)
-    values = column_of(table[options.key], f"{options.data} (column {options.key!r})").texts
+    values = column_of(table[options.key], str(options.data), what=options.key).texts
     rows = Counter(values)
     if len(rows) < 2:
         raise UserError(

@@ -65,13 +65,16 @@ def label_column(table: Table | Dataset, column: str, source: TableSource) -> La
     return column_of(table[column], describe(source), names)
 
 
-def column_of(values: Iterable[Any], where: str, names: list[str] | None = None) -> LabelColumn:
+def column_of(
+    values: Iterable[Any], where: str, names: list[str] | None = None, what: str = "label"
+) -> LabelColumn:
     """Return labels as a column of texts.
 
     Args:
         values: Texts, whole numbers or truth values.
         where: How messages call the source.
         names: Names of the classes if the labels are their numbers.
+        what: How messages call a value.
 
     Raises:
         UserError: As `label_column`.
@@ -80,7 +83,7 @@ def column_of(values: Iterable[Any], where: str, names: list[str] | None = None)
     known: dict[str, str] = {}
     kinds: dict[str, int] = {}
     for row, value in enumerate(values):
-        text, kind = _text(value, f"row {row} of {where}")
+        text, kind = _text(value, f"row {row} of {where}", what)
         if names is not None:
             if kind != "number" or not 0 <= value < len(names):
                 raise UserError(
@@ -93,11 +96,11 @@ def column_of(values: Iterable[Any], where: str, names: list[str] | None = None)
         texts.append(known.setdefault(text, text))
     if len(kinds) > 1:
         shown = " and ".join(f"{texts[row]!r} is a {kind} (row {row})" for kind, row in kinds.items())
-        raise UserError(f"the labels of {where} are mixed: {shown}; write all of them as texts.")
+        raise UserError(f"the {what}s of {where} are mixed: {shown}; write all of them as texts.")
     return LabelColumn(texts, where, names)
 
 
-def _text(value: Any, where: str) -> tuple[str, str]:
+def _text(value: Any, where: str, what: str = "label") -> tuple[str, str]:
     """Return a label as a text and its kind.
 
     >>> _text(7, "a.csv"), _text(True, "a.csv"), _text("007", "a.csv")
@@ -109,8 +112,8 @@ def _text(value: Any, where: str) -> tuple[str, str]:
         return str(bool(value)).lower(), "truth value"
     if isinstance(value, int | np.integer):
         return str(int(value)), "number"
-    said = "no label" if value is None or value == "" else f"the label {str(value)[:60]!r}"
-    raise UserError(f"{where} has {said}: expected a text or a whole number, one class per row.")
+    said = f"no {what}" if value is None or value == "" else f"the {what} {str(value)[:60]!r}"
+    raise UserError(f"{where} has {said}: expected a text or a whole number, one per row.")
 
 
 def label_text(value: Any, where: str) -> str:

@@ -46,7 +46,7 @@ class DomainColumn:
         if self.column is None:
             return [None] * len(table)
         require_columns(table, [self.column], source)
-        values = column_of(table[self.column], f"{describe(source)} (column {self.column!r})").texts
+        values = column_of(table[self.column], describe(source), what=self.column).texts
         if not self.names:
             self._name(values, source)
         numbers = self.numbers()
