@@ -198,5 +198,5 @@ def test_domains_become_numbers_in_the_batch(tmp_path):
     with pytest.raises(UserError, match=r"domain 'new'.*Did you mean 'news'"):
         strange.setup("fit")
     without = [*rows, {"text": "t", "label": "a", "task": None}]
-    with pytest.raises(UserError, match="row 6 of .* has no task: expected a text or a whole number"):
+    with pytest.raises(UserError, match=r"row 6 of .* has no task: expected a text or a whole number"):
         TextClassificationData(**{**options, "train": without}, domain_column="task").setup("fit")
