@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from moe_adapt.cli import main
-from moe_adapt.drift.driftmoe import settings
 
 ROWS = 300
 
@@ -41,12 +40,6 @@ def table(tmp_path):
     return write
 
 
-@pytest.fixture
-def plain(monkeypatch):
-    """Compile nothing."""
-    monkeypatch.setattr(settings, "available", lambda: False)
-
-
 def cells(out):
     """Return the results of a folder without the readings of clocks."""
     found = {}
@@ -57,7 +50,7 @@ def cells(out):
     return found
 
 
-def test_from_a_csv_to_a_report(table, tmp_path, capsys, plain):
+def test_from_a_csv_to_a_report(table, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["drift", "--data", str(table()), "--label", "bought", "--out", str(out)]) == 0
     assert f"report: {out / 'report.html'}" in capsys.readouterr().out
@@ -80,7 +73,7 @@ def test_every_learner_takes_gaps_and_words(table, tmp_path, method):
     assert main(["drift", "-c", str(recipe), "--out", str(tmp_path / "out")]) == 0
 
 
-def test_killed_and_resumed_ends_alike(table, tmp_path, capsys, plain):
+def test_killed_and_resumed_ends_alike(table, tmp_path, capsys):
     data = [
         "--data",
         str(table()),
