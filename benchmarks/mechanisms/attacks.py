@@ -8,7 +8,7 @@ from typing import Any
 import lightning
 import torch
 from cells import train
-from compare import adapted
+from compare import adapted, ready
 from frame import EIGHT, Experiment, Found
 
 from moe_adapt.training.datamodules import TextClassificationData
@@ -29,18 +29,7 @@ def texts(seed: int, args: argparse.Namespace) -> TextClassificationData:
         for name in names:
             own = [text for text, label in raw[split] if label == name]
             parts[split] += [{"text": text, "label": name} for text in draw.sample(own, count)]
-    data = TextClassificationData(
-        str(args.backbone),
-        train=parts["train"],
-        test=parts["test"],
-        validation_fraction=0.0,
-        max_length=args.max_length,
-        batch_size=args.batch,
-        group_by_length=True,
-        seed=seed,
-    )
-    data.prepare_data()
-    data.setup("fit")
+    data = ready(parts["train"], seed, args, test=parts["test"])
     data.setup("test")
     return data
 

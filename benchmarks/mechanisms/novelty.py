@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from cells import train
-from compare import adapted
+from compare import adapted, ready
 from frame import EIGHT, Experiment, Found
 from tasks import mixture
 
@@ -16,7 +16,6 @@ from moe_adapt.evaluation.novelty import coverage_gap
 from moe_adapt.evaluation.novelty_watch import NoveltyWatch
 from moe_adapt.serving.abstain import Abstaining
 from moe_adapt.serving.classify import Classifying
-from moe_adapt.training.datamodules import TextClassificationData
 from moe_adapt.training.modules import SequenceClassifier
 
 DOMAINS = ("sst2", "agnews", "clinc")
@@ -41,17 +40,7 @@ def classifier(
     rows: list[dict[str, str]], seed: int, args: argparse.Namespace
 ) -> tuple[Abstaining, list[str]]:
     """Return a top-k adapter of four experts trained on the rows, and the names of its classes."""
-    data = TextClassificationData(
-        str(args.backbone),
-        train=rows,
-        validation_fraction=0.0,
-        max_length=args.max_length,
-        batch_size=args.batch,
-        group_by_length=True,
-        seed=seed,
-    )
-    data.prepare_data()
-    data.setup("fit")
+    data = ready(rows, seed, args)
     module = adapted(EIGHT | {"num_experts": 4}, data.num_classes, args)
     train(module, data, args.epochs)
     names = [str(name) for name in data.class_names]

@@ -81,16 +81,22 @@ def adapted(
 def text_data(seed: int, args: argparse.Namespace) -> TextClassificationData:
     """Return the mixture as data to train on, in an order that the seed gives."""
     rows = mixture(args.data, args.train, args.test)
+    return ready(rows["train"], seed, args, test=rows["test"], domain_column="task")
+
+
+def ready(
+    train: list[dict[str, Any]], seed: int, args: argparse.Namespace, **more: Any
+) -> TextClassificationData:
+    """Return rows as data to train on, in an order that the seed gives."""
     data = TextClassificationData(
         str(args.backbone),
-        train=rows["train"],
-        test=rows["test"],
-        domain_column="task",
+        train=train,
         validation_fraction=0.0,
         max_length=args.max_length,
         batch_size=args.batch,
         group_by_length=True,
         seed=seed,
+        **more,
     )
     data.prepare_data()
     data.setup("fit")
