@@ -5,11 +5,12 @@ A head that starts like that has no loss on its own training rows, and neither i
 learns. So their scores are divided by the temperature at which the training rows have the loss that held-out
 rows have at their best temperature,
 
-$$\ell = \min_T \; \frac1M \sum_{k} \sum_{i \in \mathrm{fold}\, k} -\log \mathrm{softmax}(s^{(-k)}(z_i) / T)_{y_i},
+$$\ell = \min_T \; \frac1M \sum_k \sum_{i \in \mathrm{fold}\, k}
+-\log \mathrm{softmax}(s^{(-k)}(z_i) / T)_{y_i},
 \qquad T : \; \frac1N \sum_i -\log \mathrm{softmax}(s(z_i) / T)_{y_i} = \ell,$$
 
-where `s^{(-k)}` are the discriminants without fold `k`. At least a tenth of the loss of guessing is left. The largest score, and so
-the answer, stays the same.
+where `s^{(-k)}` are the discriminants without fold `k`. At least a tenth of the loss of guessing is left. The
+largest score, and so the answer, stays the same.
 
 Temperature scaling: Guo et al., arXiv 1706.04599. Discriminants: `heads.slda`.
 """
