@@ -112,7 +112,7 @@ def complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[str, int], set[str]] = defaultdict(set)
     for row in rows:
         found[row["set"], row["seed"]].add(row["method"])
-    planned = {"tiny-imagenet": set(IMAGE_METHODS), **{name: set(METHODS) for name in TEXT_SETS}}
+    planned = {"tiny-imagenet": set(IMAGE_METHODS)}
     return [r for r in rows if found[r["set"], r["seed"]] >= planned.get(r["set"], set(METHODS))]
 
 

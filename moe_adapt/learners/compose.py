@@ -11,8 +11,8 @@ $$s_c(z) = m_c^\top \Sigma^{-1} z - \tfrac12 m_c^\top \Sigma^{-1} m_c, \qquad
 The sum goes over the `candidates` tasks with the largest `p(t | x)`; no task id is needed. Where classes are
 dealt out to tasks at random a task has no place of its own among the features, but its classes have: so
 ``route_by="classes"`` is the default, and ``"tasks"`` has one mean per task. The head of a task starts as the
-discriminants between its classes, from the same features as its adapter's, at the loss of held-out rows, which leaves
-something to learn (`heads.start`); training goes on from there.
+discriminants between its classes, from the same features as its adapter's, at the loss of held-out rows,
+which leaves something to learn (`heads.start`); training goes on from there.
 
 Nothing that an old task learned ever changes. So a task is forgotten only where its samples go to another
 one, and `Compose.report` says how many do. The router keeps counts, means and one scatter, and no sample.
