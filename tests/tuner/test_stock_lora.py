@@ -188,7 +188,7 @@ def test_layers_and_ranks_are_the_adapters(tmp_path):
 
 def test_a_language_head_is_refused_and_left_out_if_one_says_so(tmp_path):
     stock(tmp_path / "headed", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
-    with pytest.raises(UserError, match="trained 'lm_head' whole.*leave_out_whole=True"):
+    with pytest.raises(UserError, match=r"trained 'lm_head' whole.*leave_out_whole=True"):
         routed(tmp_path, ["headed"])
     with pytest.warns(UserWarning, match="left out"):
         found = routed(tmp_path, ["headed"], leave_out_whole=True)
