@@ -3,7 +3,7 @@
 The first step is set against a program that only imports transformers, lightning and peft and loads the same
 model and tokenizer. It is measured at the end of the first batch of the documented command, with the head's
 linear probe (the default) and without. Processor time of the whole process, one thread, median of the rounds;
-the page cache is warm.
+ratios are of one round each. The page cache is warm.
 
     python benchmarks/front_door.py --out benchmarks/results/front_door.json
 """
@@ -90,15 +90,23 @@ def main() -> None:
                 name = f"first step of fit, head {start}"
                 found.setdefault(name, []).append(first_step(folder, number, start))
     medians = {name: round(statistics.median(values), 3) for name, values in found.items()}
-    base = medians["imports and model"]
+    ratios = {
+        start: [
+            step / base
+            for step, base in zip(
+                found[f"first step of fit, head {start}"], found["imports and model"], strict=True
+            )
+        ]
+        for start in ("random", "probe")
+    }
     content = {
         "manifest": collect(),
         "rounds": options.rounds,
         "cpu_seconds": medians,
         "all": {name: [round(value, 3) for value in values] for name, values in found.items()},
         "first_step_over_imports_and_model": {
-            start: round(medians[f"first step of fit, head {start}"] / base, 3)
-            for start in ("random", "probe")
+            start: {"median": round(statistics.median(values), 3), "all": [round(v, 3) for v in values]}
+            for start, values in ratios.items()
         },
     }
     options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
