@@ -25,6 +25,7 @@ from moe_adapt.drift.committee.neighbours import (
     NEAR,
     NEAREST,
     RECENT,
+    SPREAD,
     STEP,
     WINDOW,
     relevance_of,
@@ -149,7 +150,7 @@ def answers(rows: np.ndarray, labels: np.ndarray, n_classes: int, variant: str) 
         if relevant and same.any() and not same.all():
             for side, kind in enumerate((same, ~same)):
                 gap = (rows[places[known][kind][0]] - rows[t]).astype(np.float64)
-                gaps[side] += (gap * gap - gaps[side]) * STEP
+                gaps[side] += (gap * gap + SPREAD - gaps[side]) * STEP
             relevance = relevance_of(gaps)
     return found / found.sum(axis=1, keepdims=True)
 

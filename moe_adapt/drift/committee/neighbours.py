@@ -54,9 +54,9 @@ def relevance_of(gaps: np.ndarray) -> np.ndarray:
     """Return what each input counts in a distance [inputs].
 
     Args:
-        gaps: Mean squared gaps to the nearest row of the same class, and of another [2, inputs].
+        gaps: Mean squared gaps and `SPREAD`, to the nearest row of the same class and of another [2, inputs].
     """
-    share = (gaps[1] + SPREAD) / (gaps[0] + SPREAD)
+    share = gaps[1] / gaps[0]
     square = share * share
     found = square * square * share
     if len(found):
@@ -72,7 +72,7 @@ class Neighbours:
         labels: Class numbers [WINDOW].
         weights: Weights of the rows [WINDOW].
         seen: Rows so far; the next one goes to place `seen % WINDOW`.
-        gaps: Mean squared gaps to the nearest row of the same class, and of another [2, inputs].
+        gaps: As `relevance_of` wants them [2, inputs].
         relevance: What each input counts in a distance [inputs].
         reliability: Of the answers of the recent rows, and of all.
     """
@@ -134,5 +134,5 @@ class Neighbours:
             return
         for side, own in enumerate((same, ~same)):
             gap = (self.rows[:, places[own][0]] - vector.astype(np.float32)).astype(np.float64)
-            self.gaps[side] += (gap * gap - self.gaps[side]) * STEP
+            self.gaps[side] += (gap * gap + SPREAD - self.gaps[side]) * STEP
         self.relevance[:] = relevance_of(self.gaps)

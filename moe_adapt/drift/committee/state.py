@@ -125,8 +125,8 @@ def _restore_ring(ring: Neighbours, seen: int, arrays: Mapping[str, np.ndarray])
     ring.weights[: len(order)] = arrays["ring/weights"][order]
     if kept == WINDOW:
         ring.gaps, ring.reliability.sums[:] = arrays["ring/gaps"].copy(), arrays["ring/answers"]
-        if not (ring.gaps >= 0).all():
-            raise UserError("mean squared gaps between rows are below 0, which cannot be.")
+        if not (ring.gaps > 0).all():
+            raise UserError("mean squared gaps between rows are not above 0, which cannot be.")
         ring.relevance = relevance_of(ring.gaps)
 
 

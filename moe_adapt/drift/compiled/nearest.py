@@ -105,7 +105,7 @@ def nearest_proba(
 
 @kernel
 def _fifth(gaps, d):
-    share = (gaps[1, d] + SPREAD) / (gaps[0, d] + SPREAD)
+    share = gaps[1, d] / gaps[0, d]
     square = share * share
     return square * square * share
 
@@ -126,8 +126,8 @@ def compare(rows, relevance, labels, near, vector, y, gaps):
     for d in range(n):
         x = np.float32(vector[d])
         own, other = np.float64(rows[d, hit] - x), np.float64(rows[d, miss] - x)
-        gaps[0, d] += (own * own - gaps[0, d]) * STEP
-        gaps[1, d] += (other * other - gaps[1, d]) * STEP
+        gaps[0, d] += (own * own + SPREAD - gaps[0, d]) * STEP
+        gaps[1, d] += (other * other + SPREAD - gaps[1, d]) * STEP
         total += _fifth(gaps, d)
     mean = total / n
     for d in range(n):
