@@ -23,6 +23,7 @@ from prepare import LENGTH, adapter_folder, all_of, cell_folder, data_of, halves
 from removal import membership, removal
 from torch import Tensor
 from torch.nn import functional as F
+from written import generated
 from xlora import learned_mixture
 
 from moe_adapt.backbones.text import mean_over_tokens
@@ -115,8 +116,8 @@ def routers(m: Material, cell: Cell) -> None:
 
 def layers(m: Material, cell: Cell) -> None:
     """Measure how often texts that are left out find their own adapter after every block."""
-    base = (m.halves.base, m.halves.tokenizer)
-    by_block = {task: text_features(*base, few.texts, LENGTH) for task, few in m.few.items()}
+    base = (m.halves.whole(), m.halves.tokenizer)
+    by_block = {task: text_features(*base, few.texts, m.halves.length) for task, few in m.few.items()}
     cell["leave_one_out"] = {
         block: leave_one_out({task: found[block] for task, found in by_block.items()}).accuracy
         for block in next(iter(by_block.values()))
@@ -199,7 +200,7 @@ def sequential(m: Material, cell: Cell) -> None:
 def whole(m: Material, cell: Cell, name: str) -> None:
     """Measure an adapter that saw the data of all tasks."""
     model = peft.PeftModel.from_pretrained(m.halves.fresh(), str(m.folder / "adapters" / name))
-    cell["accuracy"][f"{name} LoRA of rank 64"] = m.score(answers(model, m.test))
+    cell["accuracy"][f"{name} LoRA of rank {8 * len(m.sources)}"] = m.score(answers(model, m.test))
 
 
 def merges(halves: Halves, sources: dict[str, str], rows: dict[str, dict[str, Cached]]) -> Iterator[Merged]:
@@ -233,8 +234,9 @@ def subset(m: Material, sources: dict[str, str]) -> dict[str, float]:
     return {name: task_means(answered, tasks)["mean"] for name, answered in found.items()}
 
 
-#: What can be measured of a form and seed; ``singles`` first, the last two need ``prepare.py --baselines``.
-#: Images have no tokeniser: ``layers``, ``composed``, ``soft`` and ``xlora`` are for texts.
+#: What can be measured of a form and seed; ``singles`` first, ``joint`` and ``sequential`` need ``prepare.py
+#: --baselines``. Images have no tokeniser: ``layers``, ``composed``, ``soft`` and ``xlora`` are for texts.
+#: ``generated`` is for the language model, ``composed`` and ``soft`` are for encoders.
 MEASURES: dict[str, Callable[[Material, Cell], None]] = {
     measure.__name__: measure
     for measure in (
@@ -250,6 +252,7 @@ MEASURES: dict[str, Callable[[Material, Cell], None]] = {
         numbers,
         joint,
         sequential,
+        generated,
     )
 }
 

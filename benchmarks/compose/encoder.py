@@ -8,9 +8,9 @@ An answer is the candidate whose embedding under the base is nearest to that of 
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import peft
 import torch
@@ -33,18 +33,16 @@ __all__ = [
     "UpperHalf",
     "answers",
     "lora_config",
-    "losses",
+    "padded",
     "train",
-    "upper",
-    "vectors",
 ]
 
 #: Blocks of the upper half; those of MiniLM's lower half.
 UPPER, MIDDLE = 3, 3
-#: Layers with adapters in MiniLM, or in the ViT of `images.py`.
+#: Layers with adapters in MiniLM, in the ViT of `images.py`, or in the language model of `language.py`.
 LORA_TARGETS = (
-    r".*encoder\.layer\.([345]\.(attention\.self\.(query|value)|intermediate\.dense|output\.dense)"
-    r"|[678]\.(attention\.[qv]_proj|mlp\.fc[12]))"
+    r".*(encoder\.layer\.([345]\.(attention\.self\.(query|value)|intermediate\.dense|output\.dense)"
+    r"|[678]\.(attention\.[qv]_proj|mlp\.fc[12]))|layers\.2\d\.(self_attn\.[qv]_proj|mlp\.(up|down)_proj))"
 )
 TEMPERATURE = 0.05
 
@@ -82,17 +80,22 @@ class Cached:
     choices: dict[tuple[str, ...], Tensor]
     keys: tuple[int, ...] = ()
 
+    #: What has an entry per row, or none at all.
+    BY_ROW: ClassVar = ("rows", "hidden", "keys")
+
     def __len__(self) -> int:
         return len(self.rows)
 
     def __add__(self, other: "Cached") -> "Cached":
-        choices = self.choices | other.choices
-        return Cached(self.rows + other.rows, self.hidden + other.hidden, choices, self.keys + other.keys)
+        parts = {name: getattr(self, name) + getattr(other, name) for name in self.BY_ROW}
+        return replace(self, choices=self.choices | other.choices, **parts)
 
     def take(self, numbers: Sequence[int]) -> "Cached":
         """Return some of the rows."""
-        rows, hidden = [self.rows[i] for i in numbers], [self.hidden[i] for i in numbers]
-        return Cached(rows, hidden, self.choices, tuple(self.keys[i] for i in numbers if self.keys))
+        parts = {name: getattr(self, name) for name in self.BY_ROW}
+        return replace(
+            self, **{name: type(own)(own[i] for i in numbers if own) for name, own in parts.items()}
+        )
 
     @property
     def texts(self) -> list[str]:
@@ -103,6 +106,33 @@ class Cached:
         """Return the mean hidden state of every row, [N, d]."""
         return torch.stack([hidden.mean(dim=0) for hidden in self.hidden])
 
+    def vectors(self, model: nn.Module) -> Tensor:
+        """Return the embedding of each row under a model's upper half, of length one, [B, d].
+
+        Args:
+            model: A model of the whole encoder, whose upper blocks are run, or of an `UpperHalf`, which is
+                given the rows' keys as `domain_ids` if they have some.
+        """
+        inputs = padded(self.hidden)
+        more = {"domain_ids": torch.tensor(self.keys)} if self.keys else {}
+        whole = not any(isinstance(module, UpperHalf) for module in model.modules())
+        output = (UpperHalf(_encoder_holder(model)) if whole else model)(**inputs, **more)
+        return F.normalize(mean_over_tokens(output.last_hidden_state, inputs["attention_mask"]), dim=-1)
+
+    def scores(self, model: nn.Module) -> list[Tensor]:
+        """Return the scores of the candidates of each row (see `vectors`)."""
+        found = zip(self.vectors(model), self.rows, strict=True)
+        return [vector @ self.choices[row.candidates].t() for vector, row in found]
+
+    def losses(self, model: nn.Module) -> Tensor:
+        """Return the cross-entropy of each row, with its candidates as classes, [B]."""
+        return torch.stack(
+            [
+                F.cross_entropy(scores / TEMPERATURE, torch.tensor(row.answer))
+                for scores, row in zip(self.scores(model), self.rows, strict=True)
+            ]
+        )
+
 
 class Halves:
     """The base model, cut in the middle.
@@ -111,6 +141,9 @@ class Halves:
         folder: Folder of all-MiniLM-L6-v2.
         length: Tokens read of a text.
     """
+
+    #: Blocks below the cut.
+    middle = MIDDLE
 
     def __init__(self, folder: str | Path, length: int) -> None:
         self.folder, self.length = str(folder), length
@@ -126,6 +159,10 @@ class Halves:
         ).model
         model.name_or_path = "sentence-transformers/all-MiniLM-L6-v2"
         return model.eval().requires_grad_(False)
+
+    def whole(self) -> Any:
+        """Return the whole base model, frozen."""
+        return self.base
 
     @torch.no_grad()
     def cache(self, rows: Sequence[Row]) -> Cached:
@@ -182,40 +219,17 @@ class UpperHalf(nn.Module):
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=(hidden,))
 
 
-def padded(batch: Cached) -> dict[str, Tensor]:
-    """Return the middle states [B, S, d] and the mask [B, S] of rows."""
-    hidden = nn.utils.rnn.pad_sequence(batch.hidden, batch_first=True)
-    lengths = torch.tensor([len(states) for states in batch.hidden])
+def padded(states: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the middle states of rows in one tensor [B, S, d], and their mask [B, S]."""
+    hidden = nn.utils.rnn.pad_sequence(list(states), batch_first=True)
+    lengths = torch.tensor([len(own) for own in states])
     return {"inputs_embeds": hidden, "attention_mask": torch.arange(hidden.shape[1]) < lengths[:, None]}
-
-
-def vectors(model: nn.Module, batch: Cached) -> Tensor:
-    """Return the embedding of each row under a model's upper half, of length one, [B, d].
-
-    Args:
-        model: A model of the whole encoder, whose upper blocks are run, or of an `UpperHalf`, which is given
-            the rows' keys as `domain_ids` if they have some.
-        batch: The rows.
-    """
-    inputs = padded(batch)
-    more = {"domain_ids": torch.tensor(batch.keys)} if batch.keys else {}
-    whole = not any(isinstance(module, UpperHalf) for module in model.modules())
-    output = (UpperHalf(_encoder_holder(model)) if whole else model)(**inputs, **more)
-    return F.normalize(mean_over_tokens(output.last_hidden_state, inputs["attention_mask"]), dim=-1)
 
 
 def _encoder_holder(model: nn.Module) -> Any:
     """Return the module of a model that has the encoder."""
     kinds = ("BertEncoder", "Dinov2Encoder")
     return next(m for m in model.modules() if type(getattr(m, "encoder", None)).__name__ in kinds)
-
-
-def upper(model: nn.Module, batch: Cached) -> list[Tensor]:
-    """Return the scores of the candidates of each row under a model's upper half (see `vectors`)."""
-    return [
-        vector @ batch.choices[row.candidates].t()
-        for vector, row in zip(vectors(model, batch), batch.rows, strict=True)
-    ]
 
 
 @torch.no_grad()
@@ -227,7 +241,7 @@ def answers(model: nn.Module, data: Cached, size: int = 64) -> Tensor:
     for start in range(0, len(order), size):
         numbers = order[start : start + size]
         part = data.take(numbers)
-        for number, row, scores in zip(numbers, part.rows, upper(model, part), strict=True):
+        for number, row, scores in zip(numbers, part.rows, part.scores(model), strict=True):
             right[number] = int(scores.argmax()) == row.answer
     return right
 
@@ -255,22 +269,12 @@ def train(model: nn.Module, data: Cached, settings: Settings, seed: int) -> None
     for _ in range(settings.epochs):
         for numbers in batches(data, settings.batch, rng):
             part = data.take(numbers)
-            loss = losses(model, part).mean()
+            loss = part.losses(model).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-
-
-def losses(model: nn.Module, part: Cached) -> Tensor:
-    """Return the cross-entropy of each row, with its candidates as classes, [N]."""
-    return torch.stack(
-        [
-            F.cross_entropy(scores / TEMPERATURE, torch.tensor(row.answer))
-            for scores, row in zip(upper(model, part), part.rows, strict=True)
-        ]
-    )
 
 
 def batches(data: Cached, size: int, rng: random.Random) -> list[list[int]]:

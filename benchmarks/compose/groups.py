@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from encoder import Cached, losses
+from encoder import Cached
 
 from moe_adapt.training.groups import agreement, cluster_losses
 
@@ -25,7 +25,7 @@ def losses_of_all(pilot: Any, data: Cached, tenants: int) -> np.ndarray:
         part = data.take(numbers)
         for tenant in range(tenants):
             asked = Cached(part.rows, part.hidden, part.choices, (tenant,) * len(part))
-            found[numbers, tenant] = losses(pilot, asked)
+            found[numbers, tenant] = asked.losses(pilot)
     return torch.stack([found[own == tenant].mean(dim=0) for tenant in range(tenants)]).double().numpy()
 
 

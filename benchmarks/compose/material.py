@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from encoder import Cached, Halves, vectors
+from encoder import Cached, Halves
 from prepare import all_of
 from torch import Tensor
 
@@ -31,7 +31,7 @@ def task_means(right: Tensor, tasks: list[str]) -> dict[str, float]:
 def final_embeddings(halves: Halves, data: Cached) -> Tensor:
     """Return the base's own embeddings of rows, [N, d]."""
     parts = [range(i, min(i + 64, len(data))) for i in range(0, len(data), 64)]
-    return torch.cat([vectors(halves.base, data.take(part)) for part in parts])
+    return torch.cat([data.take(part).vectors(halves.base) for part in parts])
 
 
 def router(name: str, features: dict[str, Tensor], seen: int, **options: Any) -> SampleRouter:

@@ -17,16 +17,18 @@ import peft
 import torch
 from encoder import Cached, Halves, Settings, answers, lora_config, train
 from images import GROUPS, IMAGE_SIZES, IMAGES, TRAINED, ImageHalves, load_group
+from language import LANGUAGE, TASKS, LanguageHalves, load_prompts
 from tasks import READERS, Form, load
 
 __all__ = ["adapter_folder", "all_of", "cell_folder", "data_of", "halves_of", "sizes_of"]
 
 SIZES = {"train": 320, "validation": 40, "test": 100}
-EPOCHS, LENGTH = 4, 32
-#: Learning rates that are tried on the validation rows of seed 0: `choose`.
-RATES = (1e-3, 2e-3, 4e-3)
+EPOCHS, LANGUAGE_EPOCHS, LENGTH = 4, 3, 32
+#: Learning rates that are tried on the validation rows of seed 0: `choose`; those of the language model.
+RATES, LANGUAGE_RATES = (1e-3, 2e-3, 4e-3), (1e-3, 3e-3)
 #: Form and tasks on which the learning rate of the single adapters is chosen.
 CHOSEN_ON = ("codes", ("agnews", "sst2", "cola", "banking77"))
+LANGUAGE_CHOSEN_ON = ("written_names", ("sst2",))
 #: Learning rate of the adapters of rank 64.
 JOINT_RATE = 1e-3
 
@@ -43,7 +45,9 @@ def adapter_folder(runs: Path, form: str, seed: int, name: str) -> Path:
 
 def halves_of(args: argparse.Namespace, form: str) -> Halves:
     """Return the base of a form."""
-    return ImageHalves(args.backbone, args.data) if form in IMAGES else Halves(args.backbone, LENGTH)
+    if form in IMAGES:
+        return ImageHalves(args.backbone, args.data)
+    return LanguageHalves(args.backbone) if form in LANGUAGE else Halves(args.backbone, LENGTH)
 
 
 def sizes_of(form: str) -> dict[str, int]:
@@ -57,7 +61,9 @@ def data_of(halves: Halves, data: Path, runs: Path, form: Any, seed: int) -> dic
     if path.is_file():
         return torch.load(path, weights_only=False)
     found = {}
-    tasks, read = (GROUPS, load_group) if form in IMAGES else (READERS, load)
+    tasks, read = (GROUPS, load_group) if form in IMAGES else (tuple(READERS), load)
+    if isinstance(halves, LanguageHalves):
+        tasks, read = TASKS, load_prompts(halves)
     for task in tasks:
         splits = read(data, task, form, **sizes_of(form), seed=seed)
         found[task] = {name: halves.cache(rows) for name, rows in splits.items()}
@@ -93,13 +99,15 @@ def fit(halves: Halves, rank: int, rows: list[Cached], settings: Settings, seed:
 def choose(halves: Halves, args: argparse.Namespace) -> Settings:
     """Return how single adapters are trained: the rate with the best mean on validation rows of seed 0."""
     path = args.runs / "chosen.json"
-    form, tasks = CHOSEN_ON
+    writes = isinstance(halves, LanguageHalves)
+    form, tasks = LANGUAGE_CHOSEN_ON if writes else CHOSEN_ON
+    rates, epochs = (LANGUAGE_RATES, LANGUAGE_EPOCHS) if writes else (RATES, EPOCHS)
     tried = json.loads(path.read_text()) if path.is_file() else {}
     rows = data_of(halves, args.data, args.runs, form, 0)
-    for rate in RATES:
+    for rate in rates:
         if str(rate) in tried:
             continue
-        settings, right = Settings(lr=rate, epochs=EPOCHS, length=LENGTH), []
+        settings, right = Settings(lr=rate, epochs=epochs, length=halves.length), []
         for task in tasks:
             torch.manual_seed(0)
             model = peft.get_peft_model(halves.fresh(), lora_config(8))
@@ -108,7 +116,7 @@ def choose(halves: Halves, args: argparse.Namespace) -> Settings:
         tried[str(rate)] = sum(right) / len(right)
         path.write_text(json.dumps(tried))
         print(rate, right, flush=True)
-    return Settings(lr=max(RATES, key=lambda rate: tried[str(rate)]), epochs=EPOCHS, length=LENGTH)
+    return Settings(lr=max(rates, key=lambda rate: tried[str(rate)]), epochs=epochs, length=halves.length)
 
 
 def prepare_cell(halves: Halves, args: argparse.Namespace, form: str, seed: int, single: Settings) -> None:
@@ -136,7 +144,9 @@ def main() -> None:
     parser.add_argument("--backbone", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--forms", nargs="+", choices=[*get_args(Form), *IMAGES], default=["codes"])
+    parser.add_argument(
+        "--forms", nargs="+", choices=[*get_args(Form), *IMAGES, *LANGUAGE], default=["codes"]
+    )
     parser.add_argument(
         "--baselines",
         nargs="+",

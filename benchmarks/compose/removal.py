@@ -9,7 +9,7 @@ from typing import Any
 
 import peft
 import torch
-from encoder import Cached, losses
+from encoder import Cached
 from material import Cell, Material, router
 from torch import Tensor
 
@@ -68,5 +68,5 @@ def losses_by(models: dict[str, Any], rows: Cached, names: Sequence[Any]) -> Ten
         own = [number for number, to in enumerate(names) if to == name]
         for start in range(0, len(own), 64):
             part = own[start : start + 64]
-            found[part] = losses(models[str(name)].eval(), rows.take(part))
+            found[part] = rows.take(part).losses(models[str(name)].eval())
     return found

@@ -1,8 +1,8 @@
 """PEFT's X-LoRA over adapters that were trained apart: gates per token, learned from labelled rows.
 
-PEFT looks for an adapter's tensors below a second ``model.``, which plain encoders lack, so the upper half is
-put one level deeper. The gates read the last hidden states of the base, as PEFT defines it; adapters stay
-frozen.
+PEFT looks for an adapter's tensors below a second ``model.``, which plain encoders lack, so their upper half
+is put one level deeper; that of the language model has it. The gates read the last hidden states of the base,
+as PEFT defines it; adapters stay frozen.
 """
 
 from typing import Any
@@ -43,7 +43,8 @@ def learned_mixture(halves: Halves, sources: dict[str, str], rows: dict[str, Cac
         hidden_size=halves.base.config.hidden_size,
         adapters={str(number): source for number, source in enumerate(sources.values())},
     )
-    model = peft.get_peft_model(Nested(UpperHalf(halves.fresh())), config)
+    base = halves.fresh()
+    model = peft.get_peft_model(base if hasattr(base, "lm_head") else Nested(UpperHalf(base)), config)
     first, *others = rows.values()
     for other in others:
         first = first + other

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["IMAGE_METHODS", "METHODS", "STARTS", "TEXT_METHODS"]
+__all__ = ["IMAGE_METHODS", "METHODS", "STARTS"]
 
 #: Start of the head: kind, weight decay of the probe (None: chosen on training rows), learning rate.
 STARTS: dict[str, tuple[str, float | None, float]] = {
@@ -24,6 +24,3 @@ METHODS: dict[str, tuple[dict[str, Any], float]] = {
 
 #: Methods that are tried on images, where a cell costs most.
 IMAGE_METHODS = ("DynMoLE 6 x 24, ffn", "top-k 6 x 4, ffn", "LoRA r 8, ffn")
-
-#: Methods that are tried on texts: all but the other layers.
-TEXT_METHODS = tuple(name for name in METHODS if not name.endswith("attention"))

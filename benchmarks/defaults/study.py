@@ -22,7 +22,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from methods import IMAGE_METHODS, METHODS, STARTS, TEXT_METHODS
+from methods import IMAGE_METHODS, METHODS, STARTS
 from sets import TEXT_SETS, images, language, root, texts
 
 from moe_adapt import manifest
@@ -178,7 +178,7 @@ def plan(stage: str, start: str, seeds: list[int]) -> list[tuple[str, str, str, 
     if stage == "starts":
         return [(name, s, "DynMoLE 6 x 4, ffn", seed) for seed in seeds for name in TEXT_SETS for s in STARTS]
     sets = {"texts": list(TEXT_SETS), "images": ["tiny-imagenet"], "language": ["shakespeare"]}[stage]
-    methods = {"texts": TEXT_METHODS, "images": IMAGE_METHODS, "language": tuple(METHODS)}[stage]
+    methods = IMAGE_METHODS if stage == "images" else tuple(METHODS)
     return [(name, start, method, seed) for seed in seeds for name in sets for method in methods]
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from methods import IMAGE_METHODS, METHODS, TEXT_METHODS
+from methods import IMAGE_METHODS, METHODS
 from scipy.stats import t
 from sets import TEXT_SETS
 
@@ -112,7 +112,7 @@ def complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[str, int], set[str]] = defaultdict(set)
     for row in rows:
         found[row["set"], row["seed"]].add(row["method"])
-    planned = {"tiny-imagenet": set(IMAGE_METHODS), **{name: set(TEXT_METHODS) for name in TEXT_SETS}}
+    planned = {"tiny-imagenet": set(IMAGE_METHODS)}
     return [r for r in rows if found[r["set"], r["seed"]] >= planned.get(r["set"], set(METHODS))]
 
 

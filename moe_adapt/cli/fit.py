@@ -66,6 +66,7 @@ class RoutedCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         command, *options = args
+        self._command = command
         self.custom_modules, options = split_custom_modules(options)
         self.key, self.key_shared, options = split_key(options)
         if self.key is not None:
@@ -84,6 +85,10 @@ class RoutedCLI(LightningCLI):
             load_from_checkpoint_support=False,
             args=[command, f"--custom_modules={json.dumps(self.custom_modules)}", *options],
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the one sub-command that was given: parsers of the others would only take time."""
+        return {self._command: super().subcommands()[self._command]}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser whose ``--config`` knows the packaged configurations."""

@@ -1,5 +1,6 @@
 """Pictures as SVG text, drawn in the page's own colours so that they follow a dark page."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -30,7 +31,7 @@ def line_chart(
     known = {name: list(points) for name, points in series.items() if points}
     if not known:
         return ""
-    width, height, left, right, top, bottom = 420, 220, 52, 10, 12, 40
+    width, height, left, right, top, bottom = 420, 220, 52, 18, 12, 40
     xs = [x for points in known.values() for x, _ in points]
     ys = [y for points in known.values() for _, y in points]
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
@@ -49,15 +50,13 @@ def line_chart(
         return f"{across:.1f},{down:.1f}"
 
     parts = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = y_low + share * (y_high - y_low)
+    for y in _ticks(y_low, y_high):
         across, down = place(x_low, y).split(",")
         parts.append(f'<line class="axis" x1="{across}" y1="{down}" x2="{width - right}" y2="{down}"/>')
-        parts.append(f'<text x="{left - 6}" y="{float(down) + 4:.1f}" text-anchor="end">{y:.3g}</text>')
-    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        x = x_low + share * (x_high - x_low)
+        parts.append(f'<text x="{left - 6}" y="{float(down) + 4:.1f}" text-anchor="end">{y:.6g}</text>')
+    for x in _ticks(x_low, x_high, whole=all(float(value).is_integer() for value in xs)):
         across = place(x, y_low).split(",")[0]
-        parts.append(f'<text x="{across}" y="{height - bottom + 16}" text-anchor="{anchor}">{x:.4g}</text>')
+        parts.append(f'<text x="{across}" y="{height - bottom + 16}" text-anchor="middle">{x:.10g}</text>')
     for mark in marks:
         if x_low <= mark <= x_high:
             across = place(mark, y_low).split(",")[0]
@@ -86,6 +85,16 @@ def line_chart(
     )
 
 
+def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Return a few round numbers between two ends, whole ones if asked; the lower end if there are none."""
+    rough = (high - low) / 6
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * (1 - 1e-9))
+    step = max(step, 1.0) if whole else step
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)] or [low]
+
+
 def strip_chart(values: Mapping[str, Sequence[float]], label: str) -> str:
     """Return a row for each name with a dot for each value and a stroke at their mean.
 
@@ -108,12 +117,10 @@ def strip_chart(values: Mapping[str, Sequence[float]], label: str) -> str:
 
     foot = row * len(known)
     parts = []
-    for share in (0.0, 0.5, 1.0):
-        x = across(low + share * (high - low))
-        anchor = "start" if share == 0 else "middle" if share == 0.5 else "end"
+    for value in _ticks(low, high):
+        x = across(value)
         parts.append(f'<line class="axis" x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{foot}"/>')
-        tick = f"{low + share * (high - low):.3g}"
-        parts.append(f'<text x="{x:.1f}" y="{foot + 14}" text-anchor="{anchor}">{tick}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{foot + 14}" text-anchor="middle">{value:.6g}</text>')
     for place, (name, own) in enumerate(known.items()):
         middle = place * row + row / 2
         mean = across(sum(own) / len(own))

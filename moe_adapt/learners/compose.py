@@ -11,7 +11,8 @@ $$s_c(z) = m_c^\top \Sigma^{-1} z - \tfrac12 m_c^\top \Sigma^{-1} m_c, \qquad
 The sum goes over the `candidates` tasks with the largest `p(t | x)`; no task id is needed. Where classes are
 dealt out to tasks at random a task has no place of its own among the features, but its classes have: so
 ``route_by="classes"`` is the default, and ``"tasks"`` has one mean per task. The head of a task starts as the
-discriminants between its classes, from the same features as its adapter's; training goes on from there.
+discriminants between its classes, from the same features as its adapter's, at the loss of held-out rows,
+which leaves something to learn (`heads.start`); training goes on from there.
 
 Nothing that an old task learned ever changes. So a task is forgotten only where its samples go to another
 one, and `Compose.report` says how many do. The router keeps counts, means and one scatter, and no sample.
@@ -33,6 +34,7 @@ from moe_adapt.learners.base import LEARNERS, Learner, Outcome, TaskRun
 from moe_adapt.learners.heads.base import direction
 from moe_adapt.learners.heads.per_task import TaskHeads
 from moe_adapt.learners.heads.slda import SldaHead
+from moe_adapt.learners.heads.start import discriminant_start
 from moe_adapt.learners.instructions.base import select
 from moe_adapt.learners.task_routes import REFERENCE, RouteCount, block_path, features_at
 from moe_adapt.streams import Batch, Task, TaskRecord
@@ -151,10 +153,9 @@ class Compose(Learner):
         self.eval()
         pairs = [(self.encode(batch), batch["labels"]) for batch in run.batches(task.train)]
         features, labels = (torch.cat(column) for column in zip(*pairs, strict=True))
-        start = SldaHead(features.shape[1], "oas").to(features.device)
-        start.grow(len(task.classes))
-        start.update(features, torch.searchsorted(self._classes(task.index, labels.device), labels))
-        for name, value in zip(("weight", "bias"), start.solution, strict=True):
+        own = torch.searchsorted(self._classes(task.index, labels.device), labels)
+        start = discriminant_start(features, own, len(task.classes))
+        for name, value in zip(("weight", "bias"), start, strict=True):
             rows = self.heads.new(name)
             assert rows is not None
             rows.copy_(value)

@@ -64,6 +64,9 @@ class RoutedLoraConfig(PeftConfig):
             folders or names on the Hub (OWNER/NAME, OWNER/NAME/SUBFOLDER, with @REVISION), or a mapping of
             names of experts to them. Layers, ranks and scales are theirs. An empty list is none, which takes
             back on the command line what a configuration says.
+        leave_out_whole: Whether modules that adapters of `experts_from` trained whole, such as a language
+            head, are left out with a warning; otherwise such adapters are refused. Heads of classes are
+            left out in any case.
         pool: Which layers have their experts together, each with a router of its own: by (shape or name:
             layers of one shape, or of one name and shape) and sites (how many adjacent ones; null for all).
             Then num_experts counts the experts of a pool. An empty mapping is none.
@@ -101,6 +104,7 @@ class RoutedLoraConfig(PeftConfig):
     shared_a: bool | None = None
     bank: str | dict[str, Any] | None = None
     experts_from: list[str] | dict[str, str] | None = None
+    leave_out_whole: bool = False
     pool: dict[str, Any] | None = None
     compute_dtype: Literal["adapter", "base"] = "adapter"
     granularity: Literal["position", "image"] = "position"

@@ -18,7 +18,7 @@ from moe_adapt.errors import UserError
 if TYPE_CHECKING:
     from moe_adapt.tuner.stock_lora import StockLora
 
-__all__ = ["is_head", "without_copies"]
+__all__ = ["check_whole", "is_head", "without_copies"]
 
 
 def without_copies(adapter: "StockLora", base: nn.Module) -> "StockLora":
@@ -47,6 +47,26 @@ def without_copies(adapter: "StockLora", base: nn.Module) -> "StockLora":
     ]
     kept = {name: tensor for name, tensor in adapter.head.items() if _below(name, paths)}
     return replace(adapter, others={}, head=kept, head_paths=paths)
+
+
+def check_whole(adapter: "StockLora", base: nn.Module, remedy: str = "") -> None:
+    """Check that the modules that an adapter has trained whole are classification heads.
+
+    Args:
+        adapter: The adapter, without copies of the base's own.
+        base: The base model.
+        remedy: What else can be done; the end of the message.
+
+    Raises:
+        UserError: If one is no head of classes of the base.
+    """
+    for path in adapter.head_paths:
+        if adapter.task not in (None, "SEQ_CLS") or not is_head(base, path):
+            raise UserError(
+                f"the adapter {adapter.source!r} has trained {path!r} whole (modules_to_save), which is no "
+                f"classification head of this {type(base).__name__}; only low-rank factors and such heads "
+                f"can become experts{remedy}."
+            )
 
 
 def is_head(base: nn.Module, path: str) -> bool:

@@ -10,7 +10,9 @@ layer that it adapts. Adapters may differ in rank, scale and layers:
 
 What cannot be carried over exactly is refused: DoRA, trained biases, embeddings, fused expert weights, other
 adapter types, other base models, pickled weights. Copies of the base's own tensors are dropped
-(`moe_adapt.tuner.saved_whole`). A head that was trained with an adapter is left out, with a warning.
+(`moe_adapt.tuner.saved_whole`). A classification head that was trained with an adapter is left out, with a
+warning: experts share the base's. Other modules trained whole, such as a language head, are refused unless
+the configuration says `leave_out_whole`.
 """
 
 import re
@@ -31,7 +33,7 @@ from moe_adapt.experts.conv import is_supported_convolution
 from moe_adapt.reading import read_json, read_tensors
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.peft_plugin import is_supported_layer, layer_shape
-from moe_adapt.tuner.saved_whole import without_copies
+from moe_adapt.tuner.saved_whole import check_whole, without_copies
 from moe_adapt.tuner.site import SiteSpec
 
 __all__ = ["StockLora", "StockSite", "check_base", "collect_sites", "read_lora", "stock_experts"]
@@ -283,6 +285,8 @@ def stock_experts(config: RoutedLoraConfig, model: nn.Module) -> dict[str, Stock
     }
     adapters = [without_copies(read_lora(source, uid), model) for uid, source in pairs]
     for adapter in adapters:
+        if not config.leave_out_whole:
+            check_whole(adapter, model, "; leave_out_whole=True goes without it")
         if adapter.head:
             heads = ", ".join(adapter.head_paths)
             warnings.warn(

@@ -2,8 +2,10 @@
 
 from xml.etree import ElementTree
 
+import pytest
+
 from moe_adapt.evaluation.html import facts, page, table, verdict
-from moe_adapt.evaluation.svg import heat_map, line_chart
+from moe_adapt.evaluation.svg import _ticks, heat_map, line_chart
 
 
 def svg(text: str) -> ElementTree.Element:
@@ -22,6 +24,20 @@ def test_curves_have_a_line_each_and_stay_inside():
     assert len(root.findall("circle")) == 1
     assert "a &lt; b" in drawn and "empty" not in drawn
     assert line_chart({}, "x", "y") == ""
+
+
+@pytest.mark.parametrize(
+    ("ends", "whole", "expected"),
+    [
+        ((0.0005, 0.0109), False, [0.002, 0.004, 0.006, 0.008, 0.01]),
+        ((39.2, 103.0), False, [40, 60, 80, 100]),
+        ((0.0, 26.0), True, [0, 5, 10, 15, 20, 25]),
+        ((8.0, 9.0), True, [8, 9]),
+        ((5.0, 5.0 + 1e-9), True, [5]),
+    ],
+)
+def test_axes_have_round_numbers(ends, whole, expected):
+    assert _ticks(*ends, whole=whole) == pytest.approx(expected)
 
 
 def test_a_flat_curve_and_a_single_point_are_drawn():

@@ -1,11 +1,13 @@
 """Stock LoRA adapters as frozen experts: exact for unequal ranks, scales and layers; the rest is refused."""
 
+import copy
 import json
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForSequenceClassification
 
 from moe_adapt.errors import UserError
 from moe_adapt.tuner import RoutedLoraConfig
@@ -184,10 +186,22 @@ def test_layers_and_ranks_are_the_adapters(tmp_path):
             RoutedLoraConfig(method="soft", experts_from=["x/y"], **option)
 
 
-def test_a_trained_head_is_left_out_with_a_warning(tmp_path):
+def test_a_language_head_is_refused_and_left_out_if_one_says_so(tmp_path):
     stock(tmp_path / "headed", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.raises(UserError, match=r"trained 'lm_head' whole.*leave_out_whole=True"):
         routed(tmp_path, ["headed"])
+    with pytest.warns(UserWarning, match="left out"):
+        found = routed(tmp_path, ["headed"], leave_out_whole=True)
+    plain = stock(tmp_path / "plain", r=2, target_modules=["q_proj"])
+    torch.testing.assert_close(found.eval()(**batch()).logits, plain(**batch()).logits)
+
+
+def test_a_head_of_classes_is_left_out_with_a_warning(tmp_path):
+    options = {"r": 2, "target_modules": ["q_proj"], "task_type": "SEQ_CLS"}
+    base = LlamaForSequenceClassification(llama().config)
+    peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**options)).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="trained score of its own, which is left out"):
+        peft.get_peft_model(base, RoutedLoraConfig(method="soft", experts_from=[str(tmp_path)]))
 
 
 @pytest.mark.parametrize("method", ["arrow", "top_k", "lora_mixer"])

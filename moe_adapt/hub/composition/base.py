@@ -19,7 +19,7 @@ from moe_adapt.data.packages import local_model
 from moe_adapt.errors import UserError
 from moe_adapt.tuner.blocks import block_features, block_paths, hidden_of
 
-__all__ = ["longest", "open_base", "open_tokenizer", "text_features", "token_batches"]
+__all__ = ["continues", "longest", "open_base", "open_tokenizer", "text_features", "token_batches"]
 
 _AUTO = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_CLS": AutoModelForSequenceClassification}
 
@@ -48,6 +48,12 @@ def open_base(backbone: str, task: str | None) -> nn.Module:
         eos = config.eos_token_id
         config.pad_token_id = eos[0] if isinstance(eos, list) else eos
     return model.eval().requires_grad_(False)
+
+
+def continues(model: nn.Module) -> bool:
+    """Return whether a base model is a language model that continues texts."""
+    can = getattr(model, "can_generate", None)
+    return callable(can) and bool(can()) and not getattr(model.config, "is_encoder_decoder", False)
 
 
 def open_tokenizer(backbone: str) -> Any:

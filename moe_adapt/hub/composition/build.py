@@ -15,7 +15,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 
 from moe_adapt.errors import UserError, did_you_mean
-from moe_adapt.hub.composition.base import longest, open_base, open_tokenizer, text_features
+from moe_adapt.hub.composition.base import continues, longest, open_base, open_tokenizer, text_features
 from moe_adapt.hub.composition.card import compose_card
 from moe_adapt.hub.composition.folder import Record, write_folder
 from moe_adapt.hub.composition.ingredients import (
@@ -305,7 +305,7 @@ def compose(
     record = Record(
         backbone=backbone,
         base_model=name,
-        task=task_of(loras),
+        task=task_of(loras) or ("CAUSAL_LM" if continues(model) else None),
         router=described if by_token is None else by_token.options(),
         block=0,
         k=k,

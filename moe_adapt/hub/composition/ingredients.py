@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moe_adapt.errors import UserError
 from moe_adapt.experts import pad_rank
 from moe_adapt.tuner.peft_plugin import is_supported_layer, layer_shape
-from moe_adapt.tuner.saved_whole import is_head, without_copies
+from moe_adapt.tuner.saved_whole import check_whole, without_copies
 from moe_adapt.tuner.stock_lora import StockLora, check_base, read_lora
 
 __all__ = [
@@ -64,13 +64,7 @@ def without_base_tensors(loras: Mapping[str, StockLora], base: nn.Module) -> dic
     """
     kept = {uid: without_copies(lora, base) for uid, lora in loras.items()}
     for lora in kept.values():
-        for path in lora.head_paths:
-            if lora.task not in (None, "SEQ_CLS") or not is_head(base, path):
-                raise UserError(
-                    f"the adapter {lora.source!r} has trained {path!r} whole (modules_to_save), which is no "
-                    f"classification head of this {type(base).__name__}; only low-rank factors and such "
-                    "heads can be composed."
-                )
+        check_whole(lora, base)
     return kept
 
 

@@ -5,7 +5,7 @@ Adapters with heads of their own cannot be merged, since their heads cannot.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import peft
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe_adapt.hub.composition.ingredients import stack_site
 from moe_adapt.tuner.stock_lora import StockLora
 
-__all__ = ["KINDS", "Merged", "best_merges", "merge_model"]
+__all__ = ["KINDS", "Merged", "best_merges", "merge_model", "weigh"]
 
 #: PEFT's combination types that are compared.
 KINDS = ("linear", "cat", "ties", "dare_ties")
@@ -61,6 +61,21 @@ def merge_model(base: nn.Module, loras: Mapping[str, StockLora]) -> tuple[Any, l
     return model.eval().requires_grad_(False), names
 
 
+def weigh(model: Any, names: Sequence[str], kind: str, weight: float) -> None:
+    """Merge the adapters of `merge_model` into the adapter ``merged``, and make it the active one.
+
+    Args:
+        model: The model.
+        names: Names of its adapters.
+        kind: One of `KINDS`.
+        weight: Weight of every adapter.
+    """
+    torch.manual_seed(0)  # dare drops at random
+    options = {"density": _DENSITY} if "ties" in kind or "dare" in kind else {}
+    model.add_weighted_adapter(list(names), [weight] * len(names), "merged", combination_type=kind, **options)
+    model.set_adapter("merged")
+
+
 def best_merges(
     base: nn.Module, loras: Mapping[str, StockLora], validate: Callable[[Any], float]
 ) -> Iterator[Merged]:
@@ -74,23 +89,14 @@ def best_merges(
     model, names = merge_model(base, loras)
     for kind in KINDS:
         tried: dict[float, float] = {}
-
-        def make(weight: float, kind: str = kind) -> None:
-            torch.manual_seed(0)  # dare drops at random
-            options = {"density": _DENSITY} if "ties" in kind or "dare" in kind else {}
-            model.add_weighted_adapter(
-                names, [weight] * len(names), "merged", combination_type=kind, **options
-            )
-            model.set_adapter("merged")
-
         for factor in FACTORS:
             weight = factor / len(names)
-            make(weight)
+            weigh(model, names, kind, weight)
             tried[weight] = validate(model)
             model.set_adapter(names[0])
             model.delete_adapter("merged")
         best = max(tried, key=lambda weight: tried[weight])
-        make(best)
+        weigh(model, names, kind, best)
         yield Merged(kind, best, tried[best], model)
         model.set_adapter(names[0])
         model.delete_adapter("merged")

@@ -209,6 +209,18 @@ def test_generation_keeps_the_experts_of_the_prompt(composed, adapters, how):
         assert torch.equal(expected[row], found[row])
 
 
+def test_adapters_that_name_no_task_become_one_that_generates(tmp_path):
+    options = {"target_modules": ["q_proj"], "task_type": None}
+    loras = {uid: save_lora(llama(), tmp_path / uid, n, **options) for n, uid in enumerate(("a", "b"))}
+    compose(loras, None, tmp_path / "both", base=llama(), router=None)
+    model = opened(tmp_path / "both")
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "pad_token_id": 0}
+    found = model.generate(**batch(TEXTS[:2]), adapter_ids=["b", "a"], **options)
+    for row, uid in enumerate(("b", "a")):
+        alone = peft.PeftModel.from_pretrained(llama(), loras[uid]).eval()
+        assert torch.equal(alone.generate(**batch(TEXTS[:2]), **options)[row], found[row])
+
+
 def test_a_loop_of_ones_own_keeps_them_too(composed):
     model = opened(composed)
     tokens = batch(TEXTS[:4] + TEXTS[5:6])
