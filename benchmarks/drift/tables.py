@@ -199,7 +199,8 @@ def nearest(content: dict[str, Any]) -> list[str]:
     text = (
         "Accuracy in % of the default with another voice of nearest rows, and below the first line the "
         "difference to it. A star: its 95 % interval, a paired block bootstrap, leaves out 0. "
-        "`capymoa_samknn` runs alone. In brackets the segments of a real stream or the seeds of a generator. "
+        + ("`capymoa_samknn` runs alone. " if "capymoa_samknn" in names else "CapyMOA's SAMkNN was not run. ")
+        + "In brackets the segments of a real stream or the seeds of a generator. "
         "No other table has these rows: the default was chosen on them. LED, SEA and AGR begin the same rows "
         "anew after every drift, as MOA's do, here every 2,000 rows; 5,000 rows find them again."
     )
