@@ -21,7 +21,7 @@ from encoder import UPPER, Cached, Halves, Settings
 from tasks import CODES, Row
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import Dinov2Model
+from transformers import AutoConfig, Dinov2Model
 
 from moe_adapt.data.image_sources import ImageSource, open_images
 
@@ -88,9 +88,15 @@ class ImageHalves(Halves):
     Args:
         folder: Folder of the ViT as transformers keeps it.
         data: Folder of the raw files.
+
+    Raises:
+        SystemExit: If it is another kind of model.
     """
 
     def __init__(self, folder: str | Path, data: Path) -> None:
+        kind = AutoConfig.from_pretrained(str(folder)).model_type
+        if kind != "dinov2":
+            raise SystemExit(f"--backbone is of the kind {kind!r}; images need one of the kind dinov2.")
         model = Dinov2Model.from_pretrained(
             str(folder), num_hidden_layers=BLOCKS, dtype=torch.float32, attn_implementation="eager"
         )

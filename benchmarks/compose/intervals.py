@@ -26,10 +26,12 @@ __all__ = [
     "having",
     "means_of",
     "of_tenants",
+    "over_rows",
     "seeds_note",
     "spread",
     "task_row",
     "tenant_row",
+    "writing_row",
 ]
 
 #: The method that all others are compared with in A.
@@ -90,6 +92,24 @@ def nested(differences: Sequence[Sequence[float]]) -> str:
     return f"{text} [{low:+.1f}, {high:+.1f}]"
 
 
+def over_rows(differences: Sequence[Sequence[float]]) -> str:
+    """Return the mean of differences in points, with a 95 % interval that resamples the rows of every task.
+
+    It tells what other rows of the same tasks could have shown, and nothing of other seeds.
+
+    Args:
+        differences: Paired differences of rows by task.
+
+    >>> over_rows([[1.0, 1.0], [0.0, 0.0]])
+    '+50.0 [+50.0, +50.0]'
+    """
+    rng = np.random.default_rng(0)
+    means = [rng.choice(100 * np.array(own), size=(DRAWS, len(own))).mean(axis=1) for own in differences]
+    low, high = np.quantile(np.mean(means, axis=0), (0.025, 0.975))
+    mean = 100 * statistics.mean(statistics.mean(own) for own in differences)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def spread(values: Sequence[float]) -> str:
     """Return mean and standard deviation in percent."""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -139,6 +159,21 @@ def task_row(cells: list[dict[str, Any]], method: str) -> Row:
         for name in (method, REFERENCE)
     )
     return _row(own, reference, own, len(cells))
+
+
+def writing_row(cells: list[dict[str, Any]], method: str) -> Row:
+    """Return a method's answers that were written exactly; the difference is resampled over rows."""
+    here = [cell["written"] for cell in cells if method in cell.get("written", {})]
+    if not here:
+        return Row()
+    shares = [statistics.mean(statistics.mean(own) for own in found[method].values()) for found in here]
+    accuracy = f"{spread(shares)}{seeds_note(len(here), len(cells))}"
+    if method == REFERENCE:
+        return Row(accuracy)
+    pairs = [
+        zip(found[REFERENCE][task], own, strict=True) for found in here for task, own in found[method].items()
+    ]
+    return Row(accuracy, over_rows([[float(a) - float(b) for a, b in pair] for pair in pairs]))
 
 
 # B and C: customers.

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from intervals import best_merge, by_setting, of_tenants, task_row, tenant_row
+from intervals import best_merge, by_setting, of_tenants, task_row, tenant_row, writing_row
 
-__all__ = ["adapters_in_short", "customers_in_short", "fill", "groups_in_short"]
+__all__ = ["adapters_in_short", "customers_in_short", "fill", "groups_in_short", "language_in_short"]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 #: Rows of the guide's table: label, name of the method in the cells.
@@ -24,6 +24,7 @@ _ROWS = (
     ("best single adapter", "best single"),
     ("base model", "base"),
 )
+_JOINT = ("one LoRA of rank 40, trained on all data", "joint LoRA of rank 40")
 _FORMS = {"codes": "colliding codes", "names": "label names", "images": "images, colliding codes"}
 
 
@@ -60,6 +61,28 @@ def adapters_in_short(cells: list[dict[str, Any]]) -> str:
             told = "".join(f" {row.accuracy}{kinds[form]} | {row.resampled} |" for form, row in rows.items())
             lines.append(f"| {label} |{told}")
     return "\n".join(lines)
+
+
+def language_in_short(cells: list[dict[str, Any]]) -> str:
+    """Return the guide's table of the language model: the likeliest candidates, and what is written."""
+    parts = []
+    for form, called in (("written_names", "names of labels"), ("written_codes", "colliding codes")):
+        own = [cell for cell in cells if cell["form"] == form]
+        if not own:
+            continue
+        head = (
+            "likeliest candidate, % | LDA (320) minus this | written exactly, % | LDA minus this, over rows"
+        )
+        lines = [f"| {called} | {head} |", "|---|---|---|---|---|"]
+        for label, name in (*_ROWS, _JOINT):
+            row = task_row(own, name or best_merge(own))
+            wrote = writing_row(own, name or best_merge(own))
+            kind = "" if name else f" (`{best_merge(own)[6:]}`)"
+            if row.accuracy:
+                told = f"{row.accuracy}{kind} | {row.resampled} | {wrote.accuracy} | {wrote.resampled}"
+                lines.append(f"| {label} | {told} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def customers_in_short(cells: list[dict[str, Any]]) -> str:

@@ -3,8 +3,9 @@
     python benchmarks/compose/tables.py --runs runs/compose --tenants runs/tenants --render
 
 writes ``benchmarks/results/compose.json`` (`compare.py`) and ``compose_tenants.json`` (`tenants.py`) from the
-cells; ``--render`` writes ``compose.md`` and the pictures of docs/compose.md from these two and
-``compose_cost.json`` (`cost.py`).
+cells, and ``compose_language.json`` from those of ``--language``; ``--render`` writes ``compose.md`` and the
+pictures of docs/compose.md from the first two and ``compose_cost.json`` (`cost.py`), and
+``compose_language.md`` from the third.
 """
 
 import argparse
@@ -25,8 +26,9 @@ from intervals import (
     spread,
     task_row,
     tenant_row,
+    writing_row,
 )
-from pages import adapters_in_short, customers_in_short, fill, groups_in_short
+from pages import adapters_in_short, customers_in_short, fill, groups_in_short, language_in_short
 from pictures import draw
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -36,6 +38,8 @@ FORMS = {
     "codes": "Eight text tasks, codes that collide",
     "names": "Eight text tasks, names of labels",
     "images": "Eight groups of Tiny-ImageNet classes by their numbers, codes that collide",
+    "written_names": "Five tasks that a language model answers, names of labels",
+    "written_codes": "Five tasks that a language model answers, codes that collide",
     "mixed_images": "Eight groups of Tiny-ImageNet classes at random, codes that collide",
 }
 #: Headings of B and C, and the order of their methods.
@@ -116,6 +120,26 @@ def adapters(report: dict[str, Any]) -> str:
             f"## {FORMS[form]}\n\n{seeds_told(len(cells))}, {size} test rows per task.\n\n"
             f"{accuracies(cells)}\n\nRemoving one adapter, LDA without abstention:\n\n{removals(cells)}\n"
         )
+    return "\n".join(parts)
+
+
+def written(cells: list[dict[str, Any]]) -> str:
+    """Return which answers were written to the letter as a Markdown table."""
+    lines = ["| | written exactly, % | LDA minus this, over rows |", "|---|---|---|"]
+    for name in dict.fromkeys(name for cell in cells for name in cell["written"]):
+        row = writing_row(cells, name)
+        lines.append(f"| {name} | {row.accuracy} | {row.resampled} |")
+    return "\n".join(lines)
+
+
+def language(report: dict[str, Any]) -> str:
+    """Return the tables of the language model."""
+    parts = [adapters(report)]
+    for form in dict.fromkeys(cell["form"] for cell in report["cells"]):
+        cells = [cell for cell in report["cells"] if cell["form"] == form and "written" in cell]
+        if cells:
+            count = len(next(iter(cells[0]["written"][REFERENCE].values())))
+            parts.append(f"## {FORMS[form]}: what is written\n\n{count} rows per task.\n\n{written(cells)}\n")
     return "\n".join(parts)
 
 
@@ -221,14 +245,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--tenants", type=Path)
+    parser.add_argument("--language", type=Path)
     parser.add_argument("--render", action="store_true")
     args = parser.parse_args()
     if args.runs:
         gather(args.runs, "*/cell.json", "compose.json")
     if args.tenants:
         gather(args.tenants, "*-*-*-*-*-*.json", "compose_tenants.json")
-    if not args.render:
-        return
+    if args.language:
+        gather(args.language, "*/cell.json", "compose_language.json")
+    if args.render:
+        render()
+
+
+def render() -> None:
+    """Write tables, pages and pictures from the reports."""
     parts, reports = [], {}
     for name, rendered in (("compose", adapters), ("compose_tenants", tenants), ("compose_cost", costs)):
         path = RESULTS / f"{name}.json"
@@ -242,6 +273,11 @@ def main() -> None:
         fill("customers.md", "customers", customers_in_short(cells))
         if groups := groups_in_short(cells):
             fill("customers.md", "groups", groups)
+    path = RESULTS / "compose_language.json"
+    if path.is_file():
+        report = json.loads(path.read_text())
+        (RESULTS / "compose_language.md").write_text(language(report))
+        fill("compose.md", "language", language_in_short(report["cells"]))
     draw(reports["compose"]["cells"], PICTURES)
 
 

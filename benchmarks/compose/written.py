@@ -58,7 +58,7 @@ def others(m: Material, cell: Cell) -> dict[str, Path]:
     found = {}
     joint = m.folder / "adapters" / "joint"
     if joint.is_dir():
-        found["joint LoRA"] = joint
+        found[f"joint LoRA of rank {8 * len(m.sources)}"] = joint
     kind = max(cell["weights"], key=lambda kind: cell["accuracy"][f"merge {kind}"]["mean"])
     model, names = merge_model(m.halves.base, read_all(m.sources))
     weigh(model, names, kind, cell["weights"][kind])

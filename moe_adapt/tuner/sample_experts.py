@@ -89,15 +89,33 @@ def record_samples(layer: Any, adapter: str, context: Any, tokens: int, mask: Te
     context.record(key, RoutingRecord(layer.site, logits, gates, gates > 0, mask, by_label=True))
 
 
-def _gather(bank: ExpertBank, routes: SampleRoutes, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return each sample's factors, [B, d, K r] and [B, K r, o], the gates in the second."""
-    places = site_places(routes, names, bank.b.device)[routes.index.to(bank.b.device)]  # [B, K]
-    stored = torch.tensor([bank.position(e) for e in range(bank.num_experts)], device=bank.b.device)
-    chosen = stored[places.clamp(min=0)]
-    gates = routes.gates.to(bank.b).masked_fill(places < 0, 0.0) * bank.scale
-    a = bank.a[chosen].flatten(1, 2).transpose(1, 2)  # [B, d, K r]
-    b = bank.b.permute(1, 2, 0)[chosen] * gates[..., None, None]  # [B, K, r, o]
-    return a.contiguous(), b.flatten(1, 2)
+def _stored(bank: ExpertBank, routes: SampleRoutes, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return where the experts of all samples are stored, int [B K], and which the layer lacks, bool [B, K].
+
+    Layers with the same experts look it up once per decision.
+    """
+    device = bank.b.device
+    key = (device, tuple(names), None if bank.order is None else tuple(bank.order))
+    if key not in routes.places:
+        places = site_places(routes, names, device)[routes.index.to(device)]
+        stored = torch.tensor([bank.position(e) for e in range(bank.num_experts)], device=device)
+        routes.places[key] = stored[places.clamp(min=0)].flatten(), places < 0
+    return routes.places[key]
+
+
+def _gather(bank: ExpertBank, routes: SampleRoutes, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each sample's factors, [B, d, K r] and [B, K r, o], and the weights between them, [B, 1, K r].
+
+    Factors are views of what was gathered, whatever their strides; those of a decision that is held are used
+    again and again, and are copied into order.
+    """
+    chosen, missing = _stored(bank, routes, names)
+    samples, rank = len(missing), bank.a.shape[1]
+    a = bank.a.index_select(0, chosen).view(samples, -1, bank.a.shape[2]).transpose(1, 2)
+    b = bank.b.index_select(1, chosen).view(len(bank.b), samples, -1).permute(1, 2, 0)
+    gates = routes.gates.to(bank.b).masked_fill(missing, 0.0) * bank.scale
+    weights = gates.repeat_interleave(rank, dim=1)[:, None]
+    return (a.contiguous(), b.contiguous(), weights) if routes.held else (a, b, weights)
 
 
 def add_sample_experts(layer: Any, adapter: str, bank: ExpertBank, tokens: Tensor, result: Tensor) -> Tensor:
@@ -129,7 +147,7 @@ def add_sample_experts(layer: Any, adapter: str, bank: ExpertBank, tokens: Tenso
         factors = _gather(bank, routes, layer.specs[adapter].names)
         if routes.held:
             routes.factors[layer.site] = factors
-    a, b = factors
+    a, b, weights = factors
     x = tokens.view(samples, -1, tokens.shape[-1]).to(a.dtype)
-    change = torch.bmm(torch.bmm(x, a), b)
+    change = torch.bmm(torch.bmm(x, a) * weights, b)
     return result + change.view(len(tokens), -1)

@@ -43,3 +43,17 @@ def test_a_difference_is_told_in_favour_of_the_reference(intervals):
     assert intervals.task_row(cells, "base").resampled.startswith("+30.0 [")
     assert intervals.task_row(cells, intervals.REFERENCE).resampled == ""
     assert intervals.task_row(cells, "absent") == intervals.Row()
+
+
+def test_answers_that_are_written_are_compared_row_by_row(intervals):
+    written = {
+        intervals.REFERENCE: {"a": [True] * 8, "b": [True] * 8},
+        "base": {"a": [False] * 8, "b": [True] * 8},
+    }
+    cells = [{"written": written}, {}]
+    row = intervals.writing_row(cells, "base")
+    assert (row.accuracy, row.resampled) == ("50.0 (1 of 2 seeds)", "+50.0 [+50.0, +50.0]")
+    assert intervals.writing_row(cells, intervals.REFERENCE).resampled == ""
+    assert intervals.writing_row(cells, "absent") == intervals.Row()
+    low, high = bounds(intervals.over_rows([[0.0, 1.0] * 50]))
+    assert (high - low) / 2 == pytest.approx(1.96 * 5, rel=0.1)

@@ -5,8 +5,8 @@ it is learned (interleaved test-train). When a shorter window of them was right 
 its own length, by `MARGIN` or more, the older rows leave for the long memory, except those that the rows
 that stay contradict: a row \((x, y)\) removes, of its \(k\) nearest in the other memory, those with another
 label that are no further than the furthest of its \(k\) nearest that has label \(y\). Every new row cleans
-the long memory in the same way. Short, long and both memories together give probabilities as
-`moe_adapt.drift.committee.neighbours` does, and count by their odds, cubed.
+the long memory in the same way. Short, long and both memories together give probabilities, the nearest rows
+weighted by 1 / (distance + 0.001), and count by their odds, cubed.
 
 Departures: windows are compared on the same rows and not each over its own, which shortens the memory less
 often by chance; the three answers are weighed instead of the best one taken; a full long memory loses every

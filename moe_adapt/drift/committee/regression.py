@@ -13,7 +13,7 @@ import numpy as np
 from river.tree import HoeffdingTreeRegressor
 
 from moe_adapt.drift.committee.layers import Layers
-from moe_adapt.drift.committee.neighbours import WINDOW, Neighbours
+from moe_adapt.drift.committee.neighbours import NEAR, nearest
 from moe_adapt.drift.committee.reliability import DECAY
 from moe_adapt.drift.committee.trees import LEAST_COLUMNS, SHARE, WATCH_DELTA
 from moe_adapt.drift.committee.voices import STEP_EVERY
@@ -22,6 +22,8 @@ from moe_adapt.drift.parts.watch import error_watch
 __all__ = ["VOICES", "NearestMean", "OnlineNetwork", "RecentErrors", "RegressionTrees", "make_voice"]
 
 VOICES = ("trees", "mlp", "linear", "neighbours")
+#: Rows that the nearest ones are among.
+LAST = 500
 _POWER = 2
 _FLOOR = 1e-6
 _NETWORKS: dict[str, tuple[tuple[int, ...], float]] = {"mlp": ((128, 64), 5e-3), "linear": ((), 1e-2)}
@@ -150,25 +152,33 @@ class OnlineNetwork:
 
 
 class NearestMean:
-    """The mean of the nearest rows, weighted as `Neighbours` weighs them."""
+    """The mean of the nearest of the last `LAST` rows, weighted by weight and 1 / (distance + 0.001)."""
 
     def __init__(self) -> None:
-        self.ring, self.targets = Neighbours(), np.zeros(WINDOW)
+        self.rows, self.targets, self.weights = np.zeros((0, LAST)), np.zeros(LAST), np.zeros(LAST)
+        self.seen = 0
 
     def fit(self, n_inputs: int) -> None:
-        """Make room for more inputs."""
-        self.ring.grow(n_inputs)
+        """Make room for more inputs; rows that did not have them are given 0, the mean."""
+        self.rows = np.concatenate([self.rows, np.zeros((n_inputs - len(self.rows), LAST))])
 
     def answer(self, vector: np.ndarray) -> float:
         """Return the answer for inputs [inputs], 0 before the first row."""
-        near = self.ring.near(vector)
-        total = sum(weight for _, weight in near)
-        return sum(weight * self.targets[place] for place, weight in near) / total if near else 0.0
+        count = min(self.seen, LAST)
+        if not count:
+            return 0.0
+        gaps = self.rows[:, :count] - vector[:, None]
+        gaps *= gaps
+        squares = gaps.sum(axis=0)
+        near = nearest(squares)
+        weights = self.weights[near] / (np.sqrt(squares[near]) + NEAR)
+        return float(weights @ self.targets[near] / weights.sum())
 
     def learn(self, vector: np.ndarray, target: float, w: float) -> None:
         """Keep a row in the place of the oldest."""
-        self.targets[self.ring.seen % WINDOW] = target
-        self.ring.add(vector, 0, w)
+        place = self.seen % LAST
+        self.rows[:, place], self.targets[place], self.weights[place] = vector, target, w
+        self.seen += 1
 
 
 def make_voice(name: str, options: Any, rng: np.random.Generator) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 
 from moe_adapt.drift.committee.engine import TREES, CommitteeEngine
 from moe_adapt.drift.committee.memories import LEVELS, MOST
-from moe_adapt.drift.committee.neighbours import WINDOW
+from moe_adapt.drift.committee.neighbours import WINDOW, Neighbours, relevance_of
 from moe_adapt.drift.committee.voices import STEP_EVERY
 from moe_adapt.drift.hoeffding.forest import FastHoeffdingTreePool
 from moe_adapt.drift.parts.kept import (
@@ -21,6 +21,9 @@ from moe_adapt.errors import UserError
 
 __all__ = ["committee_arrays", "committee_state", "restore_committee"]
 
+#: Rows of the ring before columns had a relevance.
+FORMER_WINDOW = 500
+_RING = ("rows", "labels", "weights", "gaps")
 #: Parameters and moments of a network stay far below this.
 LARGEST = 1e30
 
@@ -56,7 +59,8 @@ def committee_arrays(engine: CommitteeEngine) -> dict[str, np.ndarray]:
     found |= {f"{name}/values": network.values[:3] for name, network in engine.networks.items()}
     if engine.neighbours is not None:
         ring = engine.neighbours
-        found |= {"ring/rows": ring.rows, "ring/labels": ring.labels, "ring/weights": ring.weights}
+        found |= {f"ring/{name}": getattr(ring, name) for name in _RING}
+        found["ring/answers"] = ring.reliability.sums
     if engine.memories is not None:
         found |= {f"memories/{name}": array for name, array in engine.memories.arrays().items()}
     if engine.trees is not None:
@@ -97,11 +101,8 @@ def restore_committee(
     pending.count = _count(state, "pending", STEP_EVERY - 1)
     _check_classes(pending.labels, labels)
     if engine.neighbours is not None:
-        ring = engine.neighbours
-        ring.rows = arrays["ring/rows"].copy()
-        ring.labels[:], ring.weights[:] = arrays["ring/labels"], arrays["ring/weights"]
-        ring.seen = _count(state, "ring", None)
-        _check_classes(ring.labels, labels)
+        _restore_ring(engine.neighbours, _count(state, "ring", None), arrays)
+        _check_classes(engine.neighbours.labels, labels)
     if engine.memories is not None:
         kept = {name.removeprefix("memories/"): array for name, array in arrays.items()}
         for name in ("short", "long"):
@@ -109,6 +110,24 @@ def restore_committee(
         engine.memories.restore(kept)
     _restore_trees(engine, state, arrays)
     engine.rng.bit_generator.state = state["rng"]  # after all that draws weights
+
+
+def _restore_ring(ring: Neighbours, seen: int, arrays: Mapping[str, np.ndarray]) -> None:
+    """Fill the ring; one that was kept when it had 500 places and no relevance is unrolled, oldest first."""
+    kept = len(arrays["ring/labels"])
+    order, ring.seen = np.arange(WINDOW), seen
+    if kept < WINDOW:
+        ring.seen = min(seen, kept)
+        order = np.arange(seen - ring.seen, seen) % kept
+    ring.grow(len(arrays["ring/rows"]))
+    ring.rows[:, : len(order)] = arrays["ring/rows"][:, order]
+    ring.labels[: len(order)] = arrays["ring/labels"][order]
+    ring.weights[: len(order)] = arrays["ring/weights"][order]
+    if kept == WINDOW:
+        ring.gaps, ring.reliability.sums[:] = arrays["ring/gaps"].copy(), arrays["ring/answers"]
+        if not (ring.gaps > 0).all():
+            raise UserError("mean squared gaps between rows are not above 0, which cannot be.")
+        ring.relevance = relevance_of(ring.gaps)
 
 
 def _check_network(name: str, values: np.ndarray) -> None:
@@ -166,8 +185,10 @@ def _check_sizes(
     for name, network in engine.networks.items():
         shapes[f"{name}/values"] = (3, network.n_parameters)
     if engine.neighbours is not None:
-        ring = (inputs if labels else 0, WINDOW)
-        shapes |= {"ring/rows": ring, "ring/labels": (WINDOW,), "ring/weights": (WINDOW,)}
+        former = len(arrays.get("ring/labels", ())) == FORMER_WINDOW
+        width, height = FORMER_WINDOW if former else WINDOW, inputs if labels else 0
+        shapes |= {"ring/rows": (height, width), "ring/labels": (width,), "ring/weights": (width,)}
+        shapes |= {} if former else {"ring/gaps": (2, height), "ring/answers": (2, 2)}
     if engine.memories is not None:
         shapes["memories/answers"] = (2, 3)
         for name in ("short", "long"):

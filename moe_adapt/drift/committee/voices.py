@@ -29,7 +29,7 @@ BUILT_IN = {
     "trees": "a committee of Hoeffding trees",
     "mlp": "a network with two hidden layers",
     "linear": "a linear softmax model",
-    "neighbours": "the nearest of the last 500 rows",
+    "neighbours": "the nearest of the last 500 and 1,000 rows, by the columns that matter",
     "samknn": "the nearest rows of a short and a long memory",
 }
 DEFAULT = ("trees", "mlp", "linear", "neighbours")

@@ -27,6 +27,8 @@ __all__ = [
     "ints1",
     "ints2",
     "open_forest",
+    "singles1",
+    "singles2",
 ]
 
 _FOREST = (
@@ -37,7 +39,8 @@ _OTHERS = (
     "voice_at", "places", "code_place", "code_value", "mean", "squares", "scaled", "bounded", "raw", "vector",
     "codes", "tree_sums", "found", "scores", "tree_proba", "tree_odds", "tree_wrong", "short", "watch_rows",
     "watch_errors", "best_rows", "best_errors", "alarms", "mlp", "mlp_sizes", "linear", "router",
-    "router_sizes", "rows", "row_labels", "row_weights", "scratch", "voice_sums", "voices", "voice_weights",
+    "router_sizes", "rows", "row_labels", "row_weights", "relevance", "gaps", "near_sums", "near_squares",
+    "near", "near_answers", "near_wrong", "scratch", "voice_sums", "voices", "voice_weights",
     "voice_wrong", "logits", "proba", "chosen", "pending", "pending_labels", "pending_weights",
     "pending_masks", "rates",
 )  # fmt: skip
@@ -52,7 +55,7 @@ class Block:
     """A table of arrays.
 
     Args:
-        arrays: By name, each contiguous, of doubles, 64-bit integers or truth values.
+        arrays: By name, each contiguous, of doubles, single precision, 64-bit integers or truth values.
 
     Attributes:
         table: Address and lengths of each of `LINES` [lines, 6].
@@ -77,7 +80,7 @@ class Block:
             self.arrays[name] = array
 
 
-_KINDS = (np.float64, np.int64, np.bool_)
+_KINDS = (np.float64, np.float32, np.int64, np.bool_)
 
 
 def _pointer_to(kind):
@@ -95,7 +98,9 @@ def _pointer_to(kind):
     return pointer
 
 
-_floats, _ints, _bytes = (_pointer_to(kind) for kind in (types.float64, types.int64, types.uint8))
+_floats, _singles, _ints, _bytes = (
+    _pointer_to(kind) for kind in (types.float64, types.float32, types.int64, types.uint8)
+)
 
 
 @kernel
@@ -128,6 +133,18 @@ def _floats5(table, line):
     """Return an array of doubles with five axes."""
     shape = (table[line, 1], table[line, 2], table[line, 3], table[line, 4], table[line, 5])
     return carray(_floats(table[line, 0]), shape)
+
+
+@kernel
+def singles1(table, line):
+    """Return an array in single precision [n]."""
+    return carray(_singles(table[line, 0]), table[line, 1])
+
+
+@kernel
+def singles2(table, line):
+    """Return an array in single precision [n, m]."""
+    return carray(_singles(table[line, 0]), (table[line, 1], table[line, 2]))
 
 
 @kernel

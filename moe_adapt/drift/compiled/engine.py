@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from moe_adapt.drift.committee.engine import TREES, CommitteeEngine, Seen
-from moe_adapt.drift.committee.neighbours import WINDOW
+from moe_adapt.drift.committee.neighbours import NEAREST, WINDOW, Neighbours
 from moe_adapt.drift.committee.voices import STEP_EVERY, make_network
 from moe_adapt.drift.compiled.layout import CompiledForest
 from moe_adapt.drift.hoeffding.encoding import FeatureTable, Row, ordered
@@ -113,10 +113,19 @@ class CompiledEngine(CommitteeEngine):
             "voice_wrong": n_voices,
             "logits": n_voices,
             "proba": n_classes,
-            "scratch": (4, max(WINDOW, n_classes)),
+            "near_answers": (2, n_classes),
+            "near_wrong": 2,
+            "scratch": (3, max(_WIDEST, n_classes)),
         }
         self._own = {name: np.zeros(shape) for name, shape in kinds.items()}
-        whole = {"found": (count, 2), "short": count, "alarms": count, "codes": len(self.features.nominal)}
+        self._own["near_squares"] = np.zeros(WINDOW, dtype=np.float32)
+        whole = {
+            "found": (count, 2),
+            "short": count,
+            "alarms": count,
+            "codes": len(self.features.nominal),
+            "near": NEAREST,
+        }
         self._own |= {name: np.zeros(shape, dtype=np.int64) for name, shape in whole.items()}
         places = [self.names.index(name) if name in self.names else -1 for name in _VOICES]
         self._own["voice_at"] = np.array([*places, 0 if "router" in self.networks else -1], dtype=np.int64)
@@ -169,6 +178,9 @@ class CompiledEngine(CommitteeEngine):
             "rows": ring.rows,
             "row_labels": ring.labels,
             "row_weights": ring.weights,
+            "relevance": ring.relevance,
+            "gaps": ring.gaps,
+            "near_sums": ring.reliability.sums,
             "voice_sums": self.reliability.sums,
             "chosen": self.chosen,
             "pending": pending.vectors,
@@ -204,8 +216,8 @@ class CompiledEngine(CommitteeEngine):
         draws = _NO_NUMBERS if trees is None else trees.next_draws()
         inputs.count += inputs.scale
         waiting = pending.count if self.networks else -1
-        place = -1 if ring is None else ring.seen % WINDOW
-        if _row().learn(y, float(w), draws, n_classes, waiting, place, inputs.count, self._table):
+        seen_rows = -1 if ring is None else ring.seen
+        if _row().learn(y, float(w), draws, n_classes, waiting, seen_rows, inputs.count, self._table):
             self._split_again()
         inputs._inverse = None
         if ring is not None:
@@ -276,15 +288,10 @@ class CompiledEngine(CommitteeEngine):
             self._prepare()
 
 
-class _Idle:
-    """Stands for the ring where there is none."""
-
-    rows, labels, weights = np.zeros((0, WINDOW)), np.zeros(WINDOW, dtype=np.int64), np.zeros(WINDOW)
-
-
 _VOICES = ("trees", "mlp", "linear", "neighbours")
 _UNUSED = {name: make_network(name, np.random.default_rng(0)) for name in ("mlp", "linear", "router")}
-_UNUSED_RING, _UNUSED_WATCH = _Idle(), ErrorWatch(0)
+_UNUSED_RING, _UNUSED_WATCH = Neighbours(), ErrorWatch(0)
+_WIDEST = max(size for network in _UNUSED.values() for size in network.sizes)
 _FOREST = (
     "nodes", "threshold", "trees", "free_nodes", "free_slots", *CompiledForest.SLOTTED, "gains", "settings",
 )  # fmt: skip

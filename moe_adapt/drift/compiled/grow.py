@@ -111,29 +111,67 @@ def is_due(settings, leaves, leaf, marks, classes, weights):
 def split(f, tree, node, n_classes):
     """Look for a split of a leaf and make it; return how many free leaves it lacks, 0 if none."""
     slot = f.nodes[node, SLOT]
-    total, before, most = f.leaf[slot, TOTAL], 0.0, 0.0
-    seen, n_seen = np.empty(n_classes, dtype=np.int64), 0
+    total = f.leaf[slot, TOTAL]
+    seen = np.empty(n_classes, dtype=np.int64)
+    n_seen, before, most = _classes_in(f, slot, n_classes, seen)
+    if most / total > f.settings[_SHARE]:
+        _stop_observing(f, slot)
+        return 0
+    best, second, column, at, value = _best_test(f, tree, slot, n_classes, seen[:n_seen], before)
+    if not _is_sure(f, slot, best - second):
+        return 0
+    if best == -np.inf:
+        _stop_observing(f, slot)
+        return 0
+    n_numeric = f.gauss.shape[3]
+    if column >= n_numeric and value < 0:
+        lacking = _split_by_values(f, tree, node, column - n_numeric, n_classes)
+    else:
+        lacking = _split_in_two(f, tree, node, column, at, value)
+    if lacking:
+        return lacking
+    f.gains[tree, column] += best * total
+    f.trees[tree, LEAVES] -= 1
+    f.free_slots[0] += 1
+    f.free_slots[f.free_slots[0]] = slot
+    return 0
+
+
+@kernel
+def _classes_in(f, slot, n_classes, seen):
+    """Write which classes a leaf has; return how many, the entropy in bits and the weight of the largest."""
+    before, most, n_seen = 0.0, 0.0, 0
     for c in range(n_classes):
-        if f.weights[slot, COUNT, c] > 0.0:
+        weight = f.weights[slot, COUNT, c]
+        if weight > 0.0:
             seen[n_seen] = c
             n_seen += 1
-        before -= xlog2x(f.weights[slot, COUNT, c])
-        most = max(most, f.weights[slot, COUNT, c])
-    before = (before + xlog2x(total)) / total
-    if most / total > f.settings[_SHARE]:
-        forget(f, slot)
-        refresh_base(f.marks[slot], f.classes[slot], f.weights[slot])
-        return 0
+        before -= xlog2x(weight)
+        most = max(most, weight)
+    total = f.leaf[slot, TOTAL]
+    return n_seen, (before + xlog2x(total)) / total, most
+
+
+@kernel
+def _stop_observing(f, slot):
+    """Drop what a leaf observed, for no split of it is wanted."""
+    forget(f, slot)
+    refresh_base(f.marks[slot], f.classes[slot], f.weights[slot])
+
+
+@kernel
+def _best_test(f, tree, slot, n_classes, seen, before):
+    """Return the merits of the best test and the next column, and the best one's column, threshold, value."""
     n_numeric, n_nominal = f.gauss.shape[3], f.whole.shape[1]
     sums, bottom, top = np.empty((3, int(f.settings[_POINTS]))), np.empty(n_numeric), np.empty(n_numeric)
-    reaches(f.moments[slot], seen[:n_seen], bottom, top)
+    reaches(f.moments[slot], seen, bottom, top)
     best, second, column, test_at, value = -np.inf, -np.inf, -1, 0.0, -1
     for one in range(n_numeric + n_nominal):
         merit, at, v = -np.inf, 0.0, -1
         if one < n_numeric:
             if f.numeric[tree, one]:
                 merit, at = numeric_merit(
-                    f.gauss[slot], f.moments[slot], one, seen[:n_seen], bottom[one], top[one], before,
+                    f.gauss[slot], f.moments[slot], one, seen, bottom[one], top[one], before,
                     f.settings[_BRANCH], sums,
                 )  # fmt: skip
         elif f.nominal[tree, one - n_numeric]:
@@ -145,71 +183,83 @@ def split(f, tree, node, n_classes):
             best, column, test_at, value = merit, one, at, v
         elif merit > second:
             second = merit
-    spread = math.log2(max(f.marks[slot, ORDERED], 2))
+    return best, second, column, test_at, value
+
+
+@kernel
+def _is_sure(f, slot, gap):
+    """Return whether the best test is ahead by enough; if not, say when the leaf is looked at next."""
+    spread, total = math.log2(max(f.marks[slot, ORDERED], 2)), f.leaf[slot, TOTAL]
     needed = 0.5 * spread * spread * math.log(1.0 / f.settings[_DELTA])
     bound = math.sqrt(needed / total)
-    gap = best - second
-    if not (gap > bound or bound < f.settings[_TAU]):
-        if f.settings[_PATIENCE] > 0.0:
-            least = max(gap, f.settings[_TAU]) if gap == gap else f.settings[_TAU]
-            wait = min(needed / (least * least) - total, _LONGEST_WAIT * f.settings[_GRACE])
-            f.leaf[slot, TRIED] = total + max(wait - f.settings[_GRACE], 0.0)
-        return 0
-    if best == -np.inf:
-        forget(f, slot)
-        refresh_base(f.marks[slot], f.classes[slot], f.weights[slot])
-        return 0
-    depth = f.nodes[node, DEPTH] + 1
-    if column >= n_numeric and value < 0:
-        g, children = column - n_numeric, 0
-        for v in range(f.table.shape[3]):
-            for c in range(n_classes):
-                if f.table[slot, 0, g, v, c] > 0.0:
-                    children += 1
-                    break
-        if min(f.free_slots[0], f.free_nodes[0]) < children + len(f.trees):
-            return children
-        last = NONE
-        for rank in range(f.value_order.shape[1]):
-            v, weight = f.value_order[g, rank], 0.0
-            for c in range(n_classes):
-                weight += f.table[slot, 0, g, v, c]
-            if weight <= 0.0:
-                continue
-            child = new_leaf(f, tree, depth)
-            own = f.nodes[child, SLOT]
-            for place in range(n_classes):
-                c = f.class_order[place]
-                if f.table[slot, 0, g, v, c] > 0.0:
-                    _give(f, own, c, f.table[slot, 0, g, v, c])
-            _begin(f, own)
-            f.nodes[child, CODE] = v
-            if last == NONE:
-                f.nodes[node, LEFT] = child
-            else:
-                f.nodes[last, SIBLING] = child
-            last = child
-        f.nodes[node, FEATURE], f.threshold[node] = -2 - g, -1.0
-    else:
-        if min(f.free_slots[0], f.free_nodes[0]) < 2 + len(f.trees):
-            return 2
-        for side in range(2):
-            child = new_leaf(f, tree, depth)
-            own = f.nodes[child, SLOT]
-            if column < n_numeric:
-                _give_numeric(f, slot, own, side, column, test_at)
-            else:
-                _give_value(f, slot, own, side, column - n_numeric, value)
-            _begin(f, own)
-            f.nodes[node, LEFT + side] = child
-        if column < n_numeric:
-            f.nodes[node, FEATURE], f.threshold[node] = column, test_at
+    if gap > bound or bound < f.settings[_TAU]:
+        return True
+    if f.settings[_PATIENCE] > 0.0:
+        least = max(gap, f.settings[_TAU]) if gap == gap else f.settings[_TAU]
+        wait = min(needed / (least * least) - total, _LONGEST_WAIT * f.settings[_GRACE])
+        f.leaf[slot, TRIED] = total + max(wait - f.settings[_GRACE], 0.0)
+    return False
+
+
+@kernel
+def _room(f, wanted):
+    return min(f.free_slots[0], f.free_nodes[0]) >= wanted + len(f.trees)
+
+
+@kernel
+def _split_by_values(f, tree, node, g, n_classes):
+    """Give a leaf a child per value of a nominal column; return how many leaves it lacks."""
+    slot, children = f.nodes[node, SLOT], 0
+    for v in range(f.table.shape[3]):
+        for c in range(n_classes):
+            if f.table[slot, 0, g, v, c] > 0.0:
+                children += 1
+                break
+    if not _room(f, children):
+        return children
+    last = NONE
+    for rank in range(f.value_order.shape[1]):
+        v, weight = f.value_order[g, rank], 0.0
+        for c in range(n_classes):
+            weight += f.table[slot, 0, g, v, c]
+        if weight <= 0.0:
+            continue
+        child = new_leaf(f, tree, f.nodes[node, DEPTH] + 1)
+        own = f.nodes[child, SLOT]
+        for place in range(n_classes):
+            c = f.class_order[place]
+            if f.table[slot, 0, g, v, c] > 0.0:
+                _give(f, own, c, f.table[slot, 0, g, v, c])
+        _begin(f, own)
+        f.nodes[child, CODE] = v
+        if last == NONE:
+            f.nodes[node, LEFT] = child
         else:
-            f.nodes[node, FEATURE], f.threshold[node] = -2 - (column - n_numeric), float(value)
-    f.gains[tree, column] += best * total
-    f.trees[tree, LEAVES] -= 1
-    f.free_slots[0] += 1
-    f.free_slots[f.free_slots[0]] = slot
+            f.nodes[last, SIBLING] = child
+        last = child
+    f.nodes[node, FEATURE], f.threshold[node] = -2 - g, -1.0
+    return 0
+
+
+@kernel
+def _split_in_two(f, tree, node, column, at, value):
+    """Give a leaf two children by a threshold or one value of a column; return how many leaves it lacks."""
+    if not _room(f, 2):
+        return 2
+    slot, n_numeric = f.nodes[node, SLOT], f.gauss.shape[3]
+    for side in range(2):
+        child = new_leaf(f, tree, f.nodes[node, DEPTH] + 1)
+        own = f.nodes[child, SLOT]
+        if column < n_numeric:
+            _give_numeric(f, slot, own, side, column, at)
+        else:
+            _give_value(f, slot, own, side, column - n_numeric, value)
+        _begin(f, own)
+        f.nodes[node, LEFT + side] = child
+    if column < n_numeric:
+        f.nodes[node, FEATURE], f.threshold[node] = column, at
+    else:
+        f.nodes[node, FEATURE], f.threshold[node] = -2 - (column - n_numeric), float(value)
     return 0
 
 

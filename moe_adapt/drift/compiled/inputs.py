@@ -1,14 +1,11 @@
-"""What the networks see of a row, and the nearest rows: `NetworkInputs` and `Neighbours` in compiled code."""
+"""What the networks see of a row: `NetworkInputs` in compiled code."""
 
 import math
 
-import numpy as np
-
-from moe_adapt.drift.committee.neighbours import FLOOR, NEAR, NEAREST, WINDOW
 from moe_adapt.drift.compiled.jit import kernel
 from moe_adapt.drift.parts.inputs import FAR, MOST, RAW_MOST, SETTLED
 
-__all__ = ["encode", "nearest_proba", "settle"]
+__all__ = ["encode", "settle"]
 
 
 @kernel
@@ -70,58 +67,3 @@ def settle(raw, mean, squares, scaled, count):
         delta *= scaled[d]
         mean[d] += delta / count
         squares[d] += delta * delta * ((count - 1) / count)
-
-
-@kernel
-def _squares(rows, vector, count, out):
-    """Write the squared distances of the first `count` rows, added up column by column as in numpy."""
-    for j in range(count):
-        out[j] = 0.0
-    n = len(vector)
-    whole = n - n % 4
-    for d in range(0, whole, 4):
-        one, two, three, four = rows[d], rows[d + 1], rows[d + 2], rows[d + 3]
-        a, b, c, e = vector[d], vector[d + 1], vector[d + 2], vector[d + 3]
-        for j in range(count):
-            total = out[j] + (one[j] - a) * (one[j] - a)
-            total += (two[j] - b) * (two[j] - b)
-            total += (three[j] - c) * (three[j] - c)
-            out[j] = total + (four[j] - e) * (four[j] - e)
-    for d in range(whole, n):
-        row, x = rows[d], vector[d]
-        for j in range(count):
-            gap = row[j] - x
-            out[j] += gap * gap
-
-
-@kernel
-def nearest_proba(rows, labels, weights, seen, vector, n_classes, squares, out):
-    """Write the probabilities [C] of the nearest rows of the ring."""
-    count = min(seen, WINDOW)
-    for c in range(n_classes):
-        out[c] = FLOOR
-    if count > 0:
-        _squares(rows, vector, count, squares)
-        near = np.empty(NEAREST, dtype=np.int64)
-        kept, limit = 0, np.inf
-        for j in range(count):
-            if squares[j] < limit or kept < NEAREST:
-                at = kept if kept < NEAREST else NEAREST - 1
-                while at > 0 and squares[j] < squares[near[at - 1]]:
-                    near[at] = near[at - 1]
-                    at -= 1
-                near[at] = j
-                kept = min(kept + 1, NEAREST)
-                if kept == NEAREST:
-                    limit = squares[near[NEAREST - 1]]
-        for place in range(kept):  # in the order of the ring, as the plain path adds up
-            for later in range(place + 1, kept):
-                if near[later] < near[place]:
-                    near[place], near[later] = near[later], near[place]
-            j = near[place]
-            out[labels[j]] += weights[j] / (math.sqrt(squares[j]) + NEAR)
-    total = 0.0
-    for c in range(n_classes):
-        total += out[c]
-    for c in range(n_classes):
-        out[c] /= total

@@ -5,11 +5,22 @@ Their arrays come in a table (`moe_adapt.drift.compiled.block`), its lines are `
 
 import math
 
+from moe_adapt.drift.committee.neighbours import WINDOW
 from moe_adapt.drift.committee.reliability import DECAY
-from moe_adapt.drift.compiled.block import LINES, floats1, floats2, ints1, ints2, open_forest
+from moe_adapt.drift.compiled.block import (
+    LINES,
+    floats1,
+    floats2,
+    ints1,
+    ints2,
+    open_forest,
+    singles1,
+    singles2,
+)
 from moe_adapt.drift.compiled.grow import replace_tree, split
-from moe_adapt.drift.compiled.inputs import encode, nearest_proba, settle
+from moe_adapt.drift.compiled.inputs import encode, settle
 from moe_adapt.drift.compiled.jit import entry, kernel, part
+from moe_adapt.drift.compiled.nearest import compare, nearest_proba
 from moe_adapt.drift.compiled.networks import forward, linear_forward, linear_step, softmax_into, step
 from moe_adapt.drift.compiled.trees import learn_trees, read_trees
 
@@ -46,6 +57,33 @@ def _ask_trees(table, numbers, codes, n_classes, voice):
         voice[c] /= total
 
 
+@part
+def _ask_neighbours(table, seen, vector, n_classes, odds, voice):
+    """Write what the nearest rows say [C]."""
+    sums = floats2(table, LINES.near_sums)
+    odds[0], odds[1] = _odds(sums, 0), _odds(sums, 1)
+    nearest_proba(
+        singles2(table, LINES.rows), singles1(table, LINES.relevance), ints1(table, LINES.row_labels),
+        floats1(table, LINES.row_weights), odds, seen, vector, n_classes, singles1(table, LINES.near_squares),
+        ints1(table, LINES.near), floats2(table, LINES.near_answers), voice,
+    )  # fmt: skip
+
+
+@part
+def _learn_neighbours(table, seen, vector, n_classes, y, w):
+    """Put the row in the place of the oldest, after the others have said which inputs matter."""
+    rows, labels = singles2(table, LINES.rows), ints1(table, LINES.row_labels)
+    sums, wrong = floats2(table, LINES.near_sums), floats1(table, LINES.near_wrong)
+    _judge(floats2(table, LINES.near_answers), n_classes, y, w, sums, wrong)
+    relevance, near = singles1(table, LINES.relevance), ints1(table, LINES.near)
+    compare(rows, relevance, labels, near, vector, y, floats2(table, LINES.gaps))
+    place = seen % WINDOW
+    labels[place] = y
+    floats1(table, LINES.row_weights)[place] = w
+    for d in range(len(vector)):
+        rows[d, place] = vector[d]
+
+
 @entry
 def look(numbers, codes, n_classes, count, seen_rows, table):
     """Write what all voices make of a row, learning nothing; return the place of the answer.
@@ -77,10 +115,7 @@ def look(numbers, codes, n_classes, count, seen_rows, table):
         linear_forward(floats2(table, LINES.linear), n_in, n_classes, vector, out)
         softmax_into(out, n_classes, voices[at[LINEAR]])
     if at[NEIGHBOURS] >= 0:
-        nearest_proba(
-            floats2(table, LINES.rows), ints1(table, LINES.row_labels), floats1(table, LINES.row_weights),
-            seen_rows, vector, n_classes, scratch[3], voices[at[NEIGHBOURS]],
-        )  # fmt: skip
+        _ask_neighbours(table, seen_rows, vector, n_classes, scratch[0], voices[at[NEIGHBOURS]])
     weights, routed = floats1(table, LINES.voice_weights), at[ROUTER] >= 0
     if routed:
         sizes, logits = ints1(table, LINES.router_sizes), floats1(table, LINES.logits)
@@ -142,11 +177,12 @@ def _learn_trees(y, w, draws, n_classes, table):
 
 
 @entry
-def learn(y, w, draws, n_classes, waiting, place, count, table):
+def learn(y, w, draws, n_classes, waiting, seen_rows, count, table):
     """Let everything but the networks learn a row; return how many leaves are wanted by splits without room.
 
-    `waiting` is the row's place among those that wait for the networks' step, `place` that in the ring (-1
-    for none), `count` its number, from 1. Line `short` holds the nodes whose splits wait for room.
+    `waiting` is the row's place among those that wait for the networks' step (-1 for none), `seen_rows` how
+    many rows the ring has seen (-1 without one), `count` the row's number, from 1. Line `short` holds the
+    nodes whose splits wait for room.
     """
     wanted = _learn_trees(y, w, draws, n_classes, table)
     voices, wrong, vector = (
@@ -173,12 +209,8 @@ def learn(y, w, draws, n_classes, waiting, place, count, table):
         for d in range(len(vector)):
             pending[waiting, d] = vector[d]
         _mask(voices, wrong, y, floats2(table, LINES.pending_masks)[waiting])
-    if place >= 0:
-        ints1(table, LINES.row_labels)[place] = y
-        floats1(table, LINES.row_weights)[place] = w
-        rows = floats2(table, LINES.rows)
-        for d in range(len(vector)):
-            rows[d, place] = vector[d]
+    if seen_rows >= 0:
+        _learn_neighbours(table, seen_rows, vector, n_classes, y, w)
     scaled = floats1(table, LINES.scaled)
     if len(scaled):
         settle(

@@ -24,6 +24,7 @@ class SampleRoutes:
         held: Whether the decision outlives a forward, as it does while text is generated.
         factors: The experts' factors that layers gathered for a held decision, by layer.
         scores: Score of every expert, [B, E]; None where no router was asked.
+        places: Where layers store the experts of samples, by the layers' own experts and their order.
     """
 
     index: Tensor
@@ -32,8 +33,9 @@ class SampleRoutes:
     novelty: Tensor
     uids: tuple[str, ...] = ()
     held: bool = False
-    factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    factors: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
     scores: Tensor | None = None
+    places: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)

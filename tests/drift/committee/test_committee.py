@@ -8,7 +8,7 @@ import pytest
 from river import drift, linear_model, naive_bayes, preprocessing, tree
 
 from moe_adapt.drift.committee.layers import Layers
-from moe_adapt.drift.committee.neighbours import Neighbours
+from moe_adapt.drift.committee.neighbours import WINDOW, Neighbours, nearest
 from moe_adapt.drift.committee.reliability import Reliability
 from moe_adapt.drift.committee.voices import voice_names
 from moe_adapt.drift.driftmoe import DriftMoEClassifier
@@ -42,11 +42,39 @@ def test_neighbours_by_hand():
     ring.grow(2)
     for x, y in (((0.0, 0.0), 0), ((3.0, 4.0), 1)):
         ring.add(np.array(x), y, 1.0)
-    votes = [0.01 + 1 / 0.001, 0.01 + 1 / 5.001, 0.01]
+    votes = [0.01 + 1 / 0.001, 0.01 + 1 / 25.001, 0.01]
     assert ring.proba(np.zeros(2), 3) == pytest.approx(np.array(votes) / sum(votes))
-    for _ in range(500):
+    for _ in range(WINDOW - 2):
+        ring.add(np.array((1.0, 1.0)), 2, 1.0)
+    ring.proba(np.zeros(2), 3)
+    assert ring._answers.argmax(axis=1).tolist() == [2, 0], "the first rows are not among the recent ones"
+    for _ in range(2):
         ring.add(np.array((1.0, 1.0)), 2, 1.0)
     assert ring.proba(np.zeros(2), 3).argmax() == 2, "the first rows have left the ring"
+
+
+def test_of_rows_at_the_same_distance_the_newer_counts():
+    assert nearest(np.array([3.0, 1.0, 1.0, 2.0, 3.0, 3.0, 0.0])).tolist() == [6, 1, 2, 3, 0]
+    ring = Neighbours()
+    ring.grow(1)
+    for t in range(20):
+        ring.add(np.zeros(1), t % 4, 1.0)
+    newest = ring.proba(np.zeros(1), 4)
+    assert newest.argmax() == 3 and newest[3] == pytest.approx(2 / 5, abs=1e-4)
+
+
+def test_columns_that_part_the_classes_count_more():
+    rng, ring = np.random.default_rng(0), Neighbours()
+    ring.grow(3)
+    winners = []
+    for column, rows in ((1, 600), (2, 1800)):
+        for vector in rng.normal(size=(rows, 3)):
+            ring.add(vector, int(vector[column] > 0), 1.0)
+        winners.append(int(ring.relevance.argmax()))
+        assert ring.relevance.max() > 1.3 and ring.relevance.mean() == pytest.approx(1.0)
+    assert winners == [1, 2], "what parted them before is forgotten"
+    ring.grow(4)
+    assert ring.relevance.shape == (4,) and (ring.rows[3] == 0).all()
 
 
 @pytest.mark.parametrize("hidden", [(), (8, 4)])

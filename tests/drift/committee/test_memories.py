@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from moe_adapt.drift.committee.memories import LEVELS, UNKNOWN, Memories, Memory, _contradicted
-from moe_adapt.drift.committee.neighbours import Neighbours
 from moe_adapt.drift.driftmoe import DriftMoEClassifier
 
 
@@ -23,17 +22,19 @@ def made(n_inputs=2, most=2500):
     return found
 
 
-def test_few_rows_answer_as_the_ring_of_neighbours_does():
+def test_few_rows_answer_by_the_five_nearest():
     rng = np.random.default_rng(0)
-    memories, ring = made(3), Neighbours()
-    ring.grow(3)
-    for vector, y in zip(rng.normal(size=(40, 3)), rng.integers(2, size=40), strict=True):
+    memories, rows, labels = made(3), rng.normal(size=(40, 3)), rng.integers(2, size=40)
+    for t, (vector, y) in enumerate(zip(rows, labels, strict=True)):
         memories.proba(vector, 2)
-        assert memories._answers[0] == pytest.approx(ring.proba(vector, 2))
+        gaps = np.sqrt(((rows[:t] - vector) ** 2).sum(axis=1))
+        votes = np.full(2, 0.01)
+        for near in np.argsort(gaps)[:5]:
+            votes[labels[near]] += 1 / (gaps[near] + 0.001)
+        assert memories._answers[0] == pytest.approx(votes / votes.sum())
         assert memories._answers[2] == pytest.approx(memories._answers[0]), "the long memory is empty"
         memories.add(vector, int(y), 1.0)
-        ring.add(vector, int(y), 1.0)
-    assert (memories.short.rows == ring.rows[:, :40].T).all()
+    assert (memories.short.rows == rows).all()
 
 
 def test_what_the_short_memory_contradicts():

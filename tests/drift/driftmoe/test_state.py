@@ -5,6 +5,7 @@ import pytest
 from river import naive_bayes
 
 from moe_adapt.drift.driftmoe import DriftMoEClassifier
+from moe_adapt.drift.driftmoe.state import driftmoe_from_state, driftmoe_state
 from moe_adapt.drift.streams import real_stream, synthetic_stream
 from moe_adapt.errors import UserError
 from moe_adapt.learners import Learner
@@ -50,6 +51,26 @@ def test_goes_on_as_if_never_saved(stream, options, tmp_path):
         model.learn_one(x, y)
     assert loaded.events == model.events
     assert loaded.expert_rows == model.expert_rows
+
+
+@pytest.mark.parametrize("rows", [210, 700])
+def test_a_ring_kept_without_relevance_is_taken_over(rows):
+    model = DriftMoEClassifier(experts=("linear", "neighbours"), seed=1)
+    for x, y in synthetic_stream("SEA_a", rows):
+        model.learn_one(x, y)
+    state, arrays = driftmoe_state(model)
+    ring, places = model._engine.neighbours, (np.arange(rows)[-500:]) % 500
+    former = {"rows": np.zeros((3, 500)), "labels": np.zeros(500, dtype=np.int64), "weights": np.zeros(500)}
+    for name, array in former.items():
+        array[..., places] = getattr(ring, name)[..., :rows][..., -500:]
+        arrays[f"ring/{name}"] = array
+    del arrays["ring/gaps"], arrays["ring/answers"]
+    loaded = driftmoe_from_state(DriftMoEClassifier, state, arrays)
+    again = loaded._engine.neighbours
+    assert again.seen == len(places) and (again.relevance == 1.0).all()
+    assert (again.rows[:, : again.seen] == ring.rows[:, :rows][:, -500:]).all()
+    loaded.learn_one(x, y)
+    assert loaded.predict_one(x) is not None
 
 
 def test_an_untrained_model_can_be_kept(tmp_path):
