@@ -6,7 +6,8 @@ An utterance is one of CLINC150, of 16 intents that are drawn per seed. A policy
 four queues; each tenant labels rows of its own by its policy. Every text begins with its tenant's name, so
 that one LoRA for all can tell tenants apart, as anybody would do who has no experts. B: four tenants, 64 rows
 each, who agree on none, half or all of the intents. C: 8, 16 or 64 tenants, 16 rows each, with 2, 4 or 8
-policies that nobody knows. All methods have experts of total rank 16 on the same layers.
+policies that nobody knows. All methods have experts of total rank 16 on the same layers; routers choose
+among as many experts as there are policies.
 
 Learning rate and epochs of each method are chosen on the validation rows of seed 0 of B without agreement,
 out of `GRID`. One file per setting, seed and method, not computed again.
@@ -73,8 +74,19 @@ SETTINGS = {
 }
 METHODS = {
     "B": ("plain LoRA", "by key", "shared and by key", "top-2 per token", "frozen random router"),
-    "C": ("plain LoRA", "per tenant", "true groups", "found groups", "random groups"),
+    "C": (
+        "plain LoRA",
+        "per tenant",
+        "true groups",
+        "found groups",
+        "random groups",
+        "top-2 per token",
+        "frozen random router",
+    ),
 }
+
+#: Methods that do not know whose row it is but by its text.
+UNKEYED = ("plain LoRA", "top-2 per token", "frozen random router")
 
 #: Methods that take the learning rate and epochs of another one.
 LIKE = {
@@ -184,7 +196,7 @@ def measure(
     """
     start, cell = time.process_time(), {}
     keys: list[int] | None = list(range(setting.tenants))
-    if method in ("plain LoRA", "top-2 per token", "frozen random router"):
+    if method in UNKEYED:
         keys = None
     elif method == "true groups":
         keys = [tenant % setting.policies for tenant in range(setting.tenants)]
@@ -199,7 +211,7 @@ def measure(
         truth = [tenant % setting.policies for tenant in range(setting.tenants)]
         cell |= {"groups": keys, "adjusted_rand": agreement_of(keys, truth)}
     torch.manual_seed(seed)
-    model = model_of(halves, method, 4 if keys is None else max(keys) + 1)
+    model = model_of(halves, method, setting.policies if keys is None else max(keys) + 1)
     train(model, with_keys(rows["train"], keys), settings, seed)
     cell |= {"parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
     for split in ("validation", "test"):
@@ -260,7 +272,7 @@ def main() -> None:
         if left_out or path.is_file():
             continue
         settings = choose(halves, args, method)
-        if part == "C" and method != "plain LoRA":
+        if part == "C" and method not in UNKEYED:
             settings = replace(settings, epochs=EPOCHS_OF_GROUPS)
         if (setting, seed) not in rows:
             rows = {(setting, seed): rows_of(halves, args.data, setting, seed)}
