@@ -8,30 +8,30 @@ $$D_{ij} = \tfrac12 \max(L_{ij} - L_{ii}, 0) + \tfrac12 \max(L_{ji} - L_{jj}, 0)
 The subtraction takes out that some members' rows are harder. Average linkage joins the two nearest groups
 again and again. Of the numbers of groups from 2 to `T - 1`, that of the largest mean silhouette is taken,
 $s_i = (b_i - a_i) / \max(a_i, b_i)$: the mean distance to the nearest other group against that to one's own.
-A silhouette says nothing about one group or `T` of them. So with `ENOUGH` members or more it is compared with
-what members without groups give: distances $m + a_i + a_j + e_{ij}$, where some members are far from all,
-are fitted, and their rests `e` are shuffled among pairs. Small groups get large silhouettes by chance, so
-each number of groups is judged against shuffles cut into as many, in standard deviations; the largest excess
-counts, as it does in each shuffle. If 5 % of the shuffles reach it, there is one group. `T` groups are never
-found; both can be asked for.
+With `ENOUGH` members or more there is one group if chance gives groups as good in more than 5 % of shuffles,
+and groups are searched in what members' levels leave of the distances if the silhouette is below 0.5 (`rests`).
+`T` groups are never found; they and one can be asked for.
 
 Reference: Rousseeuw, "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis",
-Journal of Computational and Applied Mathematics 20 (1987).
+Journal of Computational and Applied Mathematics 20 (1987); 0.5: Kaufman, Rousseeuw, "Finding Groups in Data"
+(1990).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster.hierarchy import average, cut_tree
-from scipy.spatial.distance import squareform
 
 from moe_adapt.errors import UserError
+from moe_adapt.training.groups.rests import by_chance, cuts_of, in_order, sharpest
 
-__all__ = ["ENOUGH", "Clusters", "agreement", "by_chance", "cluster_losses", "distances_of", "silhouettes"]
+__all__ = ["ENOUGH", "LEVEL", "Clusters", "agreement", "cluster_losses", "distances_of", "silhouettes"]
 
 #: Members from which on groups are compared with chance; fewer have too few pairs to shuffle.
 ENOUGH = 8
-_SHUFFLES, _LEVEL = 99, 0.05
+#: Silhouette from which on a structure is called reasonable.
+_REASONABLE = 0.5
+#: Share of shuffles that may have groups as good.
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Clusters:
 
     Attributes:
         labels: Group of each member, [T]; numbered by their first members.
-        silhouettes: Mean silhouette of every number of groups that was judged.
+        silhouettes: Mean silhouette of every number of groups that was judged, by average linkage.
         distances: Between members, [T, T].
         p_value: How often shuffled distances stand out as much; None if they were not compared.
     """
@@ -105,8 +105,7 @@ def cluster_losses(losses: np.ndarray, count: int | None = None) -> Clusters:
 
     Args:
         losses: Loss of each expert (column) on each member's rows (row), [T, T].
-        count: Number of groups; None takes that of the largest mean silhouette, or one if shuffled distances
-            stand out as much.
+        count: Number of groups, by average linkage; None finds it, and one if chance gives as good groups.
 
     Raises:
         UserError: If there are too few members to choose, or no such number of groups.
@@ -119,60 +118,19 @@ def cluster_losses(losses: np.ndarray, count: int | None = None) -> Clusters:
         raise UserError(f"{size} members make 1 to {size} groups, not {count}.")
     if count is None and size < 3:
         raise UserError("two members are too few to choose a number of groups: say 1 or 2.")
-    cuts, scores = _cuts(distances)
+    cuts = {k + 1: in_order(labels) for k, labels in enumerate(cuts_of(distances).T)}
+    scores = {k: float(silhouettes(distances, cuts[k]).mean()) for k in range(2, size)}
     if count is not None:
         return Clusters(cuts[count], scores, distances)
     best = max(scores, key=lambda k: scores[k])
-    p_value = by_chance(distances, scores) if size >= ENOUGH else None
-    if p_value is not None and p_value > _LEVEL:
+    if size < ENOUGH:
+        return Clusters(cuts[best], scores, distances)
+    p_value = by_chance(distances)
+    if p_value > LEVEL:
         best = 1
+    elif scores[best] < _REASONABLE:
+        return Clusters(sharpest(distances, [cuts[best]]), scores, distances, p_value)
     return Clusters(cuts[best], scores, distances, p_value)
-
-
-def _cuts(distances: np.ndarray) -> tuple[dict[int, np.ndarray], dict[int, float]]:
-    """Return the groups for every number of them, and the mean silhouettes of those that have one."""
-    size = len(distances)
-    tree = average(squareform(distances, checks=False))
-    levels = cut_tree(tree)  # [T, T]: as many groups as members first, one last
-    cuts = {k: _in_order(levels[:, size - k]) for k in range(1, size + 1)}
-    return cuts, {k: float(silhouettes(distances, cuts[k]).mean()) for k in range(2, size)}
-
-
-def by_chance(distances: np.ndarray, scores: dict[int, float], shuffles: int = _SHUFFLES) -> float:
-    """Return how often members as unlike each other as these, but without groups, stand out as much.
-
-    Args:
-        distances: Between members, [T, T], `T >= 3`.
-        scores: Their mean silhouette for every number of groups.
-        shuffles: How often rests are dealt out anew.
-
-    >>> blocks = 1 - np.kron(np.eye(3), np.ones((4, 4)))
-    >>> by_chance(blocks, {2: 0.5, 3: 1.0}, shuffles=19)
-    0.05
-    """
-    size = len(distances)
-    sums = distances.sum(axis=1)
-    level = sums.sum() / (size * (size - 1))
-    own = (sums - (size - 1) * level) / (size - 2)
-    upper = np.triu_indices(size, 1)
-    fitted = level + own[upper[0]] + own[upper[1]]
-    rests = distances[upper] - fitted
-    rng, dealt = np.random.default_rng(0), []
-    for _ in range(shuffles):
-        shuffled = squareform(np.clip(fitted + rng.permutation(rests), 0.0, None))
-        found = _cuts(shuffled)[1]
-        dealt.append([found[count] for count in scores])
-    chance = np.array(dealt)  # [shuffles, numbers of groups]
-    middle, spread = chance.mean(axis=0), np.maximum(chance.std(axis=0), 1e-12)
-    excess = ((chance - middle) / spread).max(axis=1)
-    observed = ((np.array(list(scores.values())) - middle) / spread).max()
-    return float((1 + (excess >= observed).sum()) / (shuffles + 1))
-
-
-def _in_order(labels: np.ndarray) -> np.ndarray:
-    """Return groups numbered by their first members."""
-    first: dict[int, int] = {}
-    return np.array([first.setdefault(int(label), len(first)) for label in labels])
 
 
 def agreement(labels: np.ndarray, truth: np.ndarray) -> float:

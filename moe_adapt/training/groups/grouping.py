@@ -9,13 +9,15 @@ from typing import Any, Self
 import numpy as np
 
 from moe_adapt.files import write_file
-from moe_adapt.training.groups.clusters import agreement, cluster_losses
+from moe_adapt.training.groups.clusters import LEVEL, agreement, cluster_losses
 
 __all__ = ["GROUPS_FILE", "Grouping"]
 
 GROUPS_FILE = "groups.json"
 #: Rousseeuw's limit below which a silhouette speaks for no structure.
 _FAINT = 0.25
+#: Largest p-value at which groups may be there though they were not found.
+_CLOSE = 0.2
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,22 @@ class Grouping:
             text += f" (mean silhouette {score:.2f}{chance})"
         if self.adjusted_rand is not None:
             text += f"; adjusted Rand index against the known groups {self.adjusted_rand:.2f}"
-        if self.chosen and score is None:
-            text += (
-                f": the best mean silhouette, {max(self.silhouettes.values()):.2f}, is one that chance gives "
-                "too. They may agree or all differ, so compare with an expert for each"
-            )
-        elif self.chosen and score is not None and score < _FAINT:
+        if self.chosen and self.p_value is not None and self.count == 1:
+            text += self._why_one(self.p_value)
+        elif self.chosen and self.p_value is None and score is not None and score < _FAINT:
             text += "; they do not stand out, so compare with one LoRA for all and an expert for each"
         return f"{text}."
+
+    def _why_one(self, p_value: float) -> str:
+        """Return why there is one group, and what to do about it."""
+        text = f": chance gives groups as good as the best ones (p = {p_value:.2g})"
+        if p_value > _CLOSE:
+            return f"{text}. They may agree or all differ, so compare with an expert for each"
+        return (
+            f"{text}. That is close to the limit of {LEVEL:g}: there may be groups that so few rows do not "
+            "show. Train on more rows of each, or give the number of groups (--groups N), and compare on "
+            "held-out rows"
+        )
 
     def save(self, folder: Path) -> Path:
         """Write ``groups.json``.
