@@ -8,13 +8,13 @@ $$D_{ij} = \tfrac12 \max(L_{ij} - L_{ii}, 0) + \tfrac12 \max(L_{ji} - L_{jj}, 0)
 The subtraction takes out that some members' rows are harder. Average linkage joins the two nearest groups
 again and again. Of the numbers of groups from 2 to `T - 1`, that of the largest mean silhouette is taken,
 $s_i = (b_i - a_i) / \max(a_i, b_i)$: the mean distance to the nearest other group against that to one's own.
-With `ENOUGH` members or more there is one group if chance gives groups as good in more than 5 % of shuffles,
-and groups are searched in what members' levels leave of the distances if the silhouette is below 0.5 (`rests`).
+A silhouette says nothing about one group or `T` of them. So with `ENOUGH` members or more there is one group
+if chance gives groups as good in more than 5 % of shuffles (`chance`). Average linkage takes its first steps by
+single noisy pairs, so the groups of the largest modularity stand in for its own if their silhouette is larger.
 `T` groups are never found; they and one can be asked for.
 
 Reference: Rousseeuw, "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis",
-Journal of Computational and Applied Mathematics 20 (1987); 0.5: Kaufman, Rousseeuw, "Finding Groups in Data"
-(1990).
+Journal of Computational and Applied Mathematics 20 (1987).
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe_adapt.errors import UserError
-from moe_adapt.training.groups.rests import by_chance, cuts_of, in_order, sharpest
+from moe_adapt.training.groups.chance import by_chance, cuts_of, modular_groups
 
 __all__ = ["ENOUGH", "LEVEL", "Clusters", "agreement", "cluster_losses", "distances_of", "silhouettes"]
 
 #: Members from which on groups are compared with chance; fewer have too few pairs to shuffle.
 ENOUGH = 8
-#: Silhouette from which on a structure is called reasonable.
-_REASONABLE = 0.5
 #: Share of shuffles that may have groups as good.
 LEVEL = 0.05
 
@@ -40,9 +38,9 @@ class Clusters:
 
     Attributes:
         labels: Group of each member, [T]; numbered by their first members.
-        silhouettes: Mean silhouette of every number of groups that was judged, by average linkage.
+        silhouettes: Mean silhouette of every number of groups that was judged.
         distances: Between members, [T, T].
-        p_value: How often shuffled distances stand out as much; None if they were not compared.
+        p_value: How often chance gives groups as good; None if it was not asked.
     """
 
     labels: np.ndarray
@@ -105,7 +103,8 @@ def cluster_losses(losses: np.ndarray, count: int | None = None) -> Clusters:
 
     Args:
         losses: Loss of each expert (column) on each member's rows (row), [T, T].
-        count: Number of groups, by average linkage; None finds it, and one if chance gives as good groups.
+        count: Number of groups; None takes that of the largest mean silhouette, or one if chance gives groups
+            as good.
 
     Raises:
         UserError: If there are too few members to choose, or no such number of groups.
@@ -118,19 +117,27 @@ def cluster_losses(losses: np.ndarray, count: int | None = None) -> Clusters:
         raise UserError(f"{size} members make 1 to {size} groups, not {count}.")
     if count is None and size < 3:
         raise UserError("two members are too few to choose a number of groups: say 1 or 2.")
-    cuts = {k + 1: in_order(labels) for k, labels in enumerate(cuts_of(distances).T)}
+    cuts = {k + 1: _in_order(labels) for k, labels in enumerate(cuts_of(distances).T)}
     scores = {k: float(silhouettes(distances, cuts[k]).mean()) for k in range(2, size)}
     if count is not None:
         return Clusters(cuts[count], scores, distances)
+    p_value = by_chance(distances) if size >= ENOUGH else None
+    if p_value is not None:
+        labels = _in_order(modular_groups(distances))
+        number = int(labels.max()) + 1
+        score = float(silhouettes(distances, labels).mean()) if 1 < number < size else -1.0
+        if score > scores.get(number, 0.0):
+            cuts[number], scores[number] = labels, score
     best = max(scores, key=lambda k: scores[k])
-    if size < ENOUGH:
-        return Clusters(cuts[best], scores, distances)
-    p_value = by_chance(distances)
-    if p_value > LEVEL:
+    if p_value is not None and p_value > LEVEL:
         best = 1
-    elif scores[best] < _REASONABLE:
-        return Clusters(sharpest(distances, [cuts[best]]), scores, distances, p_value)
     return Clusters(cuts[best], scores, distances, p_value)
+
+
+def _in_order(labels: np.ndarray) -> np.ndarray:
+    """Return groups numbered by their first members."""
+    first: dict[int, int] = {}
+    return np.array([first.setdefault(int(label), len(first)) for label in labels])
 
 
 def agreement(labels: np.ndarray, truth: np.ndarray) -> float:

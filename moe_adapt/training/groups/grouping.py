@@ -32,7 +32,7 @@ class Grouping:
         silhouettes: Mean silhouette of every number of groups.
         chosen: Whether the number of groups was found, not given.
         adjusted_rand: Agreement with groups that were known, if any were.
-        p_value: How often shuffled distances stand out as much, if they were compared.
+        p_value: How often chance gives groups as good; None if it was not asked.
     """
 
     key: str
