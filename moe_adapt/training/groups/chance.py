@@ -15,9 +15,9 @@ Shuffles have smaller rests than what they were made of, because they are fitted
 not depend on the scale: numbers that do, silhouettes among them, exceed those of shuffles too often.
 
 Reference: Newman, "Modularity and community structure in networks", PNAS 103 (2006); Gomez, Jensen, Arenas,
-"Analysis of community structure in networks of correlated data", Physical Review E 80 (2009). A correlation as
-an index of groups: Milligan, Cooper, "An examination of procedures for determining the number of clusters in a
-data set", Psychometrika 50 (1985). That both are taken together, and the test, are ours.
+"Analysis of community structure in networks of correlated data", Physical Review E 80 (2009). A correlation
+as an index of groups: Milligan, Cooper, "An examination of procedures for determining the number of
+clusters in a data set", Psychometrika 50 (1985). That both are taken together, and the test, are ours.
 """
 
 import numpy as np
