@@ -9,9 +9,9 @@ The subtraction takes out that some members' rows are harder. Average linkage jo
 again and again. Of the numbers of groups from 2 to `T - 1`, that of the largest mean silhouette is taken,
 $s_i = (b_i - a_i) / \max(a_i, b_i)$: the mean distance to the nearest other group against that to one's own.
 A silhouette says nothing about one group or `T` of them. So with `ENOUGH` members or more there is one group
-if chance gives groups as good in more than 5 % of shuffles (`chance`). Average linkage begins with single noisy
-pairs, so the groups of the largest modularity stand in for its own if their silhouette is larger. `T` groups
-are never found; they and one can be asked for.
+if chance gives groups as good in more than 5 % of shuffles (`chance`). Average linkage begins with single
+noisy pairs, so the groups of the largest modularity stand in for its own if their silhouette is larger.
+`T` groups are never found; they and one can be asked for.
 
 Reference: Rousseeuw, "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis",
 Journal of Computational and Applied Mathematics 20 (1987).
