@@ -151,8 +151,9 @@ def _parser() -> CommandParser:
         "--examples",
         nargs="+",
         metavar="NAME=FILE",
-        help="texts that an adapter is for: one per line, or JSONL rows with a text or prompt (--add: FILE); "
-        "phatgoose and glider learn the response, answer or output of a row if there is one",
+        help="texts that an adapter is for: one per line, or a table (JSONL, CSV, Parquet) with a text or "
+        "prompt (--add: FILE); phatgoose and glider learn the response, answer or output of a row if there "
+        "is one",
     )
     parser.add_argument("--backbone", metavar="DIR|NAME", help="the base model")
     parser.add_argument("--to", metavar="DIR", help="folder to write")

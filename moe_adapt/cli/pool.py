@@ -51,7 +51,7 @@ def _add(argv: Sequence[str]) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="texts that it is good at: one per line, or JSONL rows with a text",
+        help="texts that it is good at: one per line, or a table (JSONL, CSV, Parquet) with a text",
     )
     parser.add_argument("--uid", help="its name in the pool (default: the last part of ADAPTER)")
     parser.add_argument("--note", default="", help="what it is for")
@@ -156,7 +156,11 @@ def _title(found: Any) -> str:
 def _route(argv: Sequence[str]) -> None:
     parser = _parser("route", "Say which adapters suit texts; one JSON object per text.")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to route")
-    parser.add_argument("--file", type=Path, help="texts in a file: one per line, or JSONL rows with a text")
+    parser.add_argument(
+        "--file",
+        type=Path,
+        help="texts in a file: one per line, or a table (JSONL, CSV, Parquet) with a text",
+    )
     parser.add_argument("--top", type=int, default=1, metavar="N", help="adapters per text (default: 1)")
     parser.add_argument(
         "--margin", type=float, default=0.0, metavar="M", help="also those whose score is at most M less"
