@@ -17,7 +17,7 @@ from typing import Any
 
 import peft
 import torch
-from encoder import MIDDLE, Cached, Halves, answers
+from encoder import MIDDLE, UPPER, Cached, Halves, answers
 from material import Cell, Material, final_embeddings, router, task_means
 from prepare import LENGTH, adapter_folder, all_of, cell_folder, data_of, halves_of, sizes_of
 from removal import membership, removal
@@ -29,6 +29,7 @@ from xlora import learned_mixture
 from moe_adapt.backbones.text import mean_over_tokens
 from moe_adapt.hub.composition import compose
 from moe_adapt.hub.composition.base import text_features
+from moe_adapt.hub.composition.build import NEAR
 from moe_adapt.hub.composition.ingredients import read_all
 from moe_adapt.hub.composition.merges import Merged, best_merges
 from moe_adapt.manifest import collect
@@ -112,6 +113,33 @@ def routers(m: Material, cell: Cell) -> None:
             pairs = list(zip(m.tasks, went, strict=True))
             cell["routes"] = {task: {to: pairs.count((task, to)) for to in m.sources} for task in m.sources}
             cell["removal"] = removal(m, found, x)
+
+
+def classes(m: Material, cell: Cell) -> None:
+    """Measure LDA with a mean per class of each adapter's examples; `routers` comes first.
+
+    The middle is given, or the block is chosen among it and those above as `compose` does it: by the training
+    rows that are left out.
+    """
+    labels, x, size = m.labels(), m.test.features(), cell["sizes"]["train"]
+    ways = {f"LDA, class means, {n} texts": (router("lda", m.middle, n, labels), x) for n in {320, size}}
+    ways |= {f"LDA, {n} texts": (router("lda", m.middle, n), x) for n in {size} - {320}}
+    blocks = {task: parts["train"].by_block(m.halves.base) for task, parts in m.rows.items()}
+    scores = [
+        leave_one_out({task: own[place] for task, own in blocks.items()}, labels=labels).accuracy
+        for place in range(UPPER + 1)
+    ]
+    best = next(place for place, score in enumerate(scores) if score >= max(scores) - NEAR)
+    own = {task: found[best] for task, found in blocks.items()}
+    name = f"LDA, class means, {size} texts, block by leave-one-out"
+    ways[name] = (router("lda", own, size, labels), m.test.by_block(m.halves.base)[best])
+    cell["left out with class means, from the middle up"] = scores
+    for task in m.sources.keys() - m.right.keys():
+        m.right[task] = answers(peft.PeftModel.from_pretrained(m.halves.fresh(), m.sources[task]), m.test)
+    for name, (found, features) in ways.items():
+        went = found.decide(features).names()
+        cell["accuracy"][name] = m.score(m.sent(went))
+        cell["found"][name] = sum(a == b for a, b in zip(went, m.tasks, strict=True)) / len(went)
 
 
 def layers(m: Material, cell: Cell) -> None:
@@ -234,14 +262,15 @@ def subset(m: Material, sources: dict[str, str]) -> dict[str, float]:
     return {name: task_means(answered, tasks)["mean"] for name, answered in found.items()}
 
 
-#: What can be measured of a form and seed; ``singles`` first, ``joint`` and ``sequential`` need ``prepare.py
-#: --baselines``. Images have no tokeniser: ``layers``, ``composed``, ``soft`` and ``xlora`` are for texts.
+#: What can be measured of a form and seed; ``singles`` and ``routers`` first, ``joint`` and ``sequential``
+#: need ``prepare.py --baselines``. Images have no tokeniser: ``layers``, ``composed``, ``soft`` and ``xlora`` are for texts.
 #: ``generated`` is for the language model, ``composed`` and ``soft`` are for encoders.
 MEASURES: dict[str, Callable[[Material, Cell], None]] = {
     measure.__name__: measure
     for measure in (
         singles,
         routers,
+        classes,
         layers,
         membership,
         merged,

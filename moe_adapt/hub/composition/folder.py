@@ -25,7 +25,8 @@ __all__ = ["COMPOSE_FILE", "ROUTER_FILE", "Record", "read_folder", "read_router"
 
 COMPOSE_FILE = "compose.json"
 ROUTER_FILE = "router.safetensors"
-FORMAT_VERSION = 1
+#: Version 2 has routers that tell classes of an expert apart.
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Record:
         abstain: Share of an expert's own texts that may be left to the base; 0 never leaves any.
         max_length: Tokens read of an example.
         chat: Whether examples were put into the tokeniser's chat format.
-        experts: By name: source, number of examples, names of classes.
+        experts: By name: source, number of examples, of classes if their labels were there.
     """
 
     backbone: str | None
