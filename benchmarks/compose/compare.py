@@ -263,8 +263,8 @@ def subset(m: Material, sources: dict[str, str]) -> dict[str, float]:
 
 
 #: What can be measured of a form and seed; ``singles`` and ``routers`` first, ``joint`` and ``sequential``
-#: need ``prepare.py --baselines``. Images have no tokeniser: ``layers``, ``composed``, ``soft`` and ``xlora`` are for texts.
-#: ``generated`` is for the language model, ``composed`` and ``soft`` are for encoders.
+#: need ``prepare.py --baselines``. Images have no tokeniser: ``layers``, ``composed``, ``soft`` and ``xlora``
+#: are for texts. ``generated`` is for the language model, ``composed`` and ``soft`` are for encoders.
 MEASURES: dict[str, Callable[[Material, Cell], None]] = {
     measure.__name__: measure
     for measure in (

@@ -25,7 +25,7 @@ __all__ = ["COMPOSE_FILE", "ROUTER_FILE", "Record", "read_folder", "read_router"
 
 COMPOSE_FILE = "compose.json"
 ROUTER_FILE = "router.safetensors"
-#: Version 2 has routers that tell classes of an expert apart.
+#: Routers that tell classes of an expert apart have version 2, all others 1, which older releases read.
 FORMAT_VERSION = 2
 
 
@@ -57,7 +57,7 @@ class Record:
     max_length: int
     auto: dict[str, float] = field(default_factory=dict)
     experts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
 
 
 def write_folder(
@@ -79,9 +79,11 @@ def write_folder(
     write_json(work / CONFIG_FILE, config)
     plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
     save_file(plain, work / WEIGHTS_FILE, {"format": "pt"})
+    state: dict[str, Tensor] = {}
     if router is not None:
         state = {name: tensor.contiguous().clone() for name, tensor in router.state().items()}
         save_file(state, work / ROUTER_FILE)
+    record.format_version = FORMAT_VERSION if any(name.endswith("/classes") for name in state) else 1
     write_json(work / COMPOSE_FILE, vars(record))
 
 
