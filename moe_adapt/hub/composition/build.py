@@ -237,8 +237,8 @@ def compose(
         adapters: LoRA adapters as PEFT saves them: folders or names on the Hub; a mapping names the experts.
         examples: Texts that each expert is for; a few will do, more are better. For ``lda`` also pairs of
             text and label: an expert's classes then have means of their own, if there are six examples of
-            each on average and the means differ. For ``phatgoose`` and ``glider`` also pairs of prompt and response. None without
-            a router, and for ``arrow``.
+            each on average and the means differ. For ``phatgoose`` and ``glider`` also pairs of prompt and
+            response. None without a router, and for ``arrow``.
         to: Folder to write.
         backbone: Name or folder of the base model.
         base: The base model itself, if it is at hand; frozen by this.
