@@ -17,18 +17,20 @@ from typing import Any
 
 import peft
 import torch
-from encoder import MIDDLE, Cached, Halves, answers
+from encoder import MIDDLE, UPPER, Cached, Halves, answers
 from material import Cell, Material, final_embeddings, router, task_means
-from prepare import LENGTH, adapter_folder, all_of, cell_folder, data_of, halves_of, sizes_of
+from prepare import LENGTH, adapter_folder, all_of, cell_folder, chooser_of, data_of, halves_of, sizes_of
+from rates import best_rate
 from removal import membership, removal
 from torch import Tensor
 from torch.nn import functional as F
 from written import generated
-from xlora import learned_mixture
+from xlora import XLORA_RATES, learned_mixture
 
 from moe_adapt.backbones.text import mean_over_tokens
 from moe_adapt.hub.composition import compose
 from moe_adapt.hub.composition.base import text_features
+from moe_adapt.hub.composition.build import NEAR
 from moe_adapt.hub.composition.ingredients import read_all
 from moe_adapt.hub.composition.merges import Merged, best_merges
 from moe_adapt.manifest import collect
@@ -114,6 +116,33 @@ def routers(m: Material, cell: Cell) -> None:
             cell["removal"] = removal(m, found, x)
 
 
+def classes(m: Material, cell: Cell) -> None:
+    """Measure LDA with a mean per class of each adapter's examples; `routers` comes first.
+
+    The middle is given, or the block is chosen among it and those above as `compose` does it: by the training
+    rows that are left out.
+    """
+    labels, x, size = m.labels(), m.test.features(), cell["sizes"]["train"]
+    ways = {f"LDA, class means, {n} texts": (router("lda", m.middle, n, labels), x) for n in {320, size}}
+    ways |= {f"LDA, {n} texts": (router("lda", m.middle, n), x) for n in {size} - {320}}
+    blocks = {task: parts["train"].by_block(m.halves.base) for task, parts in m.rows.items()}
+    scores = [
+        leave_one_out({task: own[place] for task, own in blocks.items()}, labels=labels).accuracy
+        for place in range(UPPER + 1)
+    ]
+    best = next(place for place, score in enumerate(scores) if score >= max(scores) - NEAR)
+    own = {task: found[best] for task, found in blocks.items()}
+    name = f"LDA, class means, {size} texts, block by leave-one-out"
+    ways[name] = (router("lda", own, size, labels), m.test.by_block(m.halves.base)[best])
+    cell["left out with class means, from the middle up"] = scores
+    for task in m.sources.keys() - m.right.keys():
+        m.right[task] = answers(peft.PeftModel.from_pretrained(m.halves.fresh(), m.sources[task]), m.test)
+    for name, (found, features) in ways.items():
+        went = found.decide(features).names()
+        cell["accuracy"][name] = m.score(m.sent(went))
+        cell["found"][name] = sum(a == b for a, b in zip(went, m.tasks, strict=True)) / len(went)
+
+
 def layers(m: Material, cell: Cell) -> None:
     """Measure how often texts that are left out find their own adapter after every block."""
     base = (m.halves.whole(), m.halves.tokenizer)
@@ -183,8 +212,33 @@ def arrow(m: Material, cell: Cell) -> None:
 
 def xlora(m: Material, cell: Cell) -> None:
     """Measure PEFT's X-LoRA, whose gates learn from 32 labelled rows of each task."""
-    model = learned_mixture(m.halves, m.sources, m.few)
-    cell["accuracy"]["X-LoRA, 32 labelled rows"] = m.score(answers(model, m.test))
+    by_gates(m, cell, 32)
+
+
+def xlora_all(m: Material, cell: Cell) -> None:
+    """Measure PEFT's X-LoRA, whose gates learn from all labelled training rows of each task."""
+    by_gates(m, cell, 320)
+
+
+def by_gates(m: Material, cell: Cell, seen: int) -> None:
+    """Measure X-LoRA on so many rows of each task, at the rate that is best on validation rows of seed 0.
+
+    The rate is chosen with 32 rows of each task.
+
+    Raises:
+        SystemExit: If the cell that chooses the rate was not measured before.
+    """
+    chooser = cell_folder(m.folder.parent, chooser_of(cell["form"]), 0)
+
+    def score(rate: float) -> float:
+        if m.folder != chooser:
+            raise SystemExit(f"measure {chooser.name} first: it chooses the learning rate of X-LoRA.")
+        return answers(learned_mixture(m.halves, m.sources, m.few, rate), m.held).float().mean().item()
+
+    rate = best_rate(chooser.parent / f"chosen_xlora_{chooser.name}.json", XLORA_RATES, score)
+    rows = {task: parts["train"].take(range(seen)) for task, parts in m.rows.items()}
+    model = learned_mixture(m.halves, m.sources, rows, rate)
+    cell["accuracy"][f"X-LoRA, {seen} labelled rows"] = m.score(answers(model, m.test))
 
 
 def joint(m: Material, cell: Cell) -> None:
@@ -234,14 +288,15 @@ def subset(m: Material, sources: dict[str, str]) -> dict[str, float]:
     return {name: task_means(answered, tasks)["mean"] for name, answered in found.items()}
 
 
-#: What can be measured of a form and seed; ``singles`` first, ``joint`` and ``sequential`` need ``prepare.py
-#: --baselines``. Images have no tokeniser: ``layers``, ``composed``, ``soft`` and ``xlora`` are for texts.
-#: ``generated`` is for the language model, ``composed`` and ``soft`` are for encoders.
+#: What can be measured of a form and seed; ``singles`` and ``routers`` first, ``joint`` and ``sequential``
+#: need ``prepare.py --baselines``. Images have no tokeniser: ``layers``, ``composed``, ``soft`` and X-LoRA
+#: are for texts. ``generated`` is for the language model, ``composed`` and ``soft`` are for encoders.
 MEASURES: dict[str, Callable[[Material, Cell], None]] = {
     measure.__name__: measure
     for measure in (
         singles,
         routers,
+        classes,
         layers,
         membership,
         merged,
@@ -249,6 +304,7 @@ MEASURES: dict[str, Callable[[Material, Cell], None]] = {
         arrow,
         soft,
         xlora,
+        xlora_all,
         numbers,
         joint,
         sequential,

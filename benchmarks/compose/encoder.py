@@ -119,6 +119,26 @@ class Cached:
         output = (UpperHalf(_encoder_holder(model)) if whole else model)(**inputs, **more)
         return F.normalize(mean_over_tokens(output.last_hidden_state, inputs["attention_mask"]), dim=-1)
 
+    @torch.no_grad()
+    def by_block(self, base: nn.Module, size: int = 64) -> list[Tensor]:
+        """Return the mean hidden states of rows in the middle, and after each block above, [N, d] each."""
+        upper, seen = UpperHalf(base), []
+
+        def keep(module: nn.Module, args: tuple, output: Any) -> None:
+            seen.append(output[0] if isinstance(output, tuple) else output)
+
+        handles = [block.register_forward_hook(keep) for block in upper.encoder.layer[-UPPER:]]
+        parts = []
+        for start in range(0, len(self), size):
+            inputs = padded(self.hidden[start : start + size])
+            seen.clear()
+            upper(**inputs)
+            means = [mean_over_tokens(hidden, inputs["attention_mask"]) for hidden in seen]
+            parts.append(torch.stack(means))
+        for handle in handles:
+            handle.remove()
+        return [self.features(), *torch.cat(parts, dim=1)]
+
     def scores(self, model: nn.Module) -> list[Tensor]:
         """Return the scores of the candidates of each row (see `vectors`)."""
         found = zip(self.vectors(model), self.rows, strict=True)

@@ -34,11 +34,17 @@ def final_embeddings(halves: Halves, data: Cached) -> Tensor:
     return torch.cat([data.take(part).vectors(halves.base) for part in parts])
 
 
-def router(name: str, features: dict[str, Tensor], seen: int, **options: Any) -> SampleRouter:
-    """Return a router that saw the first `seen` examples of each task."""
+def router(
+    name: str,
+    features: dict[str, Tensor],
+    seen: int,
+    labels: dict[str, list[str]] | None = None,
+    **options: Any,
+) -> SampleRouter:
+    """Return a router that saw the first `seen` examples of each task, and their labels if there are some."""
     found = SAMPLE_ROUTERS.build({"name": name, **options})
     for task, own in features.items():
-        found.observe(own[:seen], task)
+        found.observe(own[:seen], task, None if labels is None else labels[task][:seen])
     return found
 
 
@@ -66,6 +72,13 @@ class Material:
         self.few = {task: parts["train"].take(range(32)) for task, parts in self.rows.items()}
         kept = self.folder / "right.pt"
         self.right: dict[str, Tensor] = torch.load(kept) if kept.is_file() else {}
+
+    def labels(self) -> dict[str, list[str]]:
+        """Return the class of every training row by task."""
+        return {
+            task: [row.candidates[row.answer] for row in parts["train"].rows]
+            for task, parts in self.rows.items()
+        }
 
     def score(self, right: Tensor) -> dict[str, float]:
         """Return the accuracies of answers to the test rows."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_adapt.cli.arguments import CommandParser
-from moe_adapt.cli.texts import read_examples
+from moe_adapt.cli.texts import LABELS, RESPONSES, read_examples
 from moe_adapt.errors import UserError
 
 __all__ = ["compose"]
@@ -47,12 +47,12 @@ def _build(options: Namespace) -> None:
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two adapters are called {twice!r}; name them yourself: NAME=FOLDER.")
     router: Any = None if options.router == "none" else options.router
-    pairs = options.router in GATED
+    columns = _columns(options.router, options)
     files = dict(_named(word, "--examples") for word in options.examples or ())
     named = [_named(word, "--gates") for word in options.gates or ()]
     if router not in (None, "arrow") and not files and not named:
         raise UserError("give texts that each adapter is for: --examples NAME=FILE ..., or --router none.")
-    examples = {uid: read_examples(Path(path), pairs) for uid, path in files.items()} or None
+    examples = {uid: read_examples(Path(path), columns) for uid, path in files.items()} or None
 
     from moe_adapt.hub.composition import compose as build
     from moe_adapt.hub.gates import read_gates
@@ -82,7 +82,8 @@ def _add(options: Namespace) -> None:
     router = router_of(folder)
     if len(words) != 1 and router not in (None, "arrow"):
         raise UserError("--add needs --examples FILE, with texts that the adapter is for.")
-    texts = read_examples(Path(words[0].rpartition("=")[2]), router in GATED) if words else []
+    columns = _columns(router, options)
+    texts = read_examples(Path(words[0].rpartition("=")[2]), columns) if words else []
 
     print(add_adapter(folder, source, texts, uid=uid, backbone=options.backbone))
 
@@ -112,6 +113,13 @@ def _evaluate(options: Namespace) -> None:
     if find_spec("matplotlib") is not None:
         plot_composition(found.accuracy, found.routing, found.columns, to / "evaluation.png")
     print(f"{found}\nreport: {to / 'evaluation.html'}")
+
+
+def _columns(router: str | None, options: Namespace) -> tuple[str, ...]:
+    """Return the columns of examples that a router reads beside the text."""
+    if router in GATED:
+        return RESPONSES
+    return LABELS if router == "lda" and not options.ignore_labels else ()
 
 
 def _folder(options: Namespace) -> Path:
@@ -151,8 +159,14 @@ def _parser() -> CommandParser:
         "--examples",
         nargs="+",
         metavar="NAME=FILE",
-        help="texts that an adapter is for: one per line, or JSONL rows with a text or prompt (--add: FILE); "
-        "phatgoose and glider learn the response, answer or output of a row if there is one",
+        help="texts that an adapter is for: one per line, or a table (JSONL, CSV, Parquet) with a text or "
+        "prompt (--add: FILE); lda gives the classes of a label, category or answer means of their own; "
+        "phatgoose and glider learn the response, answer or output of a row",
+    )
+    parser.add_argument(
+        "--ignore_labels",
+        action="store_true",
+        help="lda: one mean per adapter, whatever labels examples have",
     )
     parser.add_argument("--backbone", metavar="DIR|NAME", help="the base model")
     parser.add_argument("--to", metavar="DIR", help="folder to write")

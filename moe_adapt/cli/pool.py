@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_adapt.cli.arguments import CommandParser
-from moe_adapt.cli.texts import read_examples, read_texts
+from moe_adapt.cli.texts import LABELS, RESPONSES, read_examples, read_texts
 from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.files import exclusively, settle
 
@@ -51,7 +51,11 @@ def _add(argv: Sequence[str]) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="texts that it is good at: one per line, or JSONL rows with a text",
+        help="texts that it is good at: one per line, or a table (JSONL, CSV, Parquet) with a text; lda "
+        "gives the classes of a label, category or answer means of their own",
+    )
+    parser.add_argument(
+        "--ignore_labels", action="store_true", help="lda: one mean, whatever labels there are"
     )
     parser.add_argument("--uid", help="its name in the pool (default: the last part of ADAPTER)")
     parser.add_argument("--note", default="", help="what it is for")
@@ -75,12 +79,14 @@ def _add(argv: Sequence[str]) -> None:
         help="centroids per adapter of a new pool (default: 1)",
     )
     options = parser.parse(argv)
-    texts = read_texts(options.examples)
+    examples = read_examples(options.examples, () if options.ignore_labels else LABELS)
     _check_adapter(options.adapter)
 
+    from moe_adapt.hub.composition.tokens import asked, labels_of
     from moe_adapt.hub.pool import AdapterPool
     from moe_adapt.hub.pool.features import Embedder, middle_block
 
+    texts, labels = [asked(example) for example in examples], labels_of(examples)
     uid = options.uid or options.adapter.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
     with exclusively(options.pool):
         settle(options.pool)
@@ -97,7 +103,8 @@ def _add(argv: Sequence[str]) -> None:
             block = options.layer or middle_block(options.backbone)
             router = options.router or "lda"
             found = AdapterPool(options.backbone, options.centroids, router, block)
-        found.add(uid, options.adapter, Embedder(found.encoder, found.block)(texts), options.note)
+        features = Embedder(found.encoder, found.block)(texts)
+        found.add(uid, options.adapter, features, options.note, labels=labels)
         found.save(options.pool)
     print(f"{uid}: {len(texts)} examples; the pool has {len(found.members)} adapters")
 
@@ -156,7 +163,11 @@ def _title(found: Any) -> str:
 def _route(argv: Sequence[str]) -> None:
     parser = _parser("route", "Say which adapters suit texts; one JSON object per text.")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to route")
-    parser.add_argument("--file", type=Path, help="texts in a file: one per line, or JSONL rows with a text")
+    parser.add_argument(
+        "--file",
+        type=Path,
+        help="texts in a file: one per line, or a table (JSONL, CSV, Parquet) with a text",
+    )
     parser.add_argument("--top", type=int, default=1, metavar="N", help="adapters per text (default: 1)")
     parser.add_argument(
         "--margin", type=float, default=0.0, metavar="M", help="also those whose score is at most M less"
@@ -269,7 +280,7 @@ def _gate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="training steps (100)")
     options = parser.parse(argv)
-    texts = read_examples(options.examples, True)
+    texts = read_examples(options.examples, RESPONSES)
 
     from moe_adapt.hub.composition.base import longest, open_base, open_tokenizer
     from moe_adapt.hub.composition.tokens import TokenRouter, train_text_gate

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from moe_adapt.cli.texts import read_texts
+from moe_adapt.cli.texts import read_examples, read_texts
 from moe_adapt.errors import UserError
 from moe_adapt.hub.composition.questions import read_questions
 from moe_adapt.serving.rows import read_rows
@@ -36,9 +36,9 @@ def test_rows_to_predict(tmp_path, kind):
     assert rows == [{"text": cell, "label": "1"} for cell in CELLS]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "txt", "txt.gz"])
+@pytest.mark.parametrize("kind", ["csv", "tsv.gz", "jsonl", "jsonl.gz", "txt", "txt.gz"])
 def test_texts_of_a_command(tmp_path, kind):
-    if "jsonl" in kind:
+    if "txt" not in kind:
         path = written(tmp_path, kind)
     else:
         path = tmp_path / f"t[1].{kind}"
@@ -68,6 +68,17 @@ def test_a_row_without_text_is_no_text(tmp_path, row):
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError, match="line 1: expected a text in 'text' or 'prompt'"):
         read_texts(tmp_path / "a.jsonl")
+
+
+def test_a_list_of_objects_gives_texts(tmp_path):
+    (tmp_path / "a.json").write_text('[{"prompt": "one", "answer": "1"},\n {"text": "two"}]')
+    assert read_examples(tmp_path / "a.json", pairs=True) == [("one", "1"), "two"]
+
+
+def test_a_table_without_text_is_no_text(tmp_path):
+    (tmp_path / "a.csv").write_text("words,label\na,1\n")
+    with pytest.raises(UserError, match="row 1: expected a text in 'text' or 'prompt'"):
+        read_texts(tmp_path / "a.csv")
 
 
 def test_a_short_row_is_told(tmp_path):

@@ -36,6 +36,22 @@ def test_any_router_finds_the_adapter_and_is_kept(router, tmp_path):
         pool.add("a", "me/a", examples(0))
 
 
+def test_classes_of_an_adapter_are_kept(tmp_path):
+    pool = AdapterPool("base", router="lda", block=1)
+    pool.add("a", "me/a", torch.cat([examples(0), examples(1)]), labels=["x"] * 12 + ["y"] * 12)
+    pool.add("b", "me/b", examples(2))
+    pool.save(tmp_path / "pool")
+    assert json.loads((tmp_path / "pool" / "pool.json").read_text())["format_version"] == 3
+    again = AdapterPool.load(tmp_path / "pool")
+    x = torch.cat([examples(direction, 3, seed=9) for direction in range(3)])
+    assert torch.equal(again.route(x).scores, pool.route(x).scores)
+    assert [best[0][0] for best in again.route(x).best()] == [*"aaaaaabbb"]
+    assert values_of(again.router)[1].shape == (2, 2)
+    again.remove("a")
+    again.save(tmp_path / "pool")
+    assert json.loads((tmp_path / "pool" / "pool.json").read_text())["format_version"] == 2
+
+
 def test_the_order_of_adding_does_not_matter():
     one, other = StatisticsRouter(), StatisticsRouter()
     for direction in (0, 1, 2):

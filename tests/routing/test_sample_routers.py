@@ -4,6 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moe_adapt.errors import UserError
 from moe_adapt.routing.sample import (
@@ -36,10 +38,28 @@ def test_moments_add_up():
     parts = Moments.of(x[:3]) + Moments.of(x[3:4]) + Moments.of(x[4:])
     whole = Moments.of(x)
     assert parts.count == 17 and parts.factor.shape == (5, 5)
-    torch.testing.assert_close(parts.mean, x.mean(0))
+    torch.testing.assert_close(parts.means[0], x.mean(0))
     torch.testing.assert_close(parts.scatter(), (x - x.mean(0)).t() @ (x - x.mean(0)))
     torch.testing.assert_close(whole.scatter(), parts.scatter())
     assert Moments.of(x[:3]).factor.shape == (2, 5), "n - 1 rows are enough"
+    x[:, 0] = 1.0
+    flat = Moments.of(x[:3]).scatter()
+    torch.testing.assert_close(flat, (x[:3] - x[:3].mean(0)).t() @ (x[:3] - x[:3].mean(0)))
+
+
+def test_moments_of_classes_add_up_class_by_class():
+    x = torch.randn(19, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    keys = torch.tensor([3, -1, 3, 7, 7, -1, 3, 3, -1, 5, 7, 7, 3, -1, 3, 3, 5, 7, 3])
+    whole = Moments.of(x, keys)
+    parts = Moments.of(x[:4], keys[:4]) + Moments.of(x[4:9], keys[4:9]) + Moments.of(x[9:], keys[9:])
+    assert whole.classes.tolist() == [-1, 3, 5, 7] and whole.counts.tolist() == [4, 8, 2, 5]
+    assert torch.equal(parts.counts, whole.counts) and whole.freedom == 15
+    means = torch.stack([x[keys == key].mean(0) for key in whole.classes])
+    residuals = x - means[torch.searchsorted(whole.classes, keys)]
+    for found in (whole, parts):
+        torch.testing.assert_close(found.means, means)
+        torch.testing.assert_close(found.scatter(), residuals.t() @ residuals)
+    assert Moments.of(x[:4], keys[:4]).factor.shape == (1, 6), "n - C rows are enough"
 
 
 def test_oracle_shrinkage_follows_its_formula():
@@ -99,30 +119,153 @@ def test_one_example_each_is_the_nearest_mean():
     assert not router.can_abstain()
 
 
-def test_leave_one_out_is_what_leaving_out_gives():
-    own = examples(experts=3, rows=6, width=5, spread=0.8)
-    fitted_all = fitted(own=own)
-    shrinkage, freedom = fitted_all.pooled().shrinkage, fitted_all.pooled().freedom
-    right, routes = [], {}
-    level = fitted_all.pooled()
-    covariance = sum(m.scatter() for m in fitted_all.moments.values()) / freedom
-    identity = torch.eye(5, dtype=torch.float64) * covariance.trace() / 5
-    for place, (uid, features) in enumerate(sorted(own.items())):
-        went = Counter()
-        for i in range(len(features)):
-            rest = Moments.of(torch.cat([features[:i], features[i + 1 :]]))
-            scatter = covariance * freedom - fitted_all.moments[uid].scatter() + rest.scatter()
-            shrunk = (1 - shrinkage) * scatter / freedom + shrinkage * identity
-            means = level.means.clone()
-            means[place] = rest.mean
-            u = features[i].double() - means
-            distances = (u @ torch.linalg.inv(shrunk) * u).sum(1)
-            went[sorted(own)[int(distances.argmin())]] += 1
-        right.append(went[uid] / len(features))
-        routes[uid] = dict(went)
-    found = leave_one_out(own)
-    assert found.accuracy == pytest.approx(sum(right) / 3)
+def left_out(own, keys, shrinkage=None):
+    """Leave every example out by brute force; return where it goes, and the least distance."""
+    router, order = LdaRouter(shrinkage), sorted(own)
+    for uid in order:
+        router.observe(own[uid], uid, keys and keys[uid])
+    pooled = router.pooled()
+    total = sum(m.scatter() for m in router.moments.values())
+    identity = torch.eye(total.shape[0], dtype=torch.float64) * total.trace() / pooled.freedom / len(total)
+    went, distances = {}, []
+    for uid in order:
+        took = Counter()
+        for i in range(len(own[uid])):
+            means, owners, scatter = [], [], torch.zeros_like(total)
+            for other in order:
+                names = [str(k) for k in keys[other]] if keys else [""] * len(own[other])
+                rows = [(n, x) for j, (n, x) in enumerate(zip(names, own[other], strict=True))
+                        if other != uid or j != i]  # fmt: skip
+                for name in sorted({n for n, _ in rows}):
+                    x = torch.stack([x for n, x in rows if n == name]).double()
+                    means.append(x.mean(0))
+                    owners.append(other)
+                    scatter += (x - x.mean(0)).t() @ (x - x.mean(0))
+            rho = pooled.shrinkage
+            u = own[uid][i].double() - torch.stack(means)
+            shrunk = (1 - rho) * scatter / pooled.freedom + rho * identity
+            found = (u @ torch.linalg.inv(shrunk) * u).sum(1)
+            took[owners[int(found.argmin())]] += 1
+            distances.append(found.min())
+        went[uid] = dict(took)
+    return went, torch.stack(distances)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_leave_one_out_is_what_leaving_out_gives(labelled):
+    own = examples(experts=3, rows=18, width=5, spread=0.8)
+    keys = None
+    if labelled:
+        keys = {uid: [*"ab" * 10][: len(x)] for uid, x in own.items()}
+        keys["e0"][-1] = "once"  # a class of one example is gone without it
+        own = {uid: x + 2.0 * torch.tensor([[k == "a"] for k in keys[uid]]) for uid, x in own.items()}
+    routes, distances = left_out(own, keys)
+    found = leave_one_out(own, labels=keys)
     assert found.routes == routes and any(len(row) > 1 for row in routes.values())
+    assert found.accuracy == pytest.approx(
+        sum(row.get(uid, 0) / len(own[uid]) for uid, row in routes.items()) / 3
+    )
+    torch.testing.assert_close(found.novelty, distances)
+
+
+def several(seed=0, rows=60, width=8, experts=3, classes=4):
+    """Return examples of experts whose classes lie anywhere, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(experts, classes, width, generator=generator) * 3
+    labels = [i % classes for i in range(rows)]
+    noise = torch.randn(experts, rows, width, generator=generator)
+    own = {f"e{e}": means[e][labels] + noise[e] for e in range(experts)}
+    return own, {uid: [f"class {label}" for label in labels] for uid in own}
+
+
+def test_classes_have_means_of_their_own_and_find_what_one_mean_does_not():
+    own, labels = several(rows=120, width=4)
+    new = {uid: features[60:] for uid, features in own.items()}
+    own = {uid: features[:60] for uid, features in own.items()}
+    labels = {uid: told[:60] for uid, told in labels.items()}
+    one, many = fitted(own=own), LdaRouter()
+    for uid, features in own.items():
+        many.observe(features, uid, labels[uid])
+    assert many.classes == dict.fromkeys(own, 4) and many.counts == one.counts
+    shape = many.rule().shape
+    assert (shape.rows, shape.experts) == (12, 3)
+    x, owners = torch.cat(list(new.values())), [uid for uid in new for _ in range(60)]
+    found = [sum(a == b for a, b in zip(r.decide(x).names(), owners, strict=True)) for r in (one, many)]
+    assert found[1] > found[0] + 20
+    assert leave_one_out(own, labels=labels).accuracy > leave_one_out(own).accuracy + 0.1
+
+
+def test_scores_with_classes_are_those_of_the_best_mean():
+    own, labels = several(width=6)
+    router = LdaRouter()
+    for uid, features in own.items():
+        router.observe(features, uid, None if uid == "e1" else labels[uid])
+    assert router.classes == {"e0": 4, "e1": 1, "e2": 4}, "experts without labels stand beside the others"
+    pooled = router.pooled()
+    x = torch.randn(7, 6, generator=torch.Generator().manual_seed(5)) * 3
+    u = x.double()[:, None] - pooled.means
+    distances = ((u @ pooled.precision) * u).sum(-1)
+    scores, novelty = router.rule()(x)
+    for expert in range(3):
+        best = -distances[:, pooled.owner == expert].amin(1) / 2
+        first = -distances[:, pooled.owner == 0].amin(1) / 2
+        torch.testing.assert_close(
+            (scores[:, expert] - scores[:, 0]).double(), best - first, atol=1e-3, rtol=1e-3
+        )
+    limits = router.limits(pooled)[pooled.owner][distances.argmin(1)]
+    torch.testing.assert_close(novelty.double(), distances.amin(1) / limits, atol=1e-3, rtol=1e-3)
+
+
+def test_labels_that_are_rare_missing_or_all_the_same_change_nothing():
+    own = examples()["e0"]
+    plain = fitted(own={"e0": own}).state()
+    for labels in (
+        [str(i) for i in range(20)],
+        [*"abcd" * 5],
+        [*"ab" * 10],
+        ["a"] * 20,
+        [None, *"ab" * 9, "a"],
+    ):
+        router = LdaRouter()
+        router.observe(own, "e0", labels)
+        assert router.classes == {"e0": 1}
+        assert all(torch.equal(router.state()[name], value) for name, value in plain.items())
+    with pytest.raises(UserError, match="2 labels for 20 examples"):
+        LdaRouter().observe(own, "e0", ["a", "b"])
+
+
+def test_limits_hold_for_classes():
+    own, labels = several(rows=400, width=12)
+    router = LdaRouter(abstain=0.05)
+    for uid, features in own.items():
+        router.observe(features[:200], uid, labels[uid][:200])
+    new = torch.cat([features[200:] for features in own.values()])
+    assert 0.01 < router.decide(new, threshold=1.0).abstained.float().mean() < 0.1
+    foreign = torch.randn(500, 12, generator=torch.Generator().manual_seed(9)) * 12
+    assert router.decide(foreign, threshold=1.0).abstained.float().mean() > 0.9
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.permutations(range(4)), st.lists(st.booleans(), min_size=4, max_size=4), st.integers(0, 3))
+def test_with_classes_the_set_of_experts_decides_and_not_its_history(order, labelled, gone):
+    own, labels = several(experts=4, rows=24, width=5)
+    told = {uid: labels[uid] if yes else None for uid, yes in zip(own, labelled, strict=True)}
+    left = [uid for number, uid in enumerate(own) if number != gone]
+    plain, other, again = LdaRouter(), LdaRouter(), LdaRouter()
+    for uid in left:
+        plain.observe(own[uid], uid, told[uid])
+    for number in order:
+        other.observe(own[f"e{number}"], f"e{number}", told[f"e{number}"])
+    other.remove(f"e{gone}")
+    again.load(other.state())
+    for found in (other, again):
+        assert found.counts == plain.counts and found.classes == plain.classes
+        assert found.state().keys() == plain.state().keys()
+        for kept, values in (
+            (found.state(), plain.state()),
+            (found.rule().state_dict(), plain.rule().state_dict()),
+        ):
+            assert all(torch.equal(kept[key], value) for key, value in values.items())
 
 
 def test_limits_hold_about_the_share_that_was_asked_for():

@@ -28,11 +28,12 @@ from moe_adapt.hub.composition.ingredients import (
     task_of,
     without_base_tensors,
 )
-from moe_adapt.hub.composition.tokens import TOKEN_ROUTERS, Example, TokenRouter, asked, train_text_gate
+from moe_adapt.hub.composition.summary import ComposeReport
+from moe_adapt.hub.composition.tokens import Example, TokenRouter, asked, labels_of, train_text_gate
 from moe_adapt.hub.folder import check_target, new_folder
 from moe_adapt.hub.load import check_adapter_folder
 from moe_adapt.registry import Spec
-from moe_adapt.routing.sample import SAMPLE_ROUTERS, LdaRouter, SampleRouter, leave_one_out
+from moe_adapt.routing.sample import SAMPLE_ROUTERS, LdaRouter, SampleRouter, leave_one_out, leave_out_of
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.peft_plugin import PREFIX
 from moe_adapt.tuner.sample_config import SampleConfig
@@ -40,54 +41,16 @@ from moe_adapt.tuner.sample_tensors import HOLDER, head_name, rule_name
 from moe_adapt.tuner.site import SiteSpec
 from moe_adapt.tuner.stock_lora import StockLora
 
-__all__ = ["ComposeReport", "Composer", "compose"]
+__all__ = ["NEAR", "ComposeReport", "Composer", "compose"]
 
 _ROOT = "base_model.model."
 _SAMPLES = f"{_ROOT}{HOLDER}."
 #: Blocks whose leave-one-out accuracies differ by less are as good as each other; the earliest is cheapest.
-_NEAR = 0.005
+NEAR = 0.005
+#: Share of a new expert's examples below which another block may tell the experts apart better.
+_FEW = 0.9
 #: Where samples are routed, layers have no router of their own.
 _BY_SAMPLE = {"method": "soft", "scorer": "uniform", "selector": "dense"}
-
-
-@dataclass(frozen=True)
-class ComposeReport:
-    """What was composed.
-
-    Attributes:
-        folder: The adapter's folder.
-        record: What it is made of.
-        parameters: Values in the adapter.
-        left_out: Where each expert's examples go if `lda` has not seen them; empty for other routers.
-    """
-
-    folder: Path
-    record: Record
-    parameters: int
-    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return "\n".join([self._what(), *(f"  {line}" for line in map(self._where, self.left_out))])
-
-    def _where(self, uid: str) -> str:
-        went = self.left_out[uid]
-        others = ", ".join(f"{count} to {to}" for to, count in went.items() if to != uid)
-        found = f"{uid}: of {sum(went.values())} examples left out, {went.get(uid, 0)} find it"
-        return f"{found}; {others}" if others else found
-
-    def _what(self) -> str:
-        names = ", ".join(f"{uid} ({e['examples']} examples)" for uid, e in self.record.experts.items())
-        text = f"{self.folder}: {len(self.record.experts)} experts ({names}), {self.parameters:,} values"
-        if self.record.router is None:
-            return f"{text}; chosen by adapter_ids alone, the base answers where none is given"
-        if self.record.router["name"] in TOKEN_ROUTERS:
-            text += f"; router {self.record.router['name']} for every token and layer"
-            return text + (f", prompts after block {self.record.block}" if self.record.block else "")
-        text += f"; router {self.record.router['name']} after block {self.record.block}"
-        score = self.record.auto.get(str(self.record.block))
-        return text + (
-            "" if score is None else f", {score:.1%} of the examples left out find their own expert"
-        )
 
 
 @dataclass
@@ -101,7 +64,8 @@ class Composer:
         router: The router over samples; None if experts are chosen by ids alone, or token by token.
         record: What becomes ``compose.json``.
         tokens: The router over tokens, if there is one.
-        left_out: Where each expert's examples go if `lda` has not seen them.
+        left_out: Where each new expert's examples go if `lda` has not seen them.
+        hint: What to do about it.
     """
 
     model: nn.Module
@@ -111,17 +75,18 @@ class Composer:
     record: Record
     tokens: TokenRouter | None = None
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    hint: str = ""
 
     def features(self, texts: Sequence[str]) -> Tensor:
         """Return the features of texts at the router's block, [M, d]."""
         block = self.record.block
         return text_features(self.model, self.tokenizer, texts, self.record.max_length, [block])[block]
 
-    def observe_all(self, examples: Mapping[str, Sequence[str]], layer: str | int) -> None:
+    def observe_all(self, examples: Mapping[str, Sequence[Example]], layer: str | int) -> None:
         """Show the router the examples of every expert, at a block that is given or chosen.
 
         Args:
-            examples: Texts by expert.
+            examples: Texts by expert, perhaps with labels.
             layer: After how many blocks; ``auto`` takes the one at which examples that are left out find
                 their own expert most often.
 
@@ -133,16 +98,47 @@ class Composer:
             raise UserError(f"the layer is a number of blocks from 1, or auto, got {layer!r}.")
         wanted = [] if layer == "auto" else [int(layer)]
         found: dict[int, dict[str, Tensor]] = {}
-        for uid, texts in examples.items():
+        for uid, own in examples.items():
+            texts = [asked(example) for example in own]
             by_block = text_features(self.model, self.tokenizer, texts, self.record.max_length, wanted)
             for block, features in by_block.items():
                 found.setdefault(block, {})[uid] = features
-        self.record.block = self._choose(found) if layer == "auto" else int(layer)
-        own = found[self.record.block]
-        for uid, features in own.items():
-            self.router.observe(features, uid)
-        if len(own) > 1 and isinstance(self.router, LdaRouter):
-            self.left_out = leave_one_out(own).routes
+        labels = {uid: labels_of(own) for uid, own in examples.items()}
+        told = labels if isinstance(self.router, LdaRouter) else {}
+        self.record.block = self._choose(found, told) if layer == "auto" else int(layer)
+        chosen = found[self.record.block]
+        for uid, features in chosen.items():
+            self.router.observe(features, uid, labels[uid])
+        self._leave_out(chosen, labels)
+
+    def observe_new(self, uid: str, examples: Sequence[Example]) -> None:
+        """Show the router the examples of one more expert, at the block of the others.
+
+        Args:
+            uid: The expert.
+            examples: What it is for, perhaps with labels.
+        """
+        assert self.router is not None
+        features, labels = self.features([asked(example) for example in examples]), labels_of(examples)
+        self.router.observe(features, uid, labels)
+        self._leave_out({uid: features}, {uid: labels})
+        went = self.left_out.get(uid, {})
+        if self.record.auto and went.get(uid, 0) < _FEW * sum(went.values()):
+            self.hint = (
+                f"block {self.record.block} was chosen without {uid!r}; compose anew with all examples "
+                "to look for a better one"
+            )
+
+    def _leave_out(self, features: Mapping[str, Tensor], labels: Mapping[str, list[str | None]]) -> None:
+        if isinstance(self.router, LdaRouter) and len(self.router.uids) > 1:
+            self.left_out = leave_out_of(self.router, features, labels).routes
+
+    def enter(self, uid: str, examples: Sequence[Example]) -> None:
+        """Write down what an expert is made of; of labels that are there how many classes they tell apart."""
+        entry: dict[str, Any] = {"source": self.loras[uid].source, "examples": len(examples)}
+        if isinstance(self.router, LdaRouter) and any(labels_of(examples)):
+            entry["classes"] = self.router.classes[uid]
+        self.record.experts[uid] = entry
 
     def gate(
         self, uid: str, examples: Sequence[Example], trained: Mapping[str, Tensor] | None = None
@@ -163,16 +159,20 @@ class Composer:
             trained = train_text_gate(self.tokens, self.model, self.tokenizer, source, list(examples), size)
         self.tokens.gates[uid] = dict(trained)
 
-    def _choose(self, found: Mapping[int, Mapping[str, Tensor]]) -> int:
+    def _choose(
+        self, found: Mapping[int, Mapping[str, Tensor]], labels: Mapping[str, list[str | None]]
+    ) -> int:
         """Return the block that tells the experts apart best, the middle one if that cannot be seen."""
         judged = len(next(iter(found.values()))) > 1
-        scores = {block: leave_one_out(own).accuracy for block, own in found.items()} if judged else {}
+        scores = {}
+        if judged:
+            scores = {b: leave_one_out(own, labels=labels).accuracy for b, own in found.items()}
         scores = {block: score for block, score in scores.items() if score == score}
         if not scores:
             return max(1, (max(found) + 1) // 2)
         self.record.auto = {str(block): round(score, 4) for block, score in scores.items()}
         best = max(scores.values())
-        return next(block for block, score in scores.items() if score >= best - _NEAR)
+        return next(block for block, score in scores.items() if score >= best - NEAR)
 
     def adapter(self, sites: Mapping[str, int] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return configuration and tensors of the adapter.
@@ -260,8 +260,10 @@ def compose(
 
     Args:
         adapters: LoRA adapters as PEFT saves them: folders or names on the Hub; a mapping names the experts.
-        examples: Texts that each expert is for; a few will do, more are better. For ``phatgoose`` and
-            ``glider`` also pairs of prompt and response. None without a router, and for ``arrow``.
+        examples: Texts that each expert is for; a few will do, more are better. For ``lda`` also pairs of
+            text and label: an expert's classes then have means of their own, if there are six examples of
+            each on average and the means differ. For ``phatgoose`` and ``glider`` also pairs of prompt and
+            response. None without a router, and for ``arrow``.
         to: Folder to write.
         backbone: Name or folder of the base model.
         base: The base model itself, if it is at hand; frozen by this.
@@ -318,10 +320,9 @@ def compose(
         for uid in list(loras) if by_token.has_gates else []:
             composer.gate(uid, (examples or {}).get(uid, ()), (gates or {}).get(uid))
     if built is not None and examples is not None:
-        texts = {uid: [asked(example) for example in examples[uid]] for uid in loras}
-        composer.observe_all(texts, layer)
-    for uid, lora in loras.items():
-        record.experts[uid] = {"source": lora.source, "examples": len((examples or {}).get(uid, ()))}
+        composer.observe_all({uid: examples[uid] for uid in loras}, layer)
+    for uid in loras:
+        composer.enter(uid, (examples or {}).get(uid, ()))
     return write(composer, Path(to), overwrite)
 
 
@@ -335,7 +336,7 @@ def write(
         compose_card(composer.record, config, to.name).save(work / "README.md")
         check_adapter_folder(work)
     parameters = sum(tensor.numel() for tensor in tensors.values())
-    return ComposeReport(to, composer.record, parameters, composer.left_out)
+    return ComposeReport(to, composer.record, parameters, composer.left_out, composer.hint)
 
 
 def check_tokens(loras: Mapping[str, StockLora]) -> None:

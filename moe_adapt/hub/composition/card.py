@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from moe_adapt.hub.card import TAGS, hub_id
 from moe_adapt.hub.composition.folder import Record
+from moe_adapt.hub.composition.summary import examples_told
 from moe_adapt.hub.composition.tokens import TOKEN_ROUTERS
 
 __all__ = ["compose_card"]
@@ -29,7 +30,7 @@ def compose_card(record: Record, config: Mapping[str, Any], title: str) -> Model
     data = ModelCardData(base_model=base, library_name="peft", tags=[*TAGS, "composed"])
     auto = _LOAD.get(record.task or "", "AutoModel")
     named = base or (record.base_model or "the base model").rsplit("/", 1)[-1]
-    rows = "\n".join(f"| {uid} | {e['examples']} |" for uid, e in record.experts.items())
+    rows = "\n".join(f"| {uid} | {examples_told(e)} |" for uid, e in record.experts.items())
     if record.router is None:
         how = "Experts are chosen by `adapter_ids` alone; without one the base answers."
     elif record.router["name"] in TOKEN_ROUTERS:
@@ -56,7 +57,7 @@ def compose_card(record: Record, config: Mapping[str, Any], title: str) -> Model
     text = (
         f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n"
         f"{len(record.experts)} LoRA adapters, trained apart, in one. {how}\n\n"
-        f"| expert | examples seen by the router |\n|---|---|\n{rows}\n\n{code}\n\n"
+        f"| expert | seen by the router |\n|---|---|\n{rows}\n\n{code}\n\n"
         "An expert is added or removed without touching the others: `moe-adapt compose DIR --add ADAPTER "
         "--examples FILE`, `moe-adapt compose DIR --remove NAME`.\n"
     )

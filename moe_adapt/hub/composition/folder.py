@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_adapt.errors import UserError
+from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.files import settle
 from moe_adapt.hub.composition.tokens import TokenRouter
 from moe_adapt.hub.folder import write_json
@@ -25,7 +25,8 @@ __all__ = ["COMPOSE_FILE", "ROUTER_FILE", "Record", "read_folder", "read_router"
 
 COMPOSE_FILE = "compose.json"
 ROUTER_FILE = "router.safetensors"
-FORMAT_VERSION = 1
+#: Routers that tell classes of an expert apart have version 2, all others 1, which older releases read.
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Record:
         abstain: Share of an expert's own texts that may be left to the base; 0 never leaves any.
         max_length: Tokens read of an example.
         chat: Whether examples were put into the tokeniser's chat format.
-        experts: By name: source, number of examples, names of classes.
+        experts: By name: source, number of examples, of classes if their labels were there.
     """
 
     backbone: str | None
@@ -56,7 +57,15 @@ class Record:
     max_length: int
     auto: dict[str, float] = field(default_factory=dict)
     experts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
+
+    def check_expert(self, uid: str) -> None:
+        """Raise `UserError` if there is no expert of that name."""
+        if uid not in self.experts:
+            raise UserError(
+                f"there is no expert {uid!r}.{did_you_mean(uid, self.experts)} "
+                f"Experts: {', '.join(self.experts)}."
+            )
 
 
 def write_folder(
@@ -78,9 +87,11 @@ def write_folder(
     write_json(work / CONFIG_FILE, config)
     plain = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
     save_file(plain, work / WEIGHTS_FILE, {"format": "pt"})
+    state: dict[str, Tensor] = {}
     if router is not None:
         state = {name: tensor.contiguous().clone() for name, tensor in router.state().items()}
         save_file(state, work / ROUTER_FILE)
+    record.format_version = FORMAT_VERSION if any(name.endswith("/classes") for name in state) else 1
     write_json(work / COMPOSE_FILE, vars(record))
 
 

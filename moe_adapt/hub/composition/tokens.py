@@ -28,7 +28,7 @@ from moe_adapt.hub.gates import train_gate
 from moe_adapt.routing.sample import PrototypeSampleRouter, SampleRouter
 from moe_adapt.tuner.flat_state import ROUTER_PREFIX
 
-__all__ = ["TOKEN_ROUTERS", "Example", "TokenRouter", "asked", "train_text_gate"]
+__all__ = ["TOKEN_ROUTERS", "Example", "TokenRouter", "asked", "labels_of", "train_text_gate"]
 
 TOKEN_ROUTERS = ("arrow", "phatgoose", "glider")
 _WEIGHT = f"{ROUTER_PREFIX}scorer__weight"
@@ -36,7 +36,7 @@ _COLUMNS = f"{ROUTER_PREFIX}modifiers__0__columns"
 _ROOT = "base_model.model."
 _BATCH = 8
 
-#: A text, or a prompt and the response that is learned.
+#: A text, or a prompt with the response that is learned, or that is the label of its class.
 Example = str | tuple[str, str]
 
 
@@ -145,6 +145,11 @@ class TokenRouter:
 def asked(example: Example) -> str:
     """Return the text of an example, or its prompt."""
     return example if isinstance(example, str) else example[0]
+
+
+def labels_of(examples: Sequence[Example]) -> list[str | None]:
+    """Return the label or response of each example; None where there is none."""
+    return [None if isinstance(example, str) else example[1] for example in examples]
 
 
 def train_text_gate(

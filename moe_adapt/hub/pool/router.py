@@ -18,6 +18,7 @@ Reference: Lee et al., "RouterRetriever: Routing over a Mixture of Expert Embedd
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,12 +87,13 @@ class AdapterRouter(ABC):
         """
 
     @abstractmethod
-    def add(self, uid: str, examples: Tensor) -> None:
+    def add(self, uid: str, examples: Tensor, labels: Sequence[str | None] | None = None) -> None:
         """Add an adapter.
 
         Args:
             uid: Its name.
             examples: Embeddings of what it is good at, [M, d].
+            labels: Class of each, for a router that tells an adapter's classes apart (``lda``).
 
         Raises:
             UserError: If the name is taken, or there are no examples.
@@ -124,7 +126,7 @@ class PrototypeRouter(AdapterRouter):
         self.seed = seed
         self.prototypes: dict[str, Tensor] = {}
 
-    def add(self, uid: str, examples: Tensor) -> None:
+    def add(self, uid: str, examples: Tensor, labels: Sequence[str | None] | None = None) -> None:
         """Add an adapter by the centroids of its examples (see `AdapterRouter.add`)."""
         if uid in self.prototypes:
             raise UserError(
@@ -173,13 +175,13 @@ class StatisticsRouter(AdapterRouter):
         self.name = name
         self.statistics: SampleRouter = SAMPLE_ROUTERS.build({"name": name})
 
-    def add(self, uid: str, examples: Tensor) -> None:
+    def add(self, uid: str, examples: Tensor, labels: Sequence[str | None] | None = None) -> None:
         """Add an adapter by the statistics of its examples (see `AdapterRouter.add`)."""
         if uid in self.statistics.uids:
             raise UserError(
                 f"the pool has an adapter {uid!r} already; remove it first or choose another name."
             )
-        self.statistics.observe(examples, uid)
+        self.statistics.observe(examples, uid, labels)
 
     def remove(self, uid: str) -> None:
         """Remove an adapter (see `AdapterRouter.remove`)."""

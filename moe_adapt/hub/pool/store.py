@@ -1,6 +1,6 @@
 """A pool on disk: where its adapters are, what they are good at, their gates. JSON and safetensors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ __all__ = ["POOL_FILE", "AdapterPool", "Member"]
 
 POOL_FILE = "pool.json"
 TENSORS = "pool.safetensors"
-#: Pools of prototypes have version 1, which older releases read; all others 2.
-FORMAT_VERSION = 2
+#: Pools of prototypes have version 1, which older releases read; those with classes of adapters 3, others 2.
+FORMAT_VERSION = 3
 
 
 @dataclass
@@ -69,6 +69,7 @@ class AdapterPool:
         examples: Tensor,
         note: str = "",
         gates: Mapping[str, Tensor] | None = None,
+        labels: Sequence[str | None] | None = None,
     ) -> None:
         """Add an adapter; no other's scores change.
 
@@ -78,13 +79,14 @@ class AdapterPool:
             examples: Embeddings of what it is good at, [M, d].
             note: What it is for.
             gates: Gate vectors by layer.
+            labels: Class of each example, for ``lda``.
 
         Raises:
             UserError: If the name is taken or cannot be used, or there are no examples.
         """
         if not uid or "/" in uid:
             raise UserError(f"an adapter's name in a pool is not empty and has no slash, got {uid!r}.")
-        self.router.add(uid, examples)
+        self.router.add(uid, examples, labels)
         self.members[uid] = Member(source, len(examples), note, dict(gates or {}))
 
     def remove(self, uid: str) -> None:
@@ -106,16 +108,17 @@ class AdapterPool:
         Raises:
             UserError: If the folder holds something else, or the disk is full.
         """
-        content = {"format_version": 1, "encoder": self.encoder, "order": list(self.members)}
+        content: dict[str, Any] = {"format_version": 1, "encoder": self.encoder, "order": list(self.members)}
         if isinstance(self.router, PrototypeRouter):
             tensors = {f"prototypes/{uid}": means for uid, means in self.router.prototypes.items()}
             content["centroids"] = self.router.count
         else:
             assert isinstance(self.router, StatisticsRouter)
             tensors = {f"router/{name}": part for name, part in self.router.statistics.state().items()}
-            content |= {"format_version": FORMAT_VERSION, "router": self.router.name}
+            classes = any(name.endswith("/classes") for name in tensors)
+            content |= {"format_version": FORMAT_VERSION if classes else 2, "router": self.router.name}
         if self.block is not None:
-            content |= {"format_version": FORMAT_VERSION, "block": self.block}
+            content |= {"format_version": max(2, content["format_version"]), "block": self.block}
         for uid, member in self.members.items():
             tensors |= {f"gates/{uid}/{site}": gate for site, gate in member.gates.items()}
         content["members"] = {

@@ -6,7 +6,7 @@ the order in which they came does not matter.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -32,12 +32,13 @@ class SampleRouter(ABC):
         """How many examples each expert's statistics come from."""
 
     @abstractmethod
-    def observe(self, features: Tensor, uid: str) -> None:
+    def observe(self, features: Tensor, uid: str, labels: Sequence[str | None] | None = None) -> None:
         """Take in examples of what an expert is for; a new name is a new expert.
 
         Args:
             features: Features of the examples, [M, d].
             uid: The expert's name.
+            labels: Class of each example, for routers that tell an expert's classes apart.
 
         Raises:
             UserError: If there is no example, or the width is another one.

@@ -7,7 +7,7 @@ No expert's score depends on another's. Novelty is one minus the best cosine, up
 Reference: Lee et al., "RouterRetriever", arXiv 2409.02685.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class PrototypeSampleRouter(SampleRouter):
         """How many examples each expert's centroids come from."""
         return {uid: self._counts[uid] for uid in self.uids}
 
-    def observe(self, features: Tensor, uid: str) -> None:
+    def observe(self, features: Tensor, uid: str, labels: Sequence[str | None] | None = None) -> None:
         """Set an expert's centroids (see `SampleRouter.observe`).
 
         Raises:

@@ -6,7 +6,7 @@ by L-BFGS, which is deterministic. The examples' features are kept, since a new 
 adding one fits again. The baseline that `lda` is compared with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class TrainedRouter(SampleRouter):
         """How many examples each expert has."""
         return {uid: len(self.examples[uid]) for uid in self.uids}
 
-    def observe(self, features: Tensor, uid: str) -> None:
+    def observe(self, features: Tensor, uid: str, labels: Sequence[str | None] | None = None) -> None:
         """Keep features of examples (see `SampleRouter.observe`)."""
         if features.ndim != 2 or not len(features):
             raise UserError(f"the expert {uid!r} needs examples of what it is for; give at least one text.")

@@ -56,6 +56,26 @@ def test_the_report_says_where_examples_go_that_were_left_out(adapters, tmp_path
     assert remove_adapter(tmp_path / "pair", "news").left_out == {}
 
 
+def test_an_added_adapter_is_judged_by_its_examples_left_out(adapters, tmp_path):
+    uids, loaded = ("bank", "news", "food"), {"base": llama(), "tokenizer": tokenizer()}
+    words = {uid: WORDS[uid] for uid in uids}
+    whole = compose({uid: adapters[uid] for uid in uids}, words, tmp_path / "whole", layer=1, **loaded)
+    pair = {uid: adapters[uid] for uid in ("bank", "news")}
+    compose(pair, {uid: words[uid] for uid in pair}, tmp_path / "grown", layer=1, **loaded)
+    grown = add_adapter(tmp_path / "grown", adapters["food"], words["food"], uid="food", **loaded)
+    assert grown.left_out == {"food": whole.left_out["food"]}
+    assert "find their own expert" in str(whole) and "find their own expert" not in str(grown)
+    assert "find their own expert" not in str(remove_adapter(tmp_path / "grown", "bank"))
+
+
+def test_a_block_that_does_not_suit_a_new_adapter_is_told(adapters, tmp_path):
+    loaded = {"base": llama(), "tokenizer": tokenizer()}
+    pair = {uid: adapters[uid] for uid in ("bank", "news")}
+    compose(pair, {uid: WORDS[uid] for uid in pair}, tmp_path / "pair", layer="auto", **loaded)
+    report = add_adapter(tmp_path / "pair", adapters["food"], WORDS["bank"], uid="food", **loaded)
+    assert "was chosen without 'food'; compose anew" in str(report)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_is_what_its_adapter_alone_gives(composed, adapters, dtype):
     routed = logits(opened(composed, dtype), adapter_ids=OWNERS)
@@ -336,3 +356,55 @@ def test_classifiers_bring_their_own_heads(tmp_path):
     less = peft.PeftModel.from_pretrained(bert(), str(tmp_path / "all")).eval()
     with torch.inference_mode():
         assert less(**batch(TEXTS, side="right")).logits.shape == (15, 5)
+
+
+def labelled(texts):
+    """Return texts, six times, with the labels of two classes."""
+    return [(text, "one" if number < 2 else "two") for number, text in enumerate(texts)] * 6
+
+
+def test_classes_of_labelled_examples_stand_beside_adapters_without(adapters, tmp_path):
+    to, words = tmp_path / "all", WORDS | {"bank": labelled(WORDS["bank"])}
+    words["food"] = [(text, text) for text in WORDS["food"]]
+    report = compose(adapters, words, to, base=llama(), tokenizer=tokenizer())
+    assert "bank (30 examples of 2 classes), food (5 examples, labels not used), news (5 examples)" in str(
+        report
+    )
+    config = json.loads((to / "adapter_config.json").read_text())
+    assert config["sample_router"]["shape"]["rows"] == 4 and config["sample_router"]["shape"]["experts"] == 3
+    assert json.loads((to / "compose.json").read_text())["experts"]["bank"]["classes"] == 2
+    assert "| bank | 30 examples of 2 classes |" in (to / "README.md").read_text()
+    names = {name.rpartition("/")[2] for name in load_file(to / "router.safetensors") if "bank" in name}
+    assert names == {"classes", "count", "mean", "factor", "tail"}
+    model = opened(to)
+    logits(model)
+    assert model.base_model.sample_routes().names() == OWNERS
+
+
+def test_labelled_examples_are_added_and_removed_to_the_last_bit(adapters, tmp_path):
+    words, paths = {uid: labelled(texts) for uid, texts in WORDS.items()}, []
+    for number, order in enumerate((("bank", "news", "food"), ("food", "bank", "news"))):
+        paths.append(tmp_path / str(number))
+        first, *rest = order
+        start = {first: adapters[first]}
+        compose(start, {first: words[first]}, paths[-1], base=llama(), tokenizer=tokenizer(), layer=2)
+        for uid in rest:
+            add_adapter(paths[-1], adapters[uid], words[uid], uid=uid, base=llama(), tokenizer=tokenizer())
+    assert same(*map(files, paths))
+    remove_adapter(paths[0], "food")
+    two = {uid: adapters[uid] for uid in ("bank", "news")}
+    compose(two, {u: words[u] for u in two}, tmp_path / "two", base=llama(), tokenizer=tokenizer(), layer=2)
+    assert same(files(paths[0]), files(tmp_path / "two"))
+
+
+def test_a_folder_from_before_classes_is_added_to(adapters, composed, tmp_path):
+    to = tmp_path / "old"
+    shutil.copytree(composed, to)
+    version = lambda: json.loads((to / "compose.json").read_text())["format_version"]  # noqa: E731
+    assert version() == 1 and not any("classes" in name for name in load_file(to / "router.safetensors"))
+    add_adapter(
+        to, adapters["bank"], labelled(WORDS["bank"]), uid="again", base=llama(), tokenizer=tokenizer()
+    )
+    assert version() == 2
+    remove_adapter(to, "again")
+    assert version() == 1 and same(files(to), files(composed))
