@@ -118,6 +118,8 @@ def groups_in_short(cells: list[dict[str, Any]]) -> str:
             ("an expert per true group", "true groups"),
             ("**an expert per found group**", "found groups"),
             ("an expert per random group", "random groups"),
+            ("two experts per token, learned", "top-2 per token"),
+            ("the same with a frozen random router", "frozen random router"),
         ):
             row = tenant_row(by_method, method)
             if row.accuracy:
