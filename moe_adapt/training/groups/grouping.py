@@ -111,7 +111,7 @@ class Grouping:
             text += f"; adjusted Rand index against the known groups {self.adjusted_rand:.2f}"
         if self.chosen and self.p_value is not None and self.count == 1:
             text += self._why_one(self.p_value)
-        elif self.chosen and self.p_value is None and score is not None and score < _FAINT:
+        elif self.chosen and score is not None and score < _FAINT:
             text += "; they do not stand out, so compare with one LoRA for all and an expert for each"
         return f"{text}."
 

@@ -29,7 +29,7 @@ def test_its_size_is_the_level():
 
 
 def test_its_power_with_eight_members_in_two_groups():
-    """Groups are two standard deviations of a distance apart; the silhouettes' own test found 68 % of such."""
+    """Groups are two standard deviations of a distance apart; a test by silhouettes found 68 % of such."""
     assert (p_values(20, groups=2) <= 0.05).mean() >= 0.8
 
 
