@@ -19,12 +19,13 @@ import peft
 import torch
 from encoder import MIDDLE, UPPER, Cached, Halves, answers
 from material import Cell, Material, final_embeddings, router, task_means
-from prepare import LENGTH, adapter_folder, all_of, cell_folder, data_of, halves_of, sizes_of
+from prepare import LENGTH, adapter_folder, all_of, cell_folder, chooser_of, data_of, halves_of, sizes_of
+from rates import best_rate
 from removal import membership, removal
 from torch import Tensor
 from torch.nn import functional as F
 from written import generated
-from xlora import learned_mixture
+from xlora import XLORA_RATES, learned_mixture
 
 from moe_adapt.backbones.text import mean_over_tokens
 from moe_adapt.hub.composition import compose
@@ -211,8 +212,33 @@ def arrow(m: Material, cell: Cell) -> None:
 
 def xlora(m: Material, cell: Cell) -> None:
     """Measure PEFT's X-LoRA, whose gates learn from 32 labelled rows of each task."""
-    model = learned_mixture(m.halves, m.sources, m.few)
-    cell["accuracy"]["X-LoRA, 32 labelled rows"] = m.score(answers(model, m.test))
+    by_gates(m, cell, 32)
+
+
+def xlora_all(m: Material, cell: Cell) -> None:
+    """Measure PEFT's X-LoRA, whose gates learn from all labelled training rows of each task."""
+    by_gates(m, cell, 320)
+
+
+def by_gates(m: Material, cell: Cell, seen: int) -> None:
+    """Measure X-LoRA on so many rows of each task, at the rate that is best on validation rows of seed 0.
+
+    The rate is chosen with 32 rows of each task.
+
+    Raises:
+        SystemExit: If the cell that chooses the rate was not measured before.
+    """
+    chooser = cell_folder(m.folder.parent, chooser_of(cell["form"]), 0)
+
+    def score(rate: float) -> float:
+        if m.folder != chooser:
+            raise SystemExit(f"measure {chooser.name} first: it chooses the learning rate of X-LoRA.")
+        return answers(learned_mixture(m.halves, m.sources, m.few, rate), m.held).float().mean().item()
+
+    rate = best_rate(chooser.parent / f"chosen_xlora_{chooser.name}.json", XLORA_RATES, score)
+    rows = {task: parts["train"].take(range(seen)) for task, parts in m.rows.items()}
+    model = learned_mixture(m.halves, m.sources, rows, rate)
+    cell["accuracy"][f"X-LoRA, {seen} labelled rows"] = m.score(answers(model, m.test))
 
 
 def joint(m: Material, cell: Cell) -> None:
@@ -263,7 +289,7 @@ def subset(m: Material, sources: dict[str, str]) -> dict[str, float]:
 
 
 #: What can be measured of a form and seed; ``singles`` and ``routers`` first, ``joint`` and ``sequential``
-#: need ``prepare.py --baselines``. Images have no tokeniser: ``layers``, ``composed``, ``soft`` and ``xlora``
+#: need ``prepare.py --baselines``. Images have no tokeniser: ``layers``, ``composed``, ``soft`` and X-LoRA
 #: are for texts. ``generated`` is for the language model, ``composed`` and ``soft`` are for encoders.
 MEASURES: dict[str, Callable[[Material, Cell], None]] = {
     measure.__name__: measure
@@ -278,6 +304,7 @@ MEASURES: dict[str, Callable[[Material, Cell], None]] = {
         arrow,
         soft,
         xlora,
+        xlora_all,
         numbers,
         joint,
         sequential,

@@ -8,6 +8,7 @@ format.
 
 import argparse
 import json
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -18,9 +19,10 @@ import torch
 from encoder import Cached, Halves, Settings, answers, lora_config, train
 from images import GROUPS, IMAGE_SIZES, IMAGES, TRAINED, ImageHalves, load_group
 from language import LANGUAGE, TASKS, LanguageHalves, load_prompts
+from rates import best_rate
 from tasks import READERS, Form, load
 
-__all__ = ["adapter_folder", "all_of", "cell_folder", "data_of", "halves_of", "sizes_of"]
+__all__ = ["adapter_folder", "all_of", "cell_folder", "chooser_of", "data_of", "halves_of", "sizes_of"]
 
 SIZES = {"train": 320, "validation": 40, "test": 100}
 EPOCHS, LANGUAGE_EPOCHS, LENGTH = 4, 3, 32
@@ -29,8 +31,8 @@ RATES, LANGUAGE_RATES = (1e-3, 2e-3, 4e-3), (1e-3, 3e-3)
 #: Form and tasks on which the learning rate of the single adapters is chosen.
 CHOSEN_ON = ("codes", ("agnews", "sst2", "cola", "banking77"))
 LANGUAGE_CHOSEN_ON = ("written_names", ("sst2",))
-#: Learning rate of the adapters of rank 64.
-JOINT_RATE = 1e-3
+#: Learning rates that are tried for the baselines that see all tasks.
+WHOLE_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 
 
 def cell_folder(runs: Path, form: str, seed: int) -> Path:
@@ -98,43 +100,81 @@ def fit(halves: Halves, rank: int, rows: list[Cached], settings: Settings, seed:
 
 def choose(halves: Halves, args: argparse.Namespace) -> Settings:
     """Return how single adapters are trained: the rate with the best mean on validation rows of seed 0."""
-    path = args.runs / "chosen.json"
     writes = isinstance(halves, LanguageHalves)
     form, tasks = LANGUAGE_CHOSEN_ON if writes else CHOSEN_ON
     rates, epochs = (LANGUAGE_RATES, LANGUAGE_EPOCHS) if writes else (RATES, EPOCHS)
-    tried = json.loads(path.read_text()) if path.is_file() else {}
     rows = data_of(halves, args.data, args.runs, form, 0)
-    for rate in rates:
-        if str(rate) in tried:
-            continue
+
+    def score(rate: float) -> float:
         settings, right = Settings(lr=rate, epochs=epochs, length=halves.length), []
         for task in tasks:
             torch.manual_seed(0)
             model = peft.get_peft_model(halves.fresh(), lora_config(8))
             train(model, rows[task]["train"], settings, 0)
             right.append(answers(model, rows[task]["validation"]).float().mean().item())
-        tried[str(rate)] = sum(right) / len(right)
-        path.write_text(json.dumps(tried))
-        print(rate, right, flush=True)
-    return Settings(lr=max(rates, key=lambda rate: tried[str(rate)]), epochs=epochs, length=halves.length)
+        return sum(right) / len(right)
+
+    rate = best_rate(args.runs / "chosen.json", rates, score)
+    return Settings(lr=rate, epochs=epochs, length=halves.length)
+
+
+def chooser_of(form: str) -> str:
+    """Return the form whose validation rows of seed 0 choose for methods that learn from all tasks."""
+    if form in IMAGES:
+        return form
+    return LANGUAGE_CHOSEN_ON[0] if form in LANGUAGE else CHOSEN_ON[0]
+
+
+def choose_whole(halves: Halves, args: argparse.Namespace, form: str, name: str, epochs: int) -> Settings:
+    """Return how a baseline that sees all tasks is trained: the rate with the best mean over all of them."""
+    form = chooser_of(form)
+    rows = data_of(halves, args.data, args.runs, form, 0)
+    held = all_of(rows, "validation")
+
+    def settings(rate: float) -> Settings:
+        return Settings(lr=rate, epochs=epochs, length=halves.length)
+
+    def score(rate: float) -> float:
+        folder = adapter_folder(args.runs, form, 0, f"{name}-{rate:g}")
+        fit_whole(halves, rows, settings(rate), 0, name, folder)
+        model = peft.PeftModel.from_pretrained(halves.fresh(), str(folder))
+        return answers(model, held).float().mean().item()
+
+    rates = LANGUAGE_RATES if form in LANGUAGE else WHOLE_RATES
+    return settings(best_rate(args.runs / f"chosen_{name}_{form}.json", rates, score))
+
+
+def fit_whole(
+    halves: Halves,
+    rows: dict[str, dict[str, Cached]],
+    settings: Settings,
+    seed: int,
+    name: str,
+    folder: Path,
+) -> None:
+    """Train a baseline that sees all tasks, ``joint`` or ``sequential``, if its folder is not there."""
+    if not folder.is_dir():
+        parts = [all_of(rows, "train")] if name == "joint" else [own["train"] for own in rows.values()]
+        fit(halves, 8 * len(rows), parts, settings, seed, folder)
 
 
 def prepare_cell(halves: Halves, args: argparse.Namespace, form: str, seed: int, single: Settings) -> None:
     """Train all adapters of a form and seed that are not there."""
     rows = data_of(halves, args.data, args.runs, form, seed)
-    rank = 8 * len(rows)
-    big = Settings(lr=JOINT_RATE, epochs=single.epochs, length=LENGTH)
-    jobs = {task: (8, [parts["train"]], single) for task, parts in rows.items()}
-    if "joint" in args.baselines:
-        jobs["joint"] = (rank, [all_of(rows, "train")], big)
-    if "sequential" in args.baselines:
-        jobs["sequential"] = (rank, [parts["train"] for parts in rows.values()], big)
-    for name, (size, parts, settings) in jobs.items():
-        folder = adapter_folder(args.runs, form, seed, name)
+    for task, parts in rows.items():
+        folder = adapter_folder(args.runs, form, seed, task)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
-            fit(halves, size, parts, settings, seed, folder)
-            print(form, seed, name, time.process_time(), flush=True)
+            fit(halves, 8, [parts["train"]], single, seed, folder)
+            print(form, seed, task, time.process_time(), flush=True)
+    for name in args.baselines:
+        settings = choose_whole(halves, args, form, name, single.epochs)
+        folder = adapter_folder(args.runs, form, seed, name)
+        tried = folder.with_name(f"{name}-{settings.lr:g}")
+        if tried.is_dir() and not folder.is_dir():
+            shutil.copytree(tried, folder)
+        fit_whole(halves, rows, settings, seed, name, folder)
+        print(form, seed, name, settings.lr, time.process_time(), flush=True)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Requests per second of a batch in which every request names its own LoRA adapter.
 
-64 requests of 16 tokens, their adapters drawn by Zipf's law from E. What is compared, in turns:
+64 requests of 16 tokens, their adapters drawn by Zipf's law from E. Adapters sit on two layers per
+block (query, value) or on all seven. What is compared, in turns:
 
 * the base model alone, which knows no adapter;
 * a composed adapter of E experts, chosen by id (`moe-adapt compose --router none`): each sequence's factors
@@ -34,7 +35,14 @@ from moe_adapt.manifest import collect
 from moe_adapt.tuner.stock_lora import StockLora
 
 RANK, TOKENS, REQUESTS = 8, 16, 64
-PROJECTIONS = ("q_proj", "v_proj")
+#: Layers with adapters in every block.
+PROJECTIONS = {
+    "attention": ("self_attn.q_proj", "self_attn.v_proj"),
+    "all": (
+        *(f"self_attn.{part}_proj" for part in "qkvo"),
+        *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
+    ),
+}
 
 
 def base_model(layers: int, width: int) -> LlamaForCausalLM:
@@ -52,13 +60,13 @@ def base_model(layers: int, width: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
-def adapter(model: Any, number: int) -> StockLora:
+def adapter(model: Any, number: int, projections: Sequence[str]) -> StockLora:
     """Return an adapter with random weights."""
     generator = torch.Generator().manual_seed(number)
     factors = {}
     for layer in range(model.config.num_hidden_layers):
-        for name in PROJECTIONS:
-            site = f"model.layers.{layer}.self_attn.{name}"
+        for name in projections:
+            site = f"model.layers.{layer}.{name}"
             weight = model.get_submodule(site).weight
             shapes = ((RANK, weight.shape[1]), (weight.shape[0], RANK))
             factors[site] = tuple(torch.randn(shape, generator=generator) * 0.05 for shape in shapes)
@@ -74,21 +82,21 @@ def adapter(model: Any, number: int) -> StockLora:
     )
 
 
-def composed(model: Any, count: int, folder: Path) -> Any:
-    """Return the model with `count` adapters composed, chosen by id alone."""
-    loras = {lora.uid: lora for lora in (adapter(model, number) for number in range(count))}
+def composed(model: Any, loras: Sequence[StockLora], folder: Path) -> Any:
+    """Return the model with adapters composed, chosen by id alone."""
+    own = {lora.uid: lora for lora in loras}
     record = Record(None, None, "CAUSAL_LM", None, 0, 1, 0.0, 0)
-    record.experts = {uid: {"source": "random", "examples": 0} for uid in loras}
-    write(Composer(model, None, loras, None, record), folder, overwrite=True)
+    record.experts = {uid: {"source": "random", "examples": 0} for uid in own}
+    write(Composer(model, None, own, None, record), folder, overwrite=True)
     return peft.PeftModel.from_pretrained(model, str(folder)).eval()
 
 
-def pefts(model: Any, numbers: Sequence[int]) -> Any:
+def pefts(model: Any, loras: Sequence[StockLora]) -> Any:
     """Return the model with PEFT's own copies of some adapters."""
-    config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(PROJECTIONS))
+    targets = sorted({site.rpartition(".")[2] for site in loras[0].factors})
+    config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets)
     found: Any = None
-    for number in numbers:
-        lora = adapter(model, number)
+    for lora in loras:
         if found is None:
             found = peft.get_peft_model(model, config, adapter_name=lora.uid)
         else:
@@ -126,13 +134,17 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def measure(count: int, layers: int, width: int, rounds: int, folder: Path) -> dict[str, Any]:
+def measure(
+    count: int, projections: Sequence[str], layers: int, width: int, rounds: int, folder: Path
+) -> dict[str, Any]:
     """Return requests per second by method, and the largest difference of outputs."""
     numbers = drawn(count)
     names = [f"a{number:03d}" for number in numbers]
     ids = torch.randint(1, 1024, (REQUESTS, TOKENS), generator=torch.Generator().manual_seed(0))
-    base, ours = base_model(layers, width), composed(base_model(layers, width), count, folder)
-    theirs = pefts(base_model(layers, width), sorted(set(numbers)))
+    base = base_model(layers, width)
+    loras = [adapter(base, number, projections) for number in range(count)]
+    ours = composed(base_model(layers, width), loras, folder)
+    theirs = pefts(base_model(layers, width), [loras[number] for number in sorted(set(numbers))])
     calls: dict[str, Callable[[], Any]] = {
         "base alone": lambda: base(input_ids=ids),
         "composed, by id": lambda: ours(input_ids=ids, adapter_ids=names),
@@ -147,6 +159,7 @@ def measure(count: int, layers: int, width: int, rounds: int, folder: Path) -> d
     speed = {name: REQUESTS / statistics.median(values) for name, values in times.items()}
     return {
         "adapters": count,
+        "layers per block": len(projections),
         "in the batch": len(set(numbers)),
         "requests per second": {name: round(value, 2) for name, value in speed.items()},
         "share of the base": round(speed["composed, by id"] / speed["base alone"], 3),
@@ -160,6 +173,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--adapters", type=int, nargs="+", default=[4, 16, 64, 256])
+    parser.add_argument("--projections", nargs="+", choices=list(PROJECTIONS), default=list(PROJECTIONS))
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
@@ -168,12 +182,13 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
-        for count in options.adapters:
-            to = Path(folder) / "composed"
-            rows.append(measure(count, options.layers, options.width, options.rounds, to))
-            print(json.dumps(rows[-1], indent=1), flush=True)
+        for name in options.projections:
+            for count in options.adapters:
+                sizes = (options.layers, options.width, options.rounds, Path(folder) / "composed")
+                rows.append(measure(count, PROJECTIONS[name], *sizes))
+                print(json.dumps(rows[-1], indent=1), flush=True)
     settings = {"layers": options.layers, "width": options.width, "rank": RANK, "rounds": options.rounds}
-    settings |= {"requests": REQUESTS, "tokens": TOKENS, "projections": list(PROJECTIONS)}
+    settings |= {"requests": REQUESTS, "tokens": TOKENS, "projections": PROJECTIONS}
     if options.out is not None:
         content = {"settings": settings, "rows": rows, "manifest": collect()}
         options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

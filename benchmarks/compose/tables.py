@@ -235,8 +235,8 @@ def gather(folder: Path, pattern: str, name: str) -> None:
     for cell in cells:
         cell["manifest"] = portable(cell["manifest"])
     report: dict[str, Any] = {"cells": cells}
-    if (folder / "chosen.json").is_file():
-        report["validation of what was tried"] = json.loads((folder / "chosen.json").read_text())
+    if tried := {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("chosen*.json"))}:
+        report["validation of what was tried"] = tried
     (RESULTS / name).write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -13,10 +13,10 @@ from encoder import Cached, Halves, Settings, UpperHalf, train
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-__all__ = ["XLORA", "learned_mixture"]
+__all__ = ["XLORA_RATES", "learned_mixture"]
 
-#: Not tuned; the gates alone are trained.
-XLORA = Settings(lr=1e-2, epochs=3, length=32)
+#: Learning rates that are tried; the gates alone are trained.
+XLORA_RATES = (3e-3, 1e-2, 3e-2)
 
 
 class Nested(nn.Module):
@@ -36,7 +36,7 @@ class Nested(nn.Module):
         return self.model(**inputs)
 
 
-def learned_mixture(halves: Halves, sources: dict[str, str], rows: dict[str, Cached]) -> Any:
+def learned_mixture(halves: Halves, sources: dict[str, str], rows: dict[str, Cached], rate: float) -> Any:
     """Return an X-LoRA model over adapters whose gates are trained on labelled rows of all tasks."""
     torch.manual_seed(0)
     config = peft.XLoraConfig(
@@ -48,5 +48,5 @@ def learned_mixture(halves: Halves, sources: dict[str, str], rows: dict[str, Cac
     first, *others = rows.values()
     for other in others:
         first = first + other
-    train(model, first, XLORA, 0)
+    train(model, first, Settings(lr=rate, epochs=3, length=32), 0)
     return model

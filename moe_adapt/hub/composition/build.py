@@ -33,7 +33,7 @@ from moe_adapt.hub.composition.tokens import Example, TokenRouter, asked, labels
 from moe_adapt.hub.folder import check_target, new_folder
 from moe_adapt.hub.load import check_adapter_folder
 from moe_adapt.registry import Spec
-from moe_adapt.routing.sample import SAMPLE_ROUTERS, LdaRouter, SampleRouter, leave_one_out
+from moe_adapt.routing.sample import SAMPLE_ROUTERS, LdaRouter, SampleRouter, leave_one_out, leave_out_of
 from moe_adapt.tuner.config import RoutedLoraConfig
 from moe_adapt.tuner.peft_plugin import PREFIX
 from moe_adapt.tuner.sample_config import SampleConfig
@@ -47,6 +47,8 @@ _ROOT = "base_model.model."
 _SAMPLES = f"{_ROOT}{HOLDER}."
 #: Blocks whose leave-one-out accuracies differ by less are as good as each other; the earliest is cheapest.
 NEAR = 0.005
+#: Share of a new expert's examples below which another block may tell the experts apart better.
+_FEW = 0.9
 #: Where samples are routed, layers have no router of their own.
 _BY_SAMPLE = {"method": "soft", "scorer": "uniform", "selector": "dense"}
 
@@ -62,7 +64,8 @@ class Composer:
         router: The router over samples; None if experts are chosen by ids alone, or token by token.
         record: What becomes ``compose.json``.
         tokens: The router over tokens, if there is one.
-        left_out: Where each expert's examples go if `lda` has not seen them.
+        left_out: Where each new expert's examples go if `lda` has not seen them.
+        hint: What to do about it.
     """
 
     model: nn.Module
@@ -72,6 +75,7 @@ class Composer:
     record: Record
     tokens: TokenRouter | None = None
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    hint: str = ""
 
     def features(self, texts: Sequence[str]) -> Tensor:
         """Return the features of texts at the router's block, [M, d]."""
@@ -105,8 +109,29 @@ class Composer:
         chosen = found[self.record.block]
         for uid, features in chosen.items():
             self.router.observe(features, uid, labels[uid])
-        if len(chosen) > 1 and isinstance(self.router, LdaRouter):
-            self.left_out = leave_one_out(chosen, labels=labels).routes
+        self._leave_out(chosen, labels)
+
+    def observe_new(self, uid: str, examples: Sequence[Example]) -> None:
+        """Show the router the examples of one more expert, at the block of the others.
+
+        Args:
+            uid: The expert.
+            examples: What it is for, perhaps with labels.
+        """
+        assert self.router is not None
+        features, labels = self.features([asked(example) for example in examples]), labels_of(examples)
+        self.router.observe(features, uid, labels)
+        self._leave_out({uid: features}, {uid: labels})
+        went = self.left_out.get(uid, {})
+        if self.record.auto and went.get(uid, 0) < _FEW * sum(went.values()):
+            self.hint = (
+                f"block {self.record.block} was chosen without {uid!r}; compose anew with all examples "
+                "to look for a better one"
+            )
+
+    def _leave_out(self, features: Mapping[str, Tensor], labels: Mapping[str, list[str | None]]) -> None:
+        if isinstance(self.router, LdaRouter) and len(self.router.uids) > 1:
+            self.left_out = leave_out_of(self.router, features, labels).routes
 
     def enter(self, uid: str, examples: Sequence[Example]) -> None:
         """Write down what an expert is made of; of labels that are there how many classes they tell apart."""
@@ -311,7 +336,7 @@ def write(
         compose_card(composer.record, config, to.name).save(work / "README.md")
         check_adapter_folder(work)
     parameters = sum(tensor.numel() for tensor in tensors.values())
-    return ComposeReport(to, composer.record, parameters, composer.left_out)
+    return ComposeReport(to, composer.record, parameters, composer.left_out, composer.hint)
 
 
 def check_tokens(loras: Mapping[str, StockLora]) -> None:

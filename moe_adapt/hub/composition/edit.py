@@ -17,7 +17,7 @@ from moe_adapt.hub.composition.base import open_base, open_tokenizer
 from moe_adapt.hub.composition.build import Composer, ComposeReport, check_tokens, write
 from moe_adapt.hub.composition.folder import Record, read_folder
 from moe_adapt.hub.composition.ingredients import check_together, read_all, without_base_tensors
-from moe_adapt.hub.composition.tokens import Example, TokenRouter, asked, labels_of
+from moe_adapt.hub.composition.tokens import Example, TokenRouter
 from moe_adapt.tuner.peft_plugin import PREFIX
 from moe_adapt.tuner.sample_config import SampleConfig
 from moe_adapt.tuner.sample_tensors import HOLDER, head_name
@@ -83,8 +83,7 @@ def _add(
     loras = composed_loras(config, tensors, record) | new
     composer = Composer(model, tokenizer, dict(sorted(loras.items())), router, record, by_token)
     if router is not None:
-        features = composer.features([asked(example) for example in examples])
-        router.observe(features, name, labels_of(examples))
+        composer.observe_new(name, examples)
     if by_token is not None:
         check_tokens(composer.loras)
     if trains:
@@ -110,7 +109,7 @@ def remove_adapter(folder: str | Path, uid: str) -> ComposeReport:
 
 def _remove(folder: Path, uid: str) -> ComposeReport:
     config, tensors, router, record = read_folder(folder)
-    sample_config(config, record).places([uid])
+    record.check_expert(uid)
     if len(record.experts) == 1:
         raise UserError(f"{uid!r} is the only expert of {folder}; delete the folder instead.")
     loras = composed_loras(config, tensors, record)

@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from moe_adapt.data.tables import TableSource
-from moe_adapt.errors import UserError, did_you_mean
+from moe_adapt.errors import UserError
 from moe_adapt.hub.composition.base import open_base, open_tokenizer
 from moe_adapt.hub.composition.edit import composed_loras, sample_config
 from moe_adapt.hub.composition.folder import read_folder
@@ -117,11 +117,7 @@ def evaluate(
     """
     config, tensors, _, record = read_folder(Path(folder))
     for uid in data:
-        if uid not in record.experts:
-            raise UserError(
-                f"there is no expert {uid!r}.{did_you_mean(uid, record.experts)} "
-                f"Experts: {', '.join(record.experts)}."
-            )
+        record.check_expert(uid)
     questions = {uid: read_questions(source) for uid, source in data.items()}
     if not questions or min(len(rows) for rows in questions.values()) < 4:
         raise UserError("an evaluation needs four rows at least of every expert that it judges.")

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_adapt.errors import UserError
+from moe_adapt.errors import UserError, did_you_mean
 from moe_adapt.files import settle
 from moe_adapt.hub.composition.tokens import TokenRouter
 from moe_adapt.hub.folder import write_json
@@ -58,6 +58,14 @@ class Record:
     auto: dict[str, float] = field(default_factory=dict)
     experts: dict[str, dict[str, Any]] = field(default_factory=dict)
     format_version: int = 1
+
+    def check_expert(self, uid: str) -> None:
+        """Raise `UserError` if there is no expert of that name."""
+        if uid not in self.experts:
+            raise UserError(
+                f"there is no expert {uid!r}.{did_you_mean(uid, self.experts)} "
+                f"Experts: {', '.join(self.experts)}."
+            )
 
 
 def write_folder(

@@ -31,16 +31,19 @@ class ComposeReport:
         folder: The adapter's folder.
         record: What it is made of.
         parameters: Values in the adapter.
-        left_out: Where each expert's examples go if `lda` has not seen them; empty for other routers.
+        left_out: Where each new expert's examples go if `lda` has not seen them; empty for other routers.
+        hint: What to do about it, if there is something.
     """
 
     folder: Path
     record: Record
     parameters: int
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    hint: str = ""
 
     def __str__(self) -> str:
-        return "\n".join([self._what(), *(f"  {line}" for line in map(self._where, self.left_out))])
+        lines = [*map(self._where, self.left_out), *([self.hint] if self.hint else [])]
+        return "\n".join([self._what(), *(f"  {line}" for line in lines)])
 
     def _where(self, uid: str) -> str:
         went = self.left_out[uid]
@@ -57,7 +60,8 @@ class ComposeReport:
             text += f"; router {self.record.router['name']} for every token and layer"
             return text + (f", prompts after block {self.record.block}" if self.record.block else "")
         text += f"; router {self.record.router['name']} after block {self.record.block}"
-        score = self.record.auto.get(str(self.record.block))
-        return text + (
-            "" if score is None else f", {score:.1%} of the examples left out find their own expert"
-        )
+        if len(self.left_out) < 2:
+            return text
+        shares = [went.get(uid, 0) / sum(went.values()) for uid, went in self.left_out.items()]
+        score = sum(shares) / len(shares)
+        return text + f", {score:.1%} of the examples left out find their own expert"

@@ -1,7 +1,7 @@
 """Routing of whole samples: one decision per sequence, from statistics that experts can join and leave."""
 
 from moe_adapt.routing.sample.base import SAMPLE_ROUTERS, SampleRouter
-from moe_adapt.routing.sample.choice import leave_one_out
+from moe_adapt.routing.sample.choice import leave_one_out, leave_out_of
 from moe_adapt.routing.sample.lda import LdaRouter
 from moe_adapt.routing.sample.moments import Moments
 from moe_adapt.routing.sample.prototype import PrototypeSampleRouter
@@ -20,4 +20,5 @@ __all__ = [
     "SampleRule",
     "TrainedRouter",
     "leave_one_out",
+    "leave_out_of",
 ]

@@ -21,7 +21,7 @@ from torch import Tensor
 from moe_adapt.routing.sample.classes import class_keys
 from moe_adapt.routing.sample.lda import LdaRouter, Pooled
 
-__all__ = ["LeaveOneOut", "leave_one_out"]
+__all__ = ["LeaveOneOut", "leave_one_out", "leave_out_of"]
 
 
 class LeaveOneOut(NamedTuple):
@@ -51,18 +51,30 @@ def leave_one_out(
         labels: Class of each example by expert; which classes count is decided with all examples.
     """
     router = LdaRouter(shrinkage)
-    keys = {}
     for uid, features in examples.items():
-        own = (labels or {}).get(uid)
-        router.observe(features, uid, own)
-        keys[uid] = class_keys(own, features)
+        router.observe(features, uid, (labels or {}).get(uid))
+    return leave_out_of(router, examples, labels)
+
+
+def leave_out_of(
+    router: LdaRouter,
+    examples: Mapping[str, Tensor],
+    labels: Mapping[str, Sequence[str | None] | None] | None = None,
+) -> LeaveOneOut:
+    """Return how examples are routed by a router that saw them, each left out in turn.
+
+    Args:
+        router: Saw all examples of these experts, and perhaps other experts.
+        examples: Features of the examples of some experts, [M_e, d].
+        labels: Class of each example by expert, as the router saw them.
+    """
     pooled = router.pooled()
     shares, novelty, routes = [], [], {}
     first = 0
     for expert, uid in enumerate(router.uids):
-        moments, count = router.moments[uid], len(examples[uid])
-        place = torch.searchsorted(moments.classes, keys[uid])
+        moments, count = router.moments[uid], len(examples.get(uid, ()))
         if count > 1:
+            place = torch.searchsorted(moments.classes, class_keys((labels or {}).get(uid), examples[uid]))
             x, sizes = examples[uid].detach().cpu().double(), moments.counts[place].double()
             distances = _left_out(x, first + place, sizes, pooled)
             went = Counter(pooled.owner[distances.argmin(dim=1)].tolist())

@@ -56,6 +56,26 @@ def test_the_report_says_where_examples_go_that_were_left_out(adapters, tmp_path
     assert remove_adapter(tmp_path / "pair", "news").left_out == {}
 
 
+def test_an_added_adapter_is_judged_by_its_examples_left_out(adapters, tmp_path):
+    uids, loaded = ("bank", "news", "food"), {"base": llama(), "tokenizer": tokenizer()}
+    words = {uid: WORDS[uid] for uid in uids}
+    whole = compose({uid: adapters[uid] for uid in uids}, words, tmp_path / "whole", layer=1, **loaded)
+    pair = {uid: adapters[uid] for uid in ("bank", "news")}
+    compose(pair, {uid: words[uid] for uid in pair}, tmp_path / "grown", layer=1, **loaded)
+    grown = add_adapter(tmp_path / "grown", adapters["food"], words["food"], uid="food", **loaded)
+    assert grown.left_out == {"food": whole.left_out["food"]}
+    assert "find their own expert" in str(whole) and "find their own expert" not in str(grown)
+    assert "find their own expert" not in str(remove_adapter(tmp_path / "grown", "bank"))
+
+
+def test_a_block_that_does_not_suit_a_new_adapter_is_told(adapters, tmp_path):
+    loaded = {"base": llama(), "tokenizer": tokenizer()}
+    pair = {uid: adapters[uid] for uid in ("bank", "news")}
+    compose(pair, {uid: WORDS[uid] for uid in pair}, tmp_path / "pair", layer="auto", **loaded)
+    report = add_adapter(tmp_path / "pair", adapters["food"], WORDS["bank"], uid="food", **loaded)
+    assert "was chosen without 'food'; compose anew" in str(report)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_is_what_its_adapter_alone_gives(composed, adapters, dtype):
     routed = logits(opened(composed, dtype), adapter_ids=OWNERS)
