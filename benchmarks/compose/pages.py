@@ -24,7 +24,7 @@ _ROWS = (
     ("best merge of PEFT", ""),
     ("Arrow, one expert per token", "Arrow, one expert per token"),
     ("PEFT's X-LoRA, trained on 320 labelled rows per task", "X-LoRA, 320 labelled rows"),
-    ("the same, on 32", "X-LoRA, 32 labelled rows"),
+    ("PEFT's X-LoRA, trained on 32 labelled rows per task", "X-LoRA, 32 labelled rows"),
     ("best single adapter", "best single"),
     ("base model", "base"),
 )
