@@ -1,7 +1,10 @@
 """Tiny language models and classifiers, and LoRA adapters of every kind to compose on them."""
 
+import json
+
 import peft
 import torch
+from safetensors.torch import load_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -100,3 +103,17 @@ def batch(texts, tokens=None, side="left"):
     tokens = tokens or tokenizer()
     tokens.padding_side = side
     return dict(tokens(texts, padding=True, return_tensors="pt", return_token_type_ids=False))
+
+
+def files(folder):
+    return {
+        name: load_file(folder / name) for name in ("adapter_model.safetensors", "router.safetensors")
+    } | {"config": json.loads((folder / "adapter_config.json").read_text())}
+
+
+def same(one, other):
+    return one["config"] == other["config"] and all(
+        one[name].keys() == other[name].keys()
+        and all(torch.equal(one[name][key], other[name][key]) for key in one[name])
+        for name in ("adapter_model.safetensors", "router.safetensors")
+    )
