@@ -6,7 +6,14 @@ from typing import Any
 
 from intervals import best_merge, by_setting, of_tenants, task_row, tenant_row, writing_row
 
-__all__ = ["adapters_in_short", "customers_in_short", "fill", "groups_in_short", "language_in_short"]
+__all__ = [
+    "adapters_in_short",
+    "customers_in_short",
+    "fill",
+    "groups_in_short",
+    "language_in_short",
+    "serving_in_short",
+]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 #: Rows of the guide's table: label, name of the method in the cells.
@@ -127,5 +134,21 @@ def groups_in_short(cells: list[dict[str, Any]]) -> str:
             row = tenant_row(by_method, method)
             if row.accuracy:
                 lines.append(f"| {label} | {row.accuracy} | {row.resampled} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def serving_in_short(rows: list[dict[str, Any]]) -> str:
+    """Return the guide's table of requests per second, a part for each number of layers with adapters."""
+    methods = ("base alone", "composed, by id", "PEFT adapter_names", "PEFT one after the other")
+    head = "base alone | composed, by id | PEFT's mixed batch | PEFT, one by one | of the base | times PEFT"
+    parts = []
+    for layers in dict.fromkeys(row["layers per block"] for row in rows):
+        lines = [f"| {layers} layers per block | {head} |", "|---|" + "---|" * 6]
+        for row in rows:
+            if row["layers per block"] == layers:
+                speeds = [f"{row['requests per second'][name]:.0f}" for name in methods]
+                ratios = f"{100 * row['share of the base']:.0f} % | {row['times PEFT']:.2f}"
+                lines.append(f"| {row['adapters']} adapters | {' | '.join(speeds)} | {ratios} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

@@ -28,7 +28,14 @@ from intervals import (
     tenant_row,
     writing_row,
 )
-from pages import adapters_in_short, customers_in_short, fill, groups_in_short, language_in_short
+from pages import (
+    adapters_in_short,
+    customers_in_short,
+    fill,
+    groups_in_short,
+    language_in_short,
+    serving_in_short,
+)
 from pictures import draw
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -278,6 +285,9 @@ def render() -> None:
         report = json.loads(path.read_text())
         (RESULTS / "compose_language.md").write_text(language(report))
         fill("compose.md", "language", language_in_short(report["cells"]))
+    path = RESULTS / "compose_serving.json"
+    if path.is_file():
+        fill("compose.md", "serving", serving_in_short(json.loads(path.read_text())["rows"]))
     draw(reports["compose"]["cells"], PICTURES)
 
 
