@@ -304,3 +304,11 @@ def test_bad_options():
         router.observe(torch.zeros(2, 4), "b")
     with pytest.raises(UserError, match="not finite"):
         router.observe(torch.full((2, 3), torch.nan), "b")
+
+
+@pytest.mark.parametrize("part", ["mean", "factor", "count"])
+def test_statistics_that_do_not_fit_together_are_told(part):
+    state = fitted(own=examples(experts=2, rows=6, width=5)).state()
+    name = f"e1/{part}"
+    with pytest.raises(UserError, match="'e1' do not fit together"):
+        LdaRouter().load({**state, name: torch.cat([state[name].reshape(-1, 1)] * 2, dim=1)})

@@ -229,10 +229,14 @@ class LdaRouter(SampleRouter):
         return found
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over moments (see `SampleRouter.load`)."""
+        """Take over moments (see `SampleRouter.load`).
+
+        Raises:
+            UserError: If the parts of an expert do not fit together.
+        """
         found = entries(state)
         whole = torch.tensor([WHOLE])
-        self.moments = {
+        moments = {
             uid: Moments(
                 parts.get("classes", whole),
                 parts["count"].reshape(-1),
@@ -241,4 +245,8 @@ class LdaRouter(SampleRouter):
             )
             for uid, parts in found.items()
         }
+        broken = next((uid for uid, own in moments.items() if not own.fits()), None)
+        if broken is not None:
+            raise UserError(f"the statistics of the expert {broken!r} do not fit together; compose it anew.")
+        self.moments = moments
         self.tails = {uid: float(parts["tail"]) for uid, parts in found.items()}

@@ -103,6 +103,13 @@ class Moments:
         counts[places], means[places] = self.counts.double(), self.means
         return counts, means
 
+    def fits(self) -> bool:
+        """Return whether the shapes belong together."""
+        kinds = self.classes.shape == self.counts.shape == self.means.shape[:1]
+        return (
+            kinds and self.means.ndim == self.factor.ndim == 2 and self.factor.shape[1] == self.means.shape[1]
+        )
+
     def scatter(self) -> Tensor:
         """Return the sum of the outer products around the means, [d, d]."""
         return self.factor.t() @ self.factor
