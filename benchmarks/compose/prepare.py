@@ -32,7 +32,7 @@ RATES, LANGUAGE_RATES = (1e-3, 2e-3, 4e-3), (1e-3, 3e-3)
 CHOSEN_ON = ("codes", ("agnews", "sst2", "cola", "banking77"))
 LANGUAGE_CHOSEN_ON = ("written_names", ("sst2",))
 #: Learning rates that are tried for the baselines that see all tasks.
-WHOLE_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+WHOLE_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 
 
 def cell_folder(runs: Path, form: str, seed: int) -> Path:
