@@ -31,7 +31,7 @@ RATES, LANGUAGE_RATES = (1e-3, 2e-3, 4e-3), (1e-3, 3e-3)
 #: Form and tasks on which the learning rate of the single adapters is chosen.
 CHOSEN_ON = ("codes", ("agnews", "sst2", "cola", "banking77"))
 LANGUAGE_CHOSEN_ON = ("written_names", ("sst2",))
-#: Learning rates that are tried for the baselines that see all tasks; with the language model the one they have.
+#: Learning rates that are tried for the baselines that see all tasks; the one that they have in writing.
 WHOLE_RATES, LANGUAGE_WHOLE_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3), (1e-3,)
 
 
