@@ -31,8 +31,8 @@ RATES, LANGUAGE_RATES = (1e-3, 2e-3, 4e-3), (1e-3, 3e-3)
 #: Form and tasks on which the learning rate of the single adapters is chosen.
 CHOSEN_ON = ("codes", ("agnews", "sst2", "cola", "banking77"))
 LANGUAGE_CHOSEN_ON = ("written_names", ("sst2",))
-#: Learning rates that are tried for the baselines that see all tasks.
-WHOLE_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+#: Learning rates that are tried for the baselines that see all tasks; the one that they have in writing.
+WHOLE_RATES, LANGUAGE_WHOLE_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3), (1e-3,)
 
 
 def cell_folder(runs: Path, form: str, seed: int) -> Path:
@@ -140,7 +140,7 @@ def choose_whole(halves: Halves, args: argparse.Namespace, form: str, name: str,
         model = peft.PeftModel.from_pretrained(halves.fresh(), str(folder))
         return answers(model, held).float().mean().item()
 
-    rates = LANGUAGE_RATES if form in LANGUAGE else WHOLE_RATES
+    rates = LANGUAGE_WHOLE_RATES if form in LANGUAGE else WHOLE_RATES
     return settings(best_rate(args.runs / f"chosen_{name}_{form}.json", rates, score))
 
 

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 __all__ = ["XLORA_RATES", "learned_mixture"]
 
 #: Learning rates that are tried; the gates alone are trained.
-XLORA_RATES = (3e-3, 1e-2, 3e-2)
+XLORA_RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 
 
 class Nested(nn.Module):
