@@ -138,11 +138,12 @@ def groups_in_short(cells: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def serving_in_short(rows: list[dict[str, Any]]) -> str:
+def serving_in_short(report: dict[str, Any]) -> str:
     """Return the guide's table of requests per second, a part for each number of layers with adapters."""
     methods = ("base alone", "composed, by id", "PEFT adapter_names", "PEFT one after the other")
     head = "base alone | composed, by id | PEFT's mixed batch | PEFT, one by one | of the base | times PEFT"
-    parts = []
+    plain, parts = len(report["settings"]["projections"]), []
+    rows = [{"layers per block": plain, **row} for row in report["rows"]]
     for layers in dict.fromkeys(row["layers per block"] for row in rows):
         lines = [f"| {layers} layers per block | {head} |", "|---|" + "---|" * 6]
         for row in rows:

@@ -287,7 +287,7 @@ def render() -> None:
         fill("compose.md", "language", language_in_short(report["cells"]))
     path = RESULTS / "compose_serving.json"
     if path.is_file():
-        fill("compose.md", "serving", serving_in_short(json.loads(path.read_text())["rows"]))
+        fill("compose.md", "serving", serving_in_short(json.loads(path.read_text())))
     draw(reports["compose"]["cells"], PICTURES)
 
 
