@@ -72,7 +72,7 @@ def test_a_row_without_text_is_no_text(tmp_path, row):
 
 def test_a_list_of_objects_gives_texts(tmp_path):
     (tmp_path / "a.json").write_text('[{"prompt": "one", "answer": "1"},\n {"text": "two"}]')
-    assert read_examples(tmp_path / "a.json", pairs=True) == [("one", "1"), "two"]
+    assert read_examples(tmp_path / "a.json", columns=("answer",)) == [("one", "1"), "two"]
 
 
 def test_a_table_without_text_is_no_text(tmp_path):
