@@ -21,7 +21,7 @@ clusters in a data set", Psychometrika 50 (1985). That both are taken together, 
 """
 
 import numpy as np
-from scipy.cluster.hierarchy import average
+from scipy.cluster.hierarchy import average, cut_tree
 from scipy.spatial.distance import squareform
 
 __all__ = ["by_chance", "correlation", "cuts_of", "fit_levels", "modular_groups"]
@@ -35,12 +35,7 @@ def cuts_of(distances: np.ndarray) -> np.ndarray:
     Args:
         distances: Between members, [T, T].
     """
-    labels = np.arange(len(distances))
-    cuts = [labels]
-    for step, (first, second, *_) in enumerate(average(squareform(distances, checks=False))):
-        labels = np.where((labels == first) | (labels == second), len(distances) + step, labels)
-        cuts.append(labels)
-    return np.stack(cuts[::-1], axis=1)
+    return cut_tree(average(squareform(distances, checks=False)))[:, ::-1]
 
 
 def fit_levels(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
