@@ -82,6 +82,7 @@ def _add(argv: Sequence[str]) -> None:
     examples = read_examples(options.examples, () if options.ignore_labels else LABELS)
     _check_adapter(options.adapter)
 
+    from moe_adapt.hub.composition.summary import examples_seen, examples_told
     from moe_adapt.hub.composition.tokens import asked, labels_of
     from moe_adapt.hub.pool import AdapterPool
     from moe_adapt.hub.pool.features import Embedder, middle_block
@@ -106,7 +107,8 @@ def _add(argv: Sequence[str]) -> None:
         features = Embedder(found.encoder, found.block)(texts)
         found.add(uid, options.adapter, features, options.note, labels=labels)
         found.save(options.pool)
-    print(f"{uid}: {len(texts)} examples; the pool has {len(found.members)} adapters")
+    seen = examples_seen(getattr(found.router, "statistics", None), uid, labels)
+    print(f"{uid}: {examples_told(seen)}; the pool has {len(found.members)} adapters")
 
 
 def _check_adapter(source: str) -> None:

@@ -28,7 +28,7 @@ from moe_adapt.hub.composition.ingredients import (
     task_of,
     without_base_tensors,
 )
-from moe_adapt.hub.composition.summary import ComposeReport
+from moe_adapt.hub.composition.summary import ComposeReport, examples_seen
 from moe_adapt.hub.composition.tokens import Example, TokenRouter, asked, labels_of, train_text_gate
 from moe_adapt.hub.folder import check_target, new_folder
 from moe_adapt.hub.load import check_adapter_folder
@@ -134,11 +134,9 @@ class Composer:
             self.left_out = leave_out_of(self.router, features, labels).routes
 
     def enter(self, uid: str, examples: Sequence[Example]) -> None:
-        """Write down what an expert is made of; of labels that are there how many classes they tell apart."""
-        entry: dict[str, Any] = {"source": self.loras[uid].source, "examples": len(examples)}
-        if isinstance(self.router, LdaRouter) and any(labels_of(examples)):
-            entry["classes"] = self.router.classes[uid]
-        self.record.experts[uid] = entry
+        """Write down what an expert is made of."""
+        seen = examples_seen(self.router, uid, labels_of(examples))
+        self.record.experts[uid] = {"source": self.loras[uid].source, **seen}
 
     def gate(
         self, uid: str, examples: Sequence[Example], trained: Mapping[str, Tensor] | None = None

@@ -1,14 +1,29 @@
 """What was composed, in a few lines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moe_adapt.hub.composition.folder import Record
 from moe_adapt.hub.composition.tokens import TOKEN_ROUTERS
+from moe_adapt.routing.sample import LdaRouter
 
-__all__ = ["ComposeReport", "examples_told"]
+__all__ = ["ComposeReport", "examples_seen", "examples_told"]
+
+
+def examples_seen(router: object, uid: str, labels: Sequence[str | None]) -> dict[str, int]:
+    """Return how many examples of an expert a router saw, and how many classes it has by their labels.
+
+    Args:
+        router: Saw the examples.
+        uid: The expert.
+        labels: Label of each example.
+    """
+    told = {"examples": len(labels)}
+    if isinstance(router, LdaRouter) and any(labels):
+        told["classes"] = router.classes[uid]
+    return told
 
 
 def examples_told(entry: Mapping[str, Any]) -> str:
